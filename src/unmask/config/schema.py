@@ -1,0 +1,206 @@
+"""The configuration: typed sections that refuse unknown keys.
+
+Each part of the program receives its own section, never the root, except `train.py`, which wires them together.
+Recipes in `unmask/recipes` are YAML files of this schema; `load.py` reads them and applies `key=value` overrides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
+"""Height and width in pixels; a single number stands for a square."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """Vision Transformer, and the MAE decoder used while pretraining (He et al. 2021, section 4)."""
+
+    image_size: Size = (224, 224)
+    patch_size: int = Field(16, ge=1)
+    channels: int = Field(3, ge=1)
+    width: int = Field(768, ge=4)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    # pretraining
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    norm_pix_loss: bool = True
+    decoder_width: int = Field(512, ge=4)
+    decoder_depth: int = Field(8, ge=1)
+    decoder_heads: int = Field(16, ge=1)
+    # classification
+    num_classes: int | None = Field(None, ge=2)
+    """None: as many as the training data has classes."""
+    pool: Literal["mean", "cls"] = "mean"
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; rises linearly from 0 at the first."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_keep(self) -> int:
+        """Patches the encoder sees while pretraining."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch."""
+        return self.patch_size**2 * self.channels
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelConfig:
+        height, width = self.image_size
+        if height < self.patch_size or width < self.patch_size or height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image_size={height}x{width} is not a multiple of patch_size={self.patch_size}")
+        for name in ("", "decoder_"):
+            dim, heads = getattr(self, f"{name}width"), getattr(self, f"{name}heads")
+            if dim % heads:
+                raise ValueError(f"{name}width={dim} is not a multiple of {name}heads={heads}")
+            if dim % 4:
+                raise ValueError(f"{name}width={dim} is not a multiple of 4, which the 2-D position embedding needs")
+        if not 0 < self.num_keep < self.num_patches:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} keeps {self.num_keep} of {self.num_patches} patches; "
+                "at least one must be kept and one masked"
+            )
+        return self
+
+
+class DataConfig(Section):
+    train: str | None = None
+    """A folder of images (class folders where labels are needed), or `bundled:mnist5k/train`."""
+    val: str | None = None
+    labels_per_class: int | None = Field(None, ge=1)
+    """Train on a deterministic subset with this many images of each class."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Per channel, of images scaled to 0..1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Random resized crop: share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Random resized crop: width over height."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    eval_crop: float = Field(224 / 256, gt=0, le=1)
+    """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
+    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    workers: int = Field(0, ge=0)
+    """Loader processes; 0 loads in threads of the training process."""
+    max_bad_share: float = Field(0.001, ge=0, le=1)
+    """Stop when more than this share of the images cannot be decoded."""
+    max_pixels: int = Field(178_956_970, ge=1)
+    """An image with more pixels is refused before it is decoded (Pillow's decompression-bomb limit, doubled)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> DataConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std must be positive")
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}=[{low}, {high}] is not a range of positive numbers")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale={list(self.crop_scale)} goes beyond the whole image (1.0)")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed."""
+
+    base_lr: float = Field(1.5e-4, ge=0)
+    """Learning rate for a global batch of 256: lr = base_lr x batch_size / 256."""
+    min_lr: float = Field(0.0, ge=0)
+    """Where the cosine ends; absolute, not scaled by the batch."""
+    warmup_epochs: float = Field(40, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Fine-tuning: the learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest global norm of the gradient."""
+
+
+class TrainConfig(Section):
+    epochs: float = Field(800, gt=0)
+    batch_size: int = Field(4096, ge=1)
+    """Images per update, over all processes and accumulated micro-batches."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per update; lowers memory, changes no result but rounding."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: Literal["dynamic"] | float = "dynamic"
+    """fp16 only: dynamic, or a fixed factor."""
+    compile: bool = False
+    """Compile the step (torch.compile; MindSpore always compiles in graph mode)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
+    max_skipped: int = Field(20, ge=0)
+    """Stop after this many updates in a row were skipped for a non-finite gradient."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two looks at the device; every step's loss is logged all the same."""
+    eval_every: float = Field(1, gt=0)
+    """Epochs between evaluations on data.val."""
+    checkpoint_every: float = Field(1, gt=0)
+    """Epochs between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept, beside the best."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of accumulate={self.accumulate}")
+        if isinstance(self.loss_scale, float) and self.loss_scale <= 0:
+            raise ValueError("loss_scale must be positive")
+        return self
+
+
+class Config(Section):
+    task: Literal["pretrain", "finetune"] = "pretrain"
+    engine: Literal["torch", "mindspore"] = "torch"
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, npu …"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    output: str | None = None
+    """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
+    init: str | None = None
+    """Fine-tuning: the pretrained weights to start from (run, checkpoint, official .pth, transformers folder)."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        if len(self.data.mean) != self.model.channels:
+            raise ValueError(
+                f"data.mean has {len(self.data.mean)} values for model.channels={self.model.channels}; "
+                "set data.mean and data.std"
+            )
+        if self.task == "pretrain" and self.init is not None:
+            raise ValueError("init is for task=finetune; a pretraining run continues by itself from its output folder")
+        return self

@@ -1,0 +1,37 @@
+"""What the data path hands to an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arrays of one micro-batch. B images, L patches each; all randomness of the step is already in here.
+
+    Engines draw no random numbers: the mask and the drop-path decisions come with the batch, so that two engines, a
+    resumed run and another number of workers all see the same ones.
+    """
+
+    images: NDArray[np.uint8]
+    """(B, H, W, C), not normalised."""
+    index: NDArray[np.int64]
+    """(B,) position of each image in its source."""
+    ids_keep: NDArray[np.int32] | None = None
+    """(B, K) patches the encoder sees, ascending. Pretraining only."""
+    ids_mask: NDArray[np.int32] | None = None
+    """(B, L - K) patches to reconstruct, ascending. Pretraining only."""
+    labels: NDArray[np.int64] | None = None
+    """(B,) class of each image. Fine-tuning and evaluation only."""
+    keep_path: NDArray[np.bool_] | None = None
+    """(B, depth, 2) whether the attention and MLP branch of each block is kept. Fine-tuning with drop path only."""
+    valid: NDArray[np.bool_] | None = None
+    """(B,) False for rows that only fill up the last batch of an evaluation."""
+    bad: NDArray[np.int64] | None = None
+    """(n,) source positions that could not be decoded and were replaced by others."""
+
+    def __len__(self) -> int:
+        return len(self.images)

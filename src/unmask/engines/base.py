@@ -1,0 +1,84 @@
+"""The seam between the training loop and a framework.
+
+The seam is the whole train step: MindSpore differentiates a jitted function, PyTorch compiles and shards differently,
+and neither shows outside. Engines never loop, never log, never touch files, and draw no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.batch import Batch
+
+Tensors = dict[str, NDArray[Any]]
+StepResult = Mapping[str, Any]
+"""Named scalars that stay on the device until `Engine.read` asks for them."""
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Everything a step changes, in canonical names: enough for either engine to go on as if nothing had happened."""
+
+    weights: Tensors
+    """fp32 master weights, in the naming of the official MAE code (`blocks.0.attn.qkv.weight`)."""
+    optimizer: Tensors = field(default_factory=dict)
+    """`exp_avg.NAME` and `exp_avg_sq.NAME` for each weight that is trained."""
+    ema: Tensors = field(default_factory=dict)
+    """Moving average of the weights; empty when it is off."""
+    scalars: dict[str, float] = field(default_factory=dict)
+    """`updates` (applied so far), and for fp16 `loss_scale` and `good_steps`."""
+
+
+class Engine(Protocol):
+    """One model on one framework and device."""
+
+    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+        """One update from the mean gradient of equally large micro-batches.
+
+        `loss`: mean over the micro-batches; `grad_norm`: global, before clipping; `skipped`: 1 when a non-finite
+        gradient left weights, moments and average untouched; fp16 also `loss_scale`. Does not wait for the device.
+        """
+        ...
+
+    def eval_step(self, batch: Batch) -> StepResult:
+        """Sums over the valid rows, with the averaged weights if there are any.
+
+        `count`, `loss` and, for a classifier, `top1` and `top5`. Does not wait for the device.
+        """
+        ...
+
+    def read(self, result: StepResult) -> dict[str, float]:
+        """The numbers of a step; waits for the device, as nothing else here does."""
+        ...
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, num_classes), before the softmax."""
+        ...
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, width): pooled features of the whole, unmasked image."""
+        ...
+
+    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
+        """(B, L - K, patch_dim): the decoder's output for `ids_mask`, in the units of the loss."""
+        ...
+
+    def state(self) -> EngineState:
+        """A copy on the host; later steps do not change it."""
+        ...
+
+    def load(self, state: EngineState) -> None:
+        """Take over a state from this or the other engine.
+
+        Raises CheckpointError listing every missing, unexpected or differently shaped tensor.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the device."""
+        ...
