@@ -1,0 +1,173 @@
+"""The log of a run: `metrics.jsonl`, `speed.jsonl` and TensorBoard event files in its folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from numbers import Integral
+from pathlib import Path
+from typing import Any, TextIO
+
+from unmask.errors import UnmaskError
+
+METRICS_FILE = "metrics.jsonl"
+SPEED_FILE = "speed.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class RunLog:
+    """Appends to the log in `folder`, which must exist.
+
+    - `metrics.jsonl`: one object a line, `{"step": 20, "split": "train", "loss": 0.51, ...}`. Holds only what the run
+      determines and no clock, so that a resumed run's file is byte-equal to an uninterrupted one's.
+    - `speed.jsonl`: `{"time": <seconds since 1970>, "step": 20, "images_per_s": 512.0, ...}`.
+    - `tensorboard/`: the same numbers as `train/loss`, `val/loss`, `speed/images_per_s`, ...
+
+    `step` counts the updates applied, so the first update logs step 1. JSON has no non-finite numbers: they are
+    written as the strings "nan", "inf" and "-inf", which Python's `float()` reads back.
+
+    `resume_step` is the step of the checkpoint a run goes on from: what was logged after it is cut off, together with
+    a line torn by the interruption. None starts a new log, whatever is there.
+
+    Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int | None) -> None:
+        last_step = -1 if resume_step is None else resume_step
+        self._folder = folder
+        with self._writing():
+            self._metrics = _open_after(folder / METRICS_FILE, last_step)
+            self._speed = _open_after(folder / SPEED_FILE, last_step)
+            self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._append_metrics(step, "train", metrics)
+
+    def val(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._append_metrics(step, "val", metrics)
+
+    def speed(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self._writing():
+            self._speed.write(_line({"time": round(time.time(), 3), "step": step}, metrics))
+            self._tensorboard.scalars(step, "speed", metrics)
+
+    def flush(self) -> None:
+        """Make everything logged so far survive a power failure. Call it before a checkpoint is committed."""
+        with self._writing():
+            for file in (self._metrics, self._speed):
+                file.flush()
+                os.fsync(file.fileno())
+            self._tensorboard.flush()
+
+    def close(self) -> None:
+        with self._writing():
+            self._metrics.close()
+            self._speed.close()
+            self._tensorboard.close()
+
+    def _append_metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        with self._writing():
+            self._metrics.write(_line({"step": step, "split": split}, metrics))
+            self._tensorboard.scalars(step, split, metrics)
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UnmaskError(
+                f"cannot write the log in {self._folder}: {error.strerror or error}; "
+                "make room there or fix its permissions, then run the same command again to resume"
+            ) from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` or `speed.jsonl`; a torn last line is left out.
+
+    Non-finite numbers come back as floats.
+    """
+    if not path.exists():
+        return []
+    rows = (_parse(line) for line in path.read_bytes().splitlines(keepends=True))
+    return [{key: _number(value) for key, value in row.items()} for row in rows if row is not None]
+
+
+def _line(head: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    return json.dumps({**head, **{name: _jsonable(value) for name, value in metrics.items()}}, allow_nan=False) + "\n"
+
+
+def _jsonable(value: float) -> int | float | str:
+    if isinstance(value, Integral):
+        return int(value)
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """None for a line that was not written to its end."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def _open_after(path: Path, last_step: int) -> TextIO:
+    """Open for appending, without the lines of later steps."""
+    if path.exists():
+        os.truncate(path, _bytes_up_to(path, last_step))
+    return path.open("a", buffering=1, encoding="utf-8", newline="\n")
+
+
+def _bytes_up_to(path: Path, last_step: int) -> int:
+    size = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            row = _parse(line)
+            if row is None or row["step"] > last_step:
+                break
+            size += len(line)
+    return size
+
+
+class _TensorBoard:
+    """One event file.
+
+    tensorboardX's SummaryWriter is not used: it writes from a thread behind a bounded queue, and when the disk is full
+    that thread dies and the training loop hangs on the queue. Written here, the error reaches the caller.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        # Here, not at the top: importing tensorboardX imports torch where it is installed.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        # The classes are made when the module is loaded, where a type checker does not see them.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
+        folder.mkdir(exist_ok=True)
+        # The writer names its file by the second; a run resumed within it must not overwrite the first.
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{first_step}.{os.getpid()}")
+        # Tells TensorBoard to drop what earlier files hold from this step on (SummaryWriter's purge_step).
+        self._write(first_step, session_log=events.SessionLog(status=events.SessionLog.START))
+
+    def scalars(self, step: int, group: str, metrics: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
+        self._write(step, summary=self._summary(value=values))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
