@@ -1,0 +1,20 @@
+"""The weights a run begins with: drawn, or taken over from a pretrained model."""
+
+from __future__ import annotations
+
+from unmask.checkpoint.adapt import adapt_encoder
+from unmask.checkpoint.convert import read_foreign
+from unmask.config.schema import Config
+from unmask.engines.base import Tensors
+from unmask.init import initial_weights
+
+
+def starting_weights(config: Config) -> Tensors:
+    """Initial weights for `config`; with `init`, the encoder of that model in place of the drawn one.
+
+    Raises CheckpointError if the file at `init` cannot be read or does not fit.
+    """
+    weights: Tensors = {**initial_weights(config.model, config.task, config.seed)}
+    if config.init is not None:
+        weights |= adapt_encoder(read_foreign(config.init).weights, config.model, source=config.init)
+    return weights

@@ -1,0 +1,177 @@
+"""The checkpoints of one run: written aside by one thread, durable before an older one goes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from safetensors import SafetensorError
+
+from unmask.checkpoint.folder import (
+    Checkpoint,
+    encode_state,
+    folder_name,
+    folder_step,
+    fsync,
+    read_checkpoint,
+    read_metric,
+    verify,
+    write_folder,
+)
+from unmask.checkpoint.tensors import cause
+from unmask.engines.base import EngineState
+from unmask.errors import CheckpointError
+
+log = logging.getLogger("unmask")
+_ASIDE = ".tmp-"
+
+
+class CheckpointStore:
+    """The folder `<run>/checkpoints`, for the one process that writes it (see RunLock).
+
+    A save returns at once; at most one is under way, and a second waits for it. Its failure is raised as
+    CheckpointError by the next `save`, `wait` or `close`, and leaves the earlier checkpoints as they were.
+    The newest `keep` are kept, and the best by metric.
+    """
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self.root = root
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            fsync(root.parent)
+        except OSError as error:
+            raise CheckpointError(f"cannot create the checkpoint folder {root}: {cause(error)}") from error
+        for left_over in root.glob(f"{_ASIDE}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    def save(self, checkpoint: Checkpoint, *, metric: float | None = None, wait: bool = False) -> None:
+        """Write a checkpoint in the background; the arrays of its state must not change any more.
+
+        metric: higher is better; the best is never pruned. A step that is there already, undamaged, stays as it is.
+        wait: return when it is durable. Raises CheckpointError for this (with `wait`) or the previous save.
+        """
+        state_json = encode_state(checkpoint, metric)
+        self.wait()
+        self._pending = self._writer.submit(self._write, checkpoint.step, checkpoint.state, state_json)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when all is durable. Raises the CheckpointError of the last save, once."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait and stop the thread. Raises like `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending; damage shows only when one is loaded."""
+        return list_steps(self.root)
+
+    def load(self, step: int | None = None) -> Checkpoint:
+        """The checkpoint of a step, or the newest good one. Raises CheckpointError."""
+        self.wait()
+        return load_newest(self.root) if step is None else read_checkpoint(self.root / folder_name(step))
+
+    def best(self) -> Path | None:
+        """Folder of the checkpoint with the highest metric, the earliest among equals; None when none has a metric."""
+        step = self._best_step()
+        return None if step is None else self.root / folder_name(step)
+
+    def _best_step(self) -> int | None:
+        metrics: dict[int, float] = {}
+        for step in self.steps():
+            try:
+                metric = read_metric(self.root / folder_name(step))
+            except CheckpointError:
+                continue  # damaged: load() says so when it comes across it
+            if metric is not None:
+                metrics[step] = metric
+        return max(metrics, key=lambda step: (metrics[step], -step)) if metrics else None
+
+    def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
+        folder = self.root / folder_name(step)
+        aside = self.root / f"{_ASIDE}{folder.name}"
+        try:
+            if _is_good(folder):
+                return
+            write_folder(aside, state, state_json)
+            self._remove(folder)
+            aside.replace(folder)
+            fsync(self.root)
+            self._prune(step)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write the checkpoint {folder}: {cause(error)}; earlier ones are intact"
+            ) from error
+
+    def _prune(self, newest: int) -> None:
+        # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the
+        # run replaces them when it comes to them.
+        steps = [step for step in self.steps() if step <= newest]
+        kept = {*steps[-self._keep :], self._best_step()}
+        for step in steps:
+            if step not in kept:
+                self._remove(self.root / folder_name(step))
+
+    def _remove(self, folder: Path) -> None:
+        # Renamed first: killed half-way, it must not look like a damaged checkpoint.
+        if folder.exists():
+            doomed = folder.replace(folder.with_name(f"{_ASIDE}old-{folder.name}"))
+            shutil.rmtree(doomed)
+
+
+def list_steps(root: Path) -> list[int]:
+    """Steps of the committed checkpoints in a folder `checkpoints`, ascending. Raises CheckpointError."""
+    try:
+        found = [folder_step(path) for path in root.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"cannot list the checkpoints in {root}: {cause(error)}") from error
+    return sorted(step for step in found if step is not None)
+
+
+def load_newest(root: Path) -> Checkpoint:
+    """The newest good checkpoint in a folder `checkpoints`; each damaged one on the way is logged.
+
+    Changes nothing on disk, so it may read beside a running training. Raises CheckpointError that names each damaged
+    one and why, when none is good.
+    """
+    flaws: list[str] = []
+    for step in reversed(list_steps(root)):
+        try:
+            checkpoint = read_checkpoint(root / folder_name(step))
+        except CheckpointError as error:
+            flaws.append(str(error))
+            continue
+        for flaw in flaws:
+            log.warning("%s; going on from step %d instead", flaw, checkpoint.step)
+        return checkpoint
+    raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(flaws) or 'it holds none'}")
+
+
+def _is_good(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    return True
