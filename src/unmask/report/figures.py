@@ -1,0 +1,130 @@
+"""Pictures of a run, as PNG: its curves, and grids of reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.errors import UnmaskError
+from unmask.report.log import METRICS_FILE, read_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CELL = 160
+"""Least side of an image in a grid, in pixels; smaller ones are scaled up."""
+_GAP, _FONT_SIZE, _LINE = 8, 15, 26
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def curves(run_folder: Path, out: Path | None = None) -> Path:
+    """Draw loss, learning rate and, where evaluated, validation accuracy of a run over its steps.
+
+    Reads `metrics.jsonl`: `loss` and `lr` of the train lines, `loss` and `top1` (0..1) of the val lines. Writes `out`,
+    by default `curves.png` in the run folder, and returns its path. Raises UnmaskError when nothing is logged yet.
+    """
+    # Here, not at the top: nothing but drawing needs matplotlib. Without pyplot no global state is touched.
+    from matplotlib.figure import Figure
+
+    rows = read_log(run_folder / METRICS_FILE)
+    train = [row for row in rows if row["split"] == "train"]
+    val = [row for row in rows if row["split"] == "val"]
+    if not train:
+        raise UnmaskError(f"{run_folder / METRICS_FILE} holds no training step; train first, or name another run")
+    panels = ["loss", "lr", "top1"] if any("top1" in row for row in val) else ["loss", "lr"]
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
+    for name, title in (("loss", "Loss"), ("lr", "Learning rate"), ("top1", "Validation accuracy (%)")):
+        if name in axes:
+            axes[name].set(title=title, xlabel="Step")
+            axes[name].grid(alpha=0.25)
+            axes[name].spines[["top", "right"]].set_visible(False)
+    _draw_loss(axes["loss"], train, val)
+    axes["lr"].plot(*_series(train, "lr"), color="tab:gray")
+    axes["lr"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    if "top1" in axes:
+        steps, top1 = _series(val, "top1")
+        axes["top1"].plot(steps, 100 * top1, color="tab:green", marker="o", markersize=3)
+    path = out or run_folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def reconstruction_grid(
+    original: NDArray[Any],
+    masked: NDArray[Any],
+    reconstruction: NDArray[Any],
+    pasted: NDArray[Any],
+    out: Path,
+    *,
+    captions: Sequence[str] = (),
+    note: str = "",
+) -> Path:
+    """Draw one row per image: original, masked input, reconstruction, and reconstruction with the visible patches.
+
+    Each array is (B, H, W, C), uint8 in 0..255 or floating in 0..1 (clipped). One channel is drawn grey, of more than
+    three the first three are drawn. `captions` (one per row) stand under the rows, `note` under all of them. Images
+    smaller than 160 pixels are scaled up by a whole factor, without smoothing. Writes PNG to `out` and returns it.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = {
+        "original": original,
+        "masked": masked,
+        "reconstruction": reconstruction,
+        "with visible patches": pasted,
+    }
+    count, height, width = original.shape[:3]
+    factor = max(1, -(-CELL // min(height, width)))
+    height, width = height * factor, width * factor
+    row_height = height + _GAP + _LINE * bool(captions)
+    size = (_GAP + len(columns) * (width + _GAP), _LINE + count * row_height + _LINE * bool(note))
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for column, (title, images) in enumerate(columns.items()):
+        left = _GAP + column * (width + _GAP)
+        draw.text((left + width // 2, _LINE // 2 + 2), title, _INK, font, anchor="mm")
+        for row, image in enumerate(_to_rgb(images)):
+            scaled = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(scaled, (left, _LINE + row * row_height))
+    for row, caption in enumerate(captions):
+        draw.text((_GAP, _LINE + row * row_height + height + _LINE // 2), caption, _INK, font, anchor="lm")
+    draw.text((_GAP, size[1] - _LINE // 2 - 2), note, _INK, font, anchor="lm")
+    sheet.save(out, format="PNG")
+    return out
+
+
+def _draw_loss(axis: Axes, train: list[dict[str, Any]], val: list[dict[str, Any]]) -> None:
+    steps, loss = _series(train, "loss")
+    window = max(1, len(loss) // 50)
+    if window == 1:
+        axis.plot(steps, loss, color="tab:blue", label="train")
+    else:
+        axis.plot(steps, loss, color="tab:blue", alpha=0.25, linewidth=0.8)
+        smooth = np.convolve(loss, np.full(window, 1 / window), mode="valid")
+        axis.plot(
+            steps[window // 2 :][: len(smooth)], smooth, color="tab:blue", label=f"train (mean of {window} steps)"
+        )
+    if any("loss" in row for row in val):
+        axis.plot(*_series(val, "loss"), color="tab:orange", marker="o", markersize=3, label="validation")
+    axis.legend(frameon=False)
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of the rows that have the value."""
+    pairs = [(row["step"], row[name]) for row in rows if name in row]
+    steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _to_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
+    """(B, H, W, C) of either range to (B, H, W, 3) uint8."""
+    if images.dtype != np.uint8:
+        images = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+    channels = images.shape[-1]
+    return images[..., :3] if channels >= 3 else np.repeat(images[..., :1], 3, axis=-1)

@@ -1,0 +1,113 @@
+"""What the program shows on standard output while it works."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+PLAIN_LINE_SECONDS = 10.0
+"""Least time between two progress lines where there is no terminal."""
+
+
+def say(message: str) -> None:
+    """Print one line, at once and as it is; above the bar while one is shown."""
+    print(message, flush=True)
+
+
+def table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
+    """Print rows under column titles: numbers aligned right, everything else left."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
+    for line in [columns, *cells]:
+        padded = (_pad(cell, width, right) for cell, width, right in zip(line, widths, numeric, strict=True))
+        say("  ".join(padded).rstrip())
+
+
+class Bar:
+    """Counts units of work and shows how far along they are. Made by `progress`."""
+
+    def __init__(self, title: str, total: int, done: int, unit: str, images_per_unit: int, terminal: bool) -> None:
+        self._title, self._unit, self._images_per_unit = title, unit, images_per_unit
+        self._plain = not terminal
+        self._last_line, self._unsaid = time.monotonic(), True
+        self._figures: dict[str, str] = {}
+        # Without a terminal rich shows nothing and only keeps count, rate and time left.
+        self._rich = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(file=sys.stdout),
+            disable=self._plain,
+        )
+        self._rich.add_task(title, total=total, completed=done, text="")
+        self._task = self._rich.tasks[0]
+
+    def update(self, n: int = 1, **figures: float) -> None:
+        """`n` more units are done. A named figure stays until it is given again."""
+        self._figures |= {name: f"{value:.4g}" for name, value in figures.items()}
+        self._rich.update(self._task.id, advance=n)
+        self._rich.update(self._task.id, text=self._text())
+        self._unsaid = True
+        if self._plain and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self._say_line()
+
+    def start(self) -> None:
+        self._rich.start()
+
+    def stop(self) -> None:
+        self._rich.stop()
+        if self._plain and self._unsaid:
+            self._say_line()
+
+    def _say_line(self) -> None:
+        self._last_line, self._unsaid = time.monotonic(), False
+        say(f"{self._title}  {self._task.percentage:3.0f}%  {self._text()}")
+
+    def _text(self) -> str:
+        """For example `120/800 steps  512 images/s  0:01:20 left  loss 0.5123`."""
+        task = self._task
+        parts = [f"{int(task.completed)}/{int(task.total or 0)} {self._unit}s"]
+        speed = task.finished_speed or task.speed
+        if speed:
+            rate, counted = (speed * self._images_per_unit, "image") if self._images_per_unit else (speed, self._unit)
+            parts.append(f"{rate:.0f} {counted}s/s" if rate >= 100 else f"{rate:.3g} {counted}s/s")
+        if task.time_remaining:
+            parts.append(f"{_clock(task.time_remaining)} left")
+        return "  ".join(parts + [f"{name} {value}" for name, value in self._figures.items()])
+
+
+@contextmanager
+def progress(title: str, *, total: int, done: int = 0, unit: str = "step", images_per_unit: int = 0) -> Generator[Bar]:
+    """Show the progress of `total` units, `done` of which were done before.
+
+    On a terminal this is a bar; elsewhere plain lines, at most one every 10 seconds and always the last. With
+    `images_per_unit` (the batch size, where the unit is a step) the rate is given in images per second.
+
+        with progress("pretrain", total=800, images_per_unit=256) as bar:
+            bar.update(1, loss=0.51)
+    """
+    bar = Bar(title, total, done, unit, images_per_unit, terminal=sys.stdout.isatty())
+    bar.start()
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+def _pad(cell: str, width: int, right: bool) -> str:
+    fill = " " * (width - cell_len(cell))
+    return fill + cell if right else cell + fill
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
