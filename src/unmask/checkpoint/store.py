@@ -92,12 +92,12 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """Folder of the checkpoint with the highest metric, the earliest among equals; None when none has a metric."""
-        step = self._best_step()
+        step = self._best_step(self.steps())
         return None if step is None else self.root / folder_name(step)
 
-    def _best_step(self) -> int | None:
+    def _best_step(self, steps: list[int]) -> int | None:
         metrics: dict[int, float] = {}
-        for step in self.steps():
+        for step in steps:
             try:
                 metric = read_metric(self.root / folder_name(step))
             except CheckpointError:
@@ -110,12 +110,13 @@ class CheckpointStore:
         folder = self.root / folder_name(step)
         aside = self.root / f"{_ASIDE}{folder.name}"
         try:
-            if _is_good(folder):
-                return
-            write_folder(aside, state, state_json)
-            self._remove(folder)
-            aside.replace(folder)
-            fsync(self.root)
+            if not _is_good(folder):
+                if aside.exists():
+                    shutil.rmtree(aside)
+                write_folder(aside, state, state_json)
+                self._remove(folder)
+                aside.replace(folder)
+                fsync(self.root)
             self._prune(step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
@@ -127,7 +128,7 @@ class CheckpointStore:
         # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the
         # run replaces them when it comes to them.
         steps = [step for step in self.steps() if step <= newest]
-        kept = {*steps[-self._keep :], self._best_step()}
+        kept = {*steps[-self._keep :], self._best_step(steps)}
         for step in steps:
             if step not in kept:
                 self._remove(self.root / folder_name(step))
