@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,10 +39,12 @@ class RunLog:
     def __init__(self, folder: Path, *, resume_step: int | None) -> None:
         last_step = -1 if resume_step is None else resume_step
         self._folder = folder
-        with self._writing():
-            self._metrics = _open_after(folder / METRICS_FILE, last_step)
-            self._speed = _open_after(folder / SPEED_FILE, last_step)
+        with self._writing(), ExitStack() as files:  # closes them all, whichever fails
+            self._metrics = files.enter_context(_open_after(folder / METRICS_FILE, last_step))
+            self._speed = files.enter_context(_open_after(folder / SPEED_FILE, last_step))
             self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
+            files.callback(self._tensorboard.close)
+            self._files = files.pop_all()
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append_metrics(step, "train", metrics)
@@ -65,9 +67,7 @@ class RunLog:
 
     def close(self) -> None:
         with self._writing():
-            self._metrics.close()
-            self._speed.close()
-            self._tensorboard.close()
+            self._files.close()
 
     def _append_metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         with self._writing():
@@ -146,28 +146,31 @@ class _TensorBoard:
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         # Here, not at the top: importing tensorboardX imports torch where it is installed.
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
 
-        # The classes are made when the module is loaded, where a type checker does not see them.
-        events: Any = event_pb2
-        summaries: Any = summary_pb2
-        self._event, self._summary = events.Event, summaries.Summary
+        # Their classes are made when the modules are loaded, where a type checker does not see them.
+        self._events: Any = event_pb2
+        self._summaries: Any = summary_pb2
         folder.mkdir(exist_ok=True)
-        # The writer names its file by the second; a run resumed within it must not overwrite the first.
-        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{first_step}.{os.getpid()}")
+        # Nanoseconds, because a run resumed within the same second must not overwrite the file.
+        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        self._write(first_step, file_version="brain.Event:2")
         # Tells TensorBoard to drop what earlier files hold from this step on (SummaryWriter's purge_step).
-        self._write(first_step, session_log=events.SessionLog(status=events.SessionLog.START))
+        session_log = self._events.SessionLog
+        self._write(first_step, session_log=session_log(status=session_log.START))
 
     def scalars(self, step: int, group: str, metrics: Mapping[str, float]) -> None:
-        values = [self._summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
-        self._write(step, summary=self._summary(value=values))
+        summary = self._summaries.Summary
+        values = [summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
+        self._write(step, summary=summary(value=values))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
 
     def _write(self, step: int, **content: Any) -> None:
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, **content))
+        event = self._events.Event(wall_time=time.time(), step=step, **content)
+        self._records.write(event.SerializeToString())

@@ -1,0 +1,57 @@
+import re
+
+import pytest
+
+from unmask.report import progress as module
+from unmask.report.progress import progress, say, table
+
+
+def test_without_a_terminal_only_the_last_line_of_a_short_run_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("pretrain", total=8, done=3, images_per_unit=64) as bar:
+        for step in range(3, 8):
+            bar.update(1, loss=1 / (step + 1), lr=1e-4)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"pretrain  100%  8/8 steps  \S+ images/s  loss 0.125  lr 0.0001", line)
+
+
+def test_without_a_terminal_lines_appear_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with progress("embed", total=100, unit="image") as bar:
+        for _ in range(25):
+            now += 1.0
+            bar.update(4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[2] for line in lines] == ["40/100 images", "80/100 images", "100/100 images"]
+
+
+def test_the_last_line_is_shown_when_work_is_interrupted(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), progress("pretrain", total=8) as bar:  # noqa: PT012
+        bar.update(2, loss=0.5)
+        raise KeyboardInterrupt
+    assert "2/8 steps" in capsys.readouterr().out
+
+
+def test_a_figure_stays_until_it_is_given_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("finetune", total=3) as bar:
+        bar.update(1, loss=0.5, top1=0.25)
+        bar.update(2, loss=0.4)
+    assert capsys.readouterr().out.endswith("loss 0.4  top1 0.25\n")
+
+
+def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "[bold]not markup[/bold] " + "x" * 300
+    say(message)
+    assert capsys.readouterr().out == message + "\n"
+
+
+def test_a_table_lines_up_wide_characters_and_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    table([("cat", 5, "图像"), ("dogs", 12, "b")], ["class", "images", "名"])
+    assert capsys.readouterr().out == "class  images  名\ncat         5  图像\ndogs       12  b\n"
+
+
+def test_a_table_without_rows_shows_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    table([], ["class", "images"])
+    assert capsys.readouterr().out == "class  images\n"
