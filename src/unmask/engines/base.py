@@ -6,7 +6,7 @@ and neither shows outside. Engines never loop, never log, never touch files, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import Batch
+from unmask.errors import CheckpointError
 
 Tensors = dict[str, NDArray[Any]]
 StepResult = Mapping[str, Any]
@@ -65,7 +66,7 @@ class Engine(Protocol):
         ...
 
     def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, L - K, patch_dim): the decoder's output for `ids_mask`, in the units of the loss."""
+        """(B, L, patch_dim): the decoder's output for `ids_keep`, then `ids_mask`, in the units of the loss."""
         ...
 
     def state(self) -> EngineState:
@@ -82,3 +83,25 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release the device."""
         ...
+
+
+def check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], state: EngineState, trained: Iterable[str]) -> None:
+    """Raise CheckpointError with every difference between the tensors a model has and those a state brings."""
+    moments = {f"{moment}.{name}": expected[name] for name in trained for moment in ("exp_avg", "exp_avg_sq")}
+    problems = list(_differences(expected, state.weights))
+    if state.ema:
+        problems += [f"average of {problem}" for problem in _differences(expected, state.ema)]
+    if state.optimizer:
+        problems += _differences(moments, state.optimizer)
+    if problems:
+        raise CheckpointError("the checkpoint does not fit the model: " + "; ".join(problems))
+
+
+def _differences(expected: Mapping[str, tuple[int, ...]], found: Tensors) -> Iterable[str]:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield f"{name} is not expected"
+        elif found[name].shape != expected[name]:
+            yield f"{name} is {list(found[name].shape)}, the model has {list(expected[name])}"

@@ -1,0 +1,27 @@
+"""unmask: masked-autoencoder pretraining of Vision Transformers, and everything a person does with it.
+
+>>> run = unmask.pretrain("mae-vit-small", {"data.train": "photos", "train.epochs": 100})
+>>> model = unmask.load(run)
+>>> features = model.embed("photos")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unmask.api import finetune, pretrain
+    from unmask.evaluate.model import Model, load
+
+__all__ = ["Model", "finetune", "load", "pretrain"]
+
+_HOME = {"Model": "unmask.evaluate.model", "load": "unmask.evaluate.model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import unmask` stays fast and needs no framework."""
+    if name not in __all__:
+        raise AttributeError(f"module 'unmask' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME.get(name, "unmask.api")), name)

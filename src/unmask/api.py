@@ -1,0 +1,74 @@
+"""The Python functions behind the commands that train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unmask.config.load import load_config
+from unmask.config.schema import Config
+from unmask.errors import ConfigError
+from unmask.report.progress import say
+
+
+def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """Pretrain a masked autoencoder; the same call again resumes.
+
+    `recipe` is a name or a YAML file; `settings` has dotted keys: `{"data.train": "photos", "train.epochs": 100}`.
+    Returns the run folder. Raises the errors of `unmask.errors`.
+    """
+    return run_recipe(recipe, _overrides(settings), task="pretrain")
+
+
+def finetune(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+    """Train a classifier from pretrained weights (`init`) or from scratch. As `pretrain` otherwise."""
+    return run_recipe(recipe, _overrides(settings), task="finetune")
+
+
+def run_recipe(recipe: str | Path, overrides: Sequence[str], *, task: str) -> Path:
+    """Run a recipe with `key=value` overrides and draw its pictures. Returns the run folder."""
+    config = load_config(recipe, overrides)
+    if config.task != task:
+        raise ConfigError(f"{recipe} is a recipe for `unmask {config.task}`, not `unmask {task}`")
+    folder = Path(config.output) if config.output else _next_folder(Path(recipe).stem)
+    run(config, folder)
+    return folder
+
+
+def run(config: Config, folder: Path) -> dict[str, float]:
+    """Train in `folder`, then draw the curves and, after pretraining, a reconstruction. Returns the last numbers."""
+    from unmask.report.figures import curves
+    from unmask.train import train
+
+    say(f"{config.task} in {folder}")
+    values = train(config, folder)
+    pictures = [curves(folder)]
+    images = config.data.val or config.data.train
+    if config.task == "pretrain" and images is not None:
+        from unmask.evaluate.model import load
+        from unmask.evaluate.output import write_reconstruction
+
+        model = load(folder, engine=config.engine, device=config.device)
+        pictures.append(folder / "reconstruction.png")
+        write_reconstruction(model, images, pictures[-1], count=8)
+    say(f"{folder}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    say("pictures: " + ", ".join(str(picture) for picture in pictures))
+    return values
+
+
+def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
+    def text(value: Any) -> str:
+        plain = str(value) if isinstance(value, Path) else value
+        return yaml.safe_dump(plain, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+    return [f"{key}={text(value)}" for key, value in (settings or {}).items()]
+
+
+def _next_folder(name: str) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,155 @@
+"""Recipes and `key=value` overrides to a checked configuration.
+
+Every mistake is reported in one line: where it stands (file and line, or the command line), which key, what is wrong
+and, for a misspelt key, the nearest one that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from unmask.config.schema import Config
+from unmask.errors import ConfigError
+
+Origins = dict[str, str]
+"""Where each dotted key was set: `recipe.yaml:12` or `command line`."""
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The recipe (a name such as `mae-vit-base`, or a YAML file) with `key=value` overrides applied, checked.
+
+    Raises ConfigError naming every wrong key.
+    """
+    path = recipe_path(recipe)
+    values, origins = _read_yaml(path)
+    for override in overrides:
+        _apply(override, values, origins)
+    return check_config(values, origins)
+
+
+def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> Config:
+    """A configuration from nested values. Raises ConfigError naming every wrong key."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem, origins or {}) for problem in error.errors())) from None
+
+
+def recipe_path(recipe: str | Path) -> Path:
+    """The file of a recipe given by path or by name. Raises ConfigError, with the nearest name, if there is none."""
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        if not Path(recipe).is_file():
+            raise ConfigError(f"recipe {recipe} does not exist")
+        return Path(recipe)
+    names = recipe_names()
+    if recipe not in names:
+        raise ConfigError(f"there is no recipe {recipe}{_nearest(str(recipe), names)}; the recipes: {', '.join(names)}")
+    return Path(str(resources.files("unmask") / "recipes" / f"{recipe}.yaml"))
+
+
+def recipe_names() -> list[str]:
+    folder = resources.files("unmask") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values, as they are written to YAML and JSON; `check_config` takes them back."""
+    return config.model_dump(mode="json")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {path} holds no keys")
+    origins: Origins = {}
+    for key, line in _lines(root):
+        if key in origins:
+            raise ConfigError(f"{path}:{line}: {key} is set a second time")
+        origins[key] = f"{path}:{line}"
+    return values, origins
+
+
+def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _lines(value, f"{prefix}{key.value}.")
+
+
+def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"command line: {key}: unknown key{_nearest(key, known_keys())}")
+        values = inner
+    values[last] = value
+    origins[key] = "command line"
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key a recipe can set, dotted."""
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _explain(problem: ErrorDetails, origins: Origins) -> str:
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        key = ".".join(location)
+        return f"{_origin(key, origins)}{key}: unknown key{_nearest(key, known_keys())}"
+    # Below a key, pydantic's location goes on into tuple positions and union members, which mean nothing to a user.
+    sections = {name.rpartition(".")[0] for name in known_keys()}
+    key = next(
+        (k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in known_keys() or k in sections), ""
+    )
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{_origin(key, origins)}{key}{': ' if key else ''}{message}"
+    return f"{_origin(key, origins)}{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _origin(key: str, origins: Origins) -> str:
+    return f"{origins[key]}: " if key in origins else ""
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, 1)
+    if not close:
+        by_last = {choice.rpartition(".")[2]: choice for choice in choices}
+        close = [by_last[name] for name in difflib.get_close_matches(word.rpartition(".")[2], by_last, 1)]
+    return f", did you mean {close[0]}?" if close else ""

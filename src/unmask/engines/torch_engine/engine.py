@@ -1,0 +1,259 @@
+"""The PyTorch engine: CPU, CUDA, and Ascend where torch_npu is installed."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from unmask.config.schema import Config
+from unmask.data.batch import Batch
+from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
+from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
+from unmask.engines.torch_engine.model import (
+    Classifier,
+    MaskedAutoencoder,
+    normalize,
+    patchify,
+    reconstruction_target,
+    select,
+)
+from unmask.engines.torch_engine.optimizer import Optimizer
+from unmask.errors import EngineError
+from unmask.init import FIXED
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchEngine:
+    """See `unmask.engines.base.Engine`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.dtype = DTYPES[config.train.precision]
+        self.mean = torch.tensor(config.data.mean, device=self.device)
+        self.std = torch.tensor(config.data.std, device=self.device)
+        self.pretraining = config.task == "pretrain"
+        with self.device:
+            self.model = MaskedAutoencoder(config.model) if self.pretraining else Classifier(config.model)
+        weights = dict(self.model.named_parameters())
+        for name in FIXED & weights.keys():
+            weights[name].requires_grad_(not self.pretraining)
+        self.trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema_decay else None
+        self.loss_scale, self.good_steps = self._initial_loss_scale()
+        loss = self._pretrain_loss if self.pretraining else self._classify_loss
+        self._loss = torch.compile(loss, dynamic=False) if config.train.compile else loss
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """Made when training needs it: its moments are twice the model."""
+        return Optimizer(self.trained, self.config.model.depth, self.config.optimizer)
+
+    # --- steps ---
+
+    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self._loss(*self._inputs(batch)) / len(batches)
+            (loss if self.loss_scale is None else loss * self.loss_scale).backward()
+            total += loss.detach()
+        norm, finite = self.optimizer.update(lr, self.loss_scale)
+        result = {"loss": total, "grad_norm": norm, "skipped": ~finite}
+        if self.loss_scale is not None:
+            result["loss_scale"] = self.loss_scale.clone()
+            self._adjust_loss_scale(finite)
+        if self.averaged is not None:
+            self._average(finite)
+        return result
+
+    @torch.no_grad()
+    def eval_step(self, batch: Batch) -> StepResult:
+        valid = torch.ones(len(batch), device=self.device) if batch.valid is None else self._to(batch.valid).float()
+        if self.pretraining:
+            return {
+                "count": valid.sum(),
+                "loss": (self._patch_errors(self._evaluated(), batch).mean((1, 2)) * valid).sum(),
+            }
+        labels = self._labels(batch)
+        logits = self._evaluated()(self._patches(batch)).float()
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        rank = (logits > logits.gather(1, labels[:, None])).sum(1)  # how many classes score higher than the true one
+        return {
+            "count": valid.sum(),
+            "loss": (loss * valid).sum(),
+            "top1": ((rank < 1) * valid).sum(),
+            "top5": ((rank < 5) * valid).sum(),
+        }
+
+    def read(self, result: StepResult) -> dict[str, float]:
+        return {name: float(value) for name, value in result.items()}
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        return _numpy(self._evaluated()(self._patches(batch)))
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        return _numpy(self._evaluated().embed(self._patches(batch)))
+
+    @torch.no_grad()
+    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
+        ids_keep, ids_mask = self._mask(batch)
+        model = self._evaluated()
+        x = model.encode(select(self._patches(batch), ids_keep), ids_keep)
+        return _numpy(model.decode(x, ids_keep, ids_mask, queries=self.config.model.num_patches))
+
+    # --- state ---
+
+    def state(self) -> EngineState:
+        moments, updates = self.optimizer.state()
+        scalars: dict[str, float] = {"updates": updates}
+        if self.loss_scale is not None:
+            scalars |= {"loss_scale": float(self.loss_scale), "good_steps": float(self.good_steps)}
+        ema = {} if self.averaged is None else _weights(self.averaged)
+        return EngineState(_weights(self.model), moments, ema, scalars)
+
+    def load(self, state: EngineState) -> None:
+        check_names_and_shapes({n: tuple(w.shape) for n, w in self.model.named_parameters()}, state, self.trained)
+        _load(self.model, state.weights)
+        if self.averaged is not None:
+            _load(self.averaged, state.ema or state.weights)
+        if state.optimizer:
+            self.optimizer.load(state.optimizer, int(state.scalars["updates"]))
+        if self.loss_scale is not None and "loss_scale" in state.scalars:
+            self.loss_scale.fill_(state.scalars["loss_scale"])
+            self.good_steps.fill_(state.scalars["good_steps"])
+
+    def close(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
+    # --- losses ---
+
+    def _pretrain_loss(self, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        return self._errors(self.model, images, ids_keep, ids_mask).mean()
+
+    def _classify_loss(self, images: Tensor, labels: Tensor, keep_path: Tensor | None) -> Tensor:
+        patches = normalize(patchify(images, self.config.model.patch_size), self.mean, self.std)
+        logits = self.model(patches.to(self.dtype), keep_path)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.train.label_smoothing)
+
+    def _errors(self, model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """Squared error (B, M, P) of the masked patches, in fp32."""
+        patches = patchify(images, self.config.model.patch_size)
+        kept = normalize(select(patches, ids_keep), self.mean, self.std)
+        masked = normalize(select(patches, ids_mask), self.mean, self.std)
+        prediction = model(kept.to(self.dtype), ids_keep, ids_mask)
+        return (prediction.float() - reconstruction_target(masked, self.config.model.norm_pix_loss)) ** 2
+
+    def _patch_errors(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._errors(model, self._to(batch.images), *self._mask(batch))
+
+    # --- precision and averaging ---
+
+    def _initial_loss_scale(self) -> tuple[Tensor | None, Tensor]:
+        good_steps = torch.zeros((), device=self.device)
+        if self.config.train.precision != "fp16":
+            return None, good_steps
+        fixed = self.config.train.loss_scale
+        return torch.tensor(INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed, device=self.device), good_steps
+
+    def _adjust_loss_scale(self, finite: Tensor) -> None:
+        if self.loss_scale is None or self.config.train.loss_scale != "dynamic":
+            return
+        self.good_steps = torch.where(finite, self.good_steps + 1, 0)
+        grow = self.good_steps >= GROWTH_INTERVAL
+        changed = torch.where(finite, torch.where(grow, self.loss_scale * 2, self.loss_scale), self.loss_scale / 2)
+        self.loss_scale = changed.clamp(min=MIN_LOSS_SCALE)
+        self.good_steps = torch.where(grow, 0, self.good_steps)
+
+    @torch.no_grad()
+    def _average(self, finite: Tensor) -> None:
+        if self.averaged is None or self.config.train.ema_decay is None:
+            return
+        step = (1 - self.config.train.ema_decay) * finite
+        averages, weights = list(self.averaged.parameters()), list(self.model.parameters())
+        difference = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(difference, step)
+        torch._foreach_add_(averages, difference)
+
+    def _evaluated(self) -> Any:
+        return (self.averaged or self.model).eval()
+
+    # --- inputs ---
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
+        images = self._to(batch.images)
+        if self.pretraining:
+            return images, *self._mask(batch)
+        return images, self._labels(batch), None if batch.keep_path is None else self._to(batch.keep_path)
+
+    def _patches(self, batch: Batch) -> Tensor:
+        patches = patchify(self._to(batch.images), self.config.model.patch_size)
+        return normalize(patches, self.mean, self.std).to(self.dtype)
+
+    def _mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if batch.ids_keep is None or batch.ids_mask is None:
+            raise ValueError("the batch has no mask")
+        return self._to(batch.ids_keep).long(), self._to(batch.ids_mask).long()
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if batch.labels is None:
+            raise ValueError("the batch has no labels")
+        return self._to(batch.labels)
+
+    def _to(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; `auto` takes CUDA, then Ascend, then the CPU. Raises EngineError if it is not there."""
+    if "npu" in name or name == "auto":
+        _import_torch_npu(required=name != "auto")
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "npu" if "torch_npu" in sys.modules else "cpu"
+        return torch.device(kind)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise EngineError(f"device={name} cannot be used: {reason} `unmask doctor` shows what is there") from None
+    return device
+
+
+def _import_torch_npu(*, required: bool) -> None:
+    try:
+        import torch_npu  # pyright: ignore  # noqa: F401
+    except ImportError:
+        if required:
+            raise EngineError("device=npu needs the package torch_npu, which is not installed") from None
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.float().cpu().numpy()
+
+
+def _weights(model: nn.Module) -> Tensors:
+    return {name: weight.detach().cpu().numpy().copy() for name, weight in model.named_parameters()}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, weights: Tensors) -> None:
+    for name, weight in model.named_parameters():
+        weight.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))

@@ -1,0 +1,103 @@
+"""What a masked autoencoder paints where it sees nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import ModelConfig
+from unmask.data.batch import Batch
+
+MASK_GREY = 128
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Four versions of the same images, each (B, H, W, C) uint8."""
+
+    original: NDArray[np.uint8]
+    masked: NDArray[np.uint8]
+    """Masked patches grey: all the model saw."""
+    reconstruction: NDArray[np.uint8]
+    """Every patch as the decoder paints it. The loss never asked for the visible ones, so these come out rough."""
+    pasted: NDArray[np.uint8]
+    """The visible patches as they are, the masked ones from the decoder."""
+
+    def rows(self, which: NDArray[np.bool_] | slice) -> Reconstruction:
+        """Some of the images."""
+        return Reconstruction(*(getattr(self, field.name)[which] for field in fields(self)))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Reconstruction]) -> Reconstruction:
+        names = [field.name for field in fields(Reconstruction)]
+        return Reconstruction(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def paint(
+    prediction_BLP: NDArray[np.float32],
+    batch: Batch,
+    model: ModelConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Reconstruction:
+    """Turn the decoder's output (`Engine.predict_patches`) into pictures, from visible pixels alone.
+
+    With `norm_pix_loss` the decoder tells the structure of a patch but neither its brightness nor its contrast. Those
+    are taken from the visible patches around, weighted by inverse squared distance; the true statistics of a masked
+    patch, which the official demo uses, are pixels the model did not see.
+    """
+    if batch.ids_keep is None or batch.ids_mask is None:
+        raise ValueError("the batch has no mask")
+    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
+    prediction = np.empty_like(prediction_BLP)
+    np.put_along_axis(prediction, order, prediction_BLP, axis=1)  # into image order
+
+    original = patchify(batch.images, model.patch_size)
+    repeat = model.patch_dim // model.channels
+    channel_mean, channel_std = np.tile(mean, repeat), np.tile(std, repeat)
+    normalized = (original / 255.0 - channel_mean) / channel_std
+    if model.norm_pix_loss:
+        patch_mean, patch_std = _visible_statistics(normalized, batch.ids_keep, model.grid)
+        prediction = prediction * patch_std + patch_mean
+    painted = np.clip((prediction * channel_std + channel_mean) * 255, 0, 255).round().astype(np.uint8)
+
+    visible = np.zeros((*original.shape[:2], 1), bool)
+    np.put_along_axis(visible, batch.ids_keep[:, :, None], True, axis=1)
+    versions = (
+        original,
+        np.where(visible, original, np.uint8(MASK_GREY)),
+        painted,
+        np.where(visible, original, painted),
+    )
+    return Reconstruction(*(unpatchify(version, model) for version in versions))
+
+
+def _visible_statistics(
+    patches_BLP: NDArray[Any], ids_keep: NDArray[np.int32], grid: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and standard deviation (B, L, 1) of each patch: its own where visible, else from the visible ones around."""
+    kept = np.take_along_axis(patches_BLP, ids_keep[:, :, None], axis=1)
+    statistics_BK2 = np.stack([kept.mean(-1), kept.std(-1, ddof=1)], axis=-1)
+    place = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=-1)
+    distance_BLK = ((place[None, :, None] - place[ids_keep][:, None]) ** 2).sum(-1)
+    weight_BLK = 1 / (distance_BLK + 1e-9)  # a visible patch's distance to itself is 0: it keeps its own
+    estimate_BL2 = weight_BLK / weight_BLK.sum(-1, keepdims=True) @ statistics_BK2
+    return estimate_BL2[..., :1], estimate_BL2[..., 1:]
+
+
+def patchify(images_BHWC: NDArray[Any], patch_size: int) -> NDArray[Any]:
+    """(B, L, P): patches row by row, the values of each in the order row, column, channel."""
+    B, H, W, C = images_BHWC.shape
+    p = patch_size
+    return images_BHWC.reshape(B, H // p, p, W // p, p, C).swapaxes(2, 3).reshape(B, -1, p * p * C)
+
+
+def unpatchify(patches_BLP: NDArray[Any], model: ModelConfig) -> NDArray[Any]:
+    """(B, H, W, C): the inverse of `patchify`."""
+    (down, across), p = model.grid, model.patch_size
+    patches = patches_BLP.reshape(-1, down, across, p, p, model.channels)
+    return patches.swapaxes(2, 3).reshape(-1, *model.image_size, model.channels)

@@ -1,0 +1,294 @@
+"""The one loop: pretraining, fine-tuning and training from scratch, on any engine.
+
+They differ in model head, loss, augmentation and schedule, all of which the config names. The loop wires the parts
+together, counts the steps and survives what interrupts it; it knows no framework.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unmask.checkpoint.start import starting_weights
+from unmask.checkpoint.store import Checkpoint, CheckpointStore, RunLock
+from unmask.config.load import flatten, to_dict
+from unmask.config.schema import Config
+from unmask.data.batch import Batch
+from unmask.data.pipeline import BadFiles, eval_batches, train_batches
+from unmask.data.sources import Source, open_source
+from unmask.data.sources.subset import subset
+from unmask.engines import create_engine
+from unmask.engines.base import Engine, EngineState, StepResult
+from unmask.environment import git_state, versions
+from unmask.errors import ConfigError, DataError, TrainingError
+from unmask.evaluate.measure import measure
+from unmask.report.log import RunLog
+from unmask.report.progress import Bar, progress, say
+from unmask.schedules import learning_rate, peak_lr
+
+MAY_CHANGE = frozenset(
+    "engine device output init data.train data.val data.workers train.accumulate train.compile train.max_skipped "
+    "train.log_every train.eval_every train.checkpoint_every train.keep".split()
+)
+"""Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run counted in steps. An epoch need not be a whole number of steps: the samples are one endless stream."""
+
+    total: int
+    warmup: float
+    eval_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, config: Config, images: int) -> Plan:
+        train, steps_per_epoch = config.train, images / config.train.batch_size
+        return cls(
+            total=max(1, round(train.epochs * steps_per_epoch)),
+            warmup=config.optimizer.warmup_epochs * steps_per_epoch,
+            eval_every=max(1, round(train.eval_every * steps_per_epoch)),
+            checkpoint_every=max(1, round(train.checkpoint_every * steps_per_epoch)),
+        )
+
+    def is_due(self, every: int, step: int) -> bool:
+        return step % every == 0 or step == self.total
+
+
+def train(config: Config, folder: Path) -> dict[str, float]:
+    """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
+
+    Returns the last numbers of training and, with `data.val`, of evaluation (`val_loss`, `val_top1`, ...).
+    Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
+    SystemExit(143) after SIGTERM and SystemExit(130) after SIGINT, once the state is saved.
+    """
+    source, val = open_sources(config)
+    config = _complete(config, source)
+    plan = Plan.of(config, len(source))
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(folder))
+        store = stack.enter_context(closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep)))
+        checkpoint = store.load() if store.steps() else None
+        if checkpoint is not None:
+            _check_same_run(config, source, checkpoint, folder)
+        engine = stack.enter_context(closing(create_engine(config)))
+        engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
+        _describe(config, folder)
+        start = 0 if checkpoint is None else checkpoint.step
+        if start:
+            say(f"Resuming {folder} after step {start} of {plan.total}")
+        log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
+        bad_files = BadFiles(folder, source, config.data.max_bad_share)
+        return _Loop(config, plan, source, val, engine, store, log, bad_files).run(start)
+
+
+@dataclass
+class _Loop:
+    config: Config
+    plan: Plan
+    source: Source
+    val: Source | None
+    engine: Engine
+    store: CheckpointStore
+    log: RunLog
+    bad_files: BadFiles
+
+    def __post_init__(self) -> None:
+        self.unread: list[tuple[int, float, StepResult]] = []
+        self.read_at = time.monotonic()
+        self.skipped_in_a_row = 0
+        self.latest: dict[str, float] = {}
+
+    def run(self, start: int) -> dict[str, float]:
+        with ExitStack() as stack:
+            stop = stack.enter_context(catch_stop_signals())
+            size = self.config.train.batch_size
+            bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
+            batches = stack.enter_context(closing(self._batches(start)))
+            self.read_at = time.monotonic()
+            for step, micro_batches in enumerate(batches, start + 1):
+                self._step(step, micro_batches)
+                evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
+                save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step) or stop.received is not None
+                if save or len(self.unread) >= self.config.train.log_every or step == start + 1:
+                    self._read(bar)
+                if save:
+                    self._save(step, metric=self._evaluate(step) if evaluate else None)
+                if stop.received is not None:
+                    break
+            self.store.wait()
+        if stop.received is not None:
+            say(f"Stopped by {stop.received.name}, saved; the same command goes on from there")
+            sys.exit(128 + stop.received)
+        return self.latest
+
+    def _step(self, step: int, micro_batches: list[Batch]) -> None:
+        for batch in micro_batches:
+            self.bad_files.add(batch.bad)
+        lr = learning_rate(
+            step - 1,
+            total_steps=self.plan.total,
+            warmup_steps=self.plan.warmup,
+            peak=peak_lr(self.config.optimizer.base_lr, self.config.train.batch_size),
+            minimum=self.config.optimizer.min_lr,
+        )
+        self.unread.append((step, lr, self.engine.train_step(micro_batches, lr=lr)))
+
+    def _read(self, bar: Bar) -> None:
+        """Wait for the device and log every step since the last look."""
+        for step, lr, result in self.unread:
+            values = self.engine.read(result)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
+            self.log.train(step, {"lr": lr} | values)
+            self.latest |= values
+        step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
+        self.unread.clear()
+        self.log.speed(step, {"images_per_s": round(steps * self.config.train.batch_size / (now - self.read_at), 2)})
+        self.read_at = now
+        bar.update(steps, loss=self.latest["loss"])
+        if self.skipped_in_a_row > self.config.train.max_skipped:
+            self._save(step)
+            raise TrainingError(
+                f"the gradient was not finite in {self.skipped_in_a_row} steps in a row up to step {step}; the weights "
+                "before them are saved. Lower optimizer.base_lr, set optimizer.clip_grad or train.precision=fp32"
+            )
+
+    def _evaluate(self, step: int) -> float | None:
+        """Log the numbers on data.val; returns the one, higher is better, that tells which checkpoint is the best."""
+        if self.val is None:
+            return None
+        values = measure(self.engine, self._val_batches(self.val))
+        values.pop("count")
+        self.log.val(step, values)
+        self.latest |= {f"val_{name}": value for name, value in values.items()}
+        say(f"step {step}: " + "  ".join(f"val {name} {value:.4f}" for name, value in values.items()))
+        return values.get("top1", -values["loss"])
+
+    def _save(self, step: int, *, metric: float | None = None) -> None:
+        meta = {
+            "config": to_dict(self.config),
+            "class_names": self.source.class_names,
+            "data": {"images": len(self.source), "fingerprint": self.source.fingerprint()},
+            "versions": versions(),
+        }
+        self.log.flush()
+        self.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
+        self.read_at = time.monotonic()
+
+    def _title(self) -> str:
+        return "pretrain" if self.config.task == "pretrain" else "fine-tune" if self.config.init else "from scratch"
+
+    def _batches(self, start: int) -> Generator[list[Batch]]:
+        return train_batches(
+            self.source,
+            task=self.config.task,
+            model=self.config.model,
+            data=self.config.data,
+            seed=self.config.seed,
+            batch_size=self.config.train.batch_size,
+            accumulate=self.config.train.accumulate,
+            start_step=start,
+            stop_step=self.plan.total,
+        )
+
+    def _val_batches(self, val: Source) -> Iterator[Batch]:
+        return eval_batches(
+            val,
+            task=self.config.task,
+            model=self.config.model,
+            data=self.config.data,
+            seed=self.config.seed,
+            batch_size=min(self.config.train.batch_size // self.config.train.accumulate, len(val)),
+        )
+
+
+def open_sources(config: Config) -> tuple[Source, Source | None]:
+    """Training and validation images. Raises ConfigError or DataError if they are not there or do not belong together."""
+    labels = config.task == "finetune"
+    if config.data.train is None:
+        raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
+    source = open_source(config.data.train, key="data.train", labels=labels)
+    if config.data.labels_per_class is not None:
+        source = subset(source, config.data.labels_per_class, config.seed)
+    val = None if config.data.val is None else open_source(config.data.val, key="data.val", labels=labels)
+    if labels and val is not None and source.class_names != val.class_names:
+        only_train = sorted(set(source.class_names or ()) - set(val.class_names or ()))
+        only_val = sorted(set(val.class_names or ()) - set(source.class_names or ()))
+        raise DataError(
+            f"data.train and data.val have different classes: only in train {only_train}, only in val {only_val}"
+        )
+    return source, val
+
+
+def _complete(config: Config, source: Source) -> Config:
+    """The config with what only the data knows filled in."""
+    if config.task == "pretrain" or source.class_names is None:
+        return config
+    classes = len(source.class_names)
+    if config.model.num_classes is None:
+        return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
+    if config.model.num_classes < classes:
+        raise ConfigError(f"model.num_classes={config.model.num_classes}, but data.train has {classes} classes")
+    return config
+
+
+def _check_same_run(config: Config, source: Source, checkpoint: Checkpoint, folder: Path) -> None:
+    before, now = flatten(checkpoint.meta["config"]), flatten(to_dict(config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
+        raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
+    data = checkpoint.meta["data"]
+    if data["fingerprint"] != source.fingerprint():
+        raise DataError(
+            f"data.train has changed since {folder} was started: {data['images']} images then, {len(source)} now, "
+            "or other names, sizes or labels; restore it or choose another output=FOLDER"
+        )
+
+
+def _describe(config: Config, folder: Path) -> None:
+    """Write down what ran: the whole config, the command, the versions and the state of the code."""
+    description: dict[str, Any] = {
+        "command": sys.argv,
+        "versions": versions(),
+        "git": git_state(Path(__file__).parent),
+        "config": to_dict(config),
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+@dataclass
+class StopRequest:
+    received: signal.Signals | None = None
+
+
+@contextmanager
+def catch_stop_signals() -> Generator[StopRequest]:
+    """SIGTERM and SIGINT ask for a stop after the current step; a second one exits at once."""
+    request = StopRequest()
+
+    def handle(number: int, _frame: Any) -> None:
+        if request.received is not None:
+            os._exit(128 + number)
+        request.received = signal.Signals(number)
+
+    try:
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever owns it decides
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
