@@ -1,0 +1,112 @@
+"""The recipes against the published values (He et al. 2021, tables 8, 9 and 11; the official code's instructions)."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unmask.config.schema import Config
+from unmask.schedules import peak_lr
+
+RECIPES = Path(__file__).parents[2] / "src/unmask/recipes"
+
+#         width depth heads patch
+SIZES = {
+    "tiny": (192, 12, 3, 16),
+    "small": (384, 12, 6, 16),
+    "base": (768, 12, 12, 16),
+    "large": (1024, 24, 16, 16),
+    "huge": (1280, 32, 16, 14),
+}
+PARAMETERS = {"tiny": 5.7e6, "small": 22.1e6, "base": 86.6e6, "large": 304.4e6, "huge": 632.0e6}
+"""Of the published ViT classifiers for 1,000 classes (timm; Huge: patch 14)."""
+
+#         epochs base lr layer decay, drop path
+FINETUNE = {
+    "base": (100, 5e-4, 0.65, 0.1),
+    "large": (50, 1e-3, 0.75, 0.2),
+    "huge": (50, 1e-3, 0.75, 0.3),
+}
+#         epochs, drop path
+SCRATCH = {"base": (300, 0.1), "large": (200, 0.2), "huge": (200, 0.2)}
+
+
+def load(name: str) -> Config:
+    return Config.model_validate(yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_loads_and_starts_by_saying_what_it_is(name: str) -> None:
+    load(name)
+    assert (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
+def test_a_header_gives_command_hardware_expectation_and_source(kind: str, size: str) -> None:
+    name = f"{kind}-vit-{size}"
+    header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\ntask:")[0]
+    assert all(line.startswith("#") for line in header.splitlines())
+    command = "pretrain" if kind == "mae" else "finetune"
+    assert f"# Command    unmask {command} {name} " in header
+    assert all(f"\n# {part} " in header for part in ("Hardware", "Expected", "Source"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
+def test_model_sizes(kind: str, size: str) -> None:
+    model = load(f"{kind}-vit-{size}").model
+    assert (model.width, model.depth, model.heads, model.patch_size) == SIZES[size]
+    assert (model.image_size, model.channels, model.mlp_ratio) == ((224, 224), 3, 4.0)
+    width, layers = model.width, 12 * model.width**2 + 13 * model.width
+    embeddings = width * (model.patch_dim + 1) + width * (model.num_patches + 2)  # patches, positions, class token
+    parameters = model.depth * layers + embeddings + 2 * width + 1000 * (width + 1)
+    assert parameters == pytest.approx(PARAMETERS[size], rel=0.01)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pretraining(size: str) -> None:
+    config = load(f"mae-vit-{size}")
+    model, optimizer, train = config.model, config.optimizer, config.train
+    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("pretrain", 800, 40, 4096)
+    assert (model.decoder_width, model.decoder_depth, model.decoder_heads) == (512, 8, 16)
+    assert (model.mask_ratio, model.norm_pix_loss, model.drop_path) == (0.75, True, 0)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.95, 0.05, 0)
+    assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(2.4e-3, rel=1e-12)
+    assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, train.label_smoothing) == (1, None, None, 0)
+    assert (config.data.crop_scale, config.data.flip, config.data.interpolation) == ((0.2, 1.0), 0.5, "bicubic")
+
+
+@pytest.mark.parametrize(("size", "published"), FINETUNE.items())
+def test_finetuning_follows_the_official_code(size: str, published: tuple[float, ...]) -> None:
+    config = load(f"finetune-vit-{size}")
+    model, optimizer, train = config.model, config.optimizer, config.train
+    epochs, base_lr, layer_decay, drop_path = published
+    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 5, 1024)
+    assert (optimizer.layer_decay, model.drop_path, model.pool) == (layer_decay, drop_path, "mean")
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.999, 0.05, 1e-6)
+    assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(4 * base_lr, rel=1e-12)
+    assert (train.label_smoothing, train.ema_decay, optimizer.clip_grad) == (0.1, None, None)
+    assert (config.data.flip, config.data.eval_crop, config.data.interpolation) == (0.5, 224 / 256, "bicubic")
+
+
+@pytest.mark.parametrize(("size", "published"), SCRATCH.items())
+def test_training_from_scratch_follows_the_paper(size: str, published: tuple[float, ...]) -> None:
+    config = load(f"scratch-vit-{size}")
+    model, optimizer, train = config.model, config.optimizer, config.train
+    epochs, drop_path = published
+    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 20, 4096)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.95, 0.3)
+    assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(1.6e-3, rel=1e-12)
+    assert (model.drop_path, optimizer.layer_decay) == (drop_path, 1)
+    assert (train.label_smoothing, train.ema_decay) == (0.1, 0.9999)
+
+
+@pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_unpublished_sizes_are_base_but_for_the_width_and_drop_path(kind: str, size: str) -> None:
+    config, base = load(f"{kind}-vit-{size}"), load(f"{kind}-vit-base")
+    width, _, heads, _ = SIZES[size]
+    model = base.model.model_copy(update={"width": width, "heads": heads, "drop_path": 0.0})
+    assert config == base.model_copy(update={"model": model})
+    assert "Nothing is published for this size" in (RECIPES / f"{kind}-vit-{size}.yaml").read_text(encoding="utf-8")
