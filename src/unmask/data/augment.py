@@ -1,0 +1,62 @@
+"""Crops and flips. Only the size of an image enters, so that its pixels need not be decoded first."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unmask.data.decode import Box, Picture
+
+RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ATTEMPTS = 10
+
+
+def random_resized_crop_box(
+    rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """The crop of torchvision's RandomResizedCrop for an image of `size` (height, width).
+
+    Area uniform in `scale` of the image, width over height log-uniform in `ratio`, place uniform; after ten shapes
+    that do not fit, the largest central crop within `ratio`.
+    """
+    height, width = size
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return left, top, w, h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def center_crop(
+    picture: Picture, size: tuple[int, int], eval_crop: float, resample: Image.Resampling
+) -> NDArray[np.uint8]:
+    """Evaluation: resize so that the image just covers size / eval_crop, then take the centre: (height, width, C).
+
+    For a square `size` this is the usual resize of the short side and centre crop. The image is decoded and resized
+    as a whole, which is what published accuracies were measured with. Raises DecodeError.
+    """
+    height, width = (round(side / eval_crop) for side in size)
+    # The side that just fits is exact, the other is rounded down, as in torchvision.
+    if height * picture.width >= width * picture.height:
+        width = height * picture.width // picture.height
+    else:
+        height = width * picture.height // picture.width
+    pixels = picture.crop((0, 0, picture.width, picture.height), (height, width), resample, reduce=False)
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return pixels[top : top + size[0], left : left + size[1]]

@@ -1,0 +1,27 @@
+"""What is hidden from the model: patches while pretraining, residual branches while fine-tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def random_mask(
+    rng: np.random.Generator, num_patches: int, num_keep: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Uniformly random subset of the patches: those of the `num_keep` smallest of independent noise values.
+
+    Returns `ids_keep` (num_keep,) and `ids_mask` (num_patches - num_keep,), both ascending.
+    """
+    order = rng.random(num_patches).argsort().astype(np.int32)
+    return np.sort(order[:num_keep]), np.sort(order[num_keep:])
+
+
+def keep_path(rng: np.random.Generator, depth: int, drop_path: float) -> NDArray[np.bool_]:
+    """Whether each residual branch of one sample is kept: attention and MLP of each block, independently. (depth, 2)"""
+    return rng.random((depth, 2)) >= np.asarray(drop_path_rates(drop_path, depth))[:, None]
+
+
+def drop_path_rates(drop_path: float, depth: int) -> list[float]:
+    """Probability that a block's branches are dropped, linear in its number (stochastic depth, Huang et al. 2016)."""
+    return np.linspace(0, drop_path, depth).tolist()

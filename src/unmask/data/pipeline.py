@@ -1,0 +1,199 @@
+"""Batches for training and evaluation, made ahead of time by Grain in threads or loader processes.
+
+The unit of work is a part of a micro-batch: small enough that all workers start on the first batch together, that
+closing is quick and that little shared memory is needed. Which worker makes a part does not enter its content.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.batch import Batch
+from unmask.data.samples import Arrays, EvalSamples, Task, TrainSamples
+from unmask.data.sources.base import Source
+from unmask.errors import ConfigError, DataError
+
+_PART_ROWS = 32
+_BUFFER_BYTES = 2**30
+"""Most memory for parts made ahead."""
+_MAX_THREADS = 16
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class WorkerError(DataError):
+    """A loader process died."""
+
+
+def train_batches(
+    source: Source,
+    *,
+    task: Task,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    batch_size: int,
+    accumulate: int,
+    start_step: int,
+    stop_step: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[list[Batch]]:
+    """The `accumulate` equally large micro-batches of each step from `start_step` up to, not including, `stop_step`.
+
+    `batch_size` counts the images of a step over all `world` processes; this process gets share `rank` of them. The
+    batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
+    processes.
+
+    Raises ConfigError when `batch_size` or `model.channels` is not possible, DataError when too many images in a row
+    cannot be decoded, and WorkerError when a loader process dies.
+    """
+    if batch_size % (world * accumulate):
+        raise ConfigError(
+            f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
+        )
+    samples = TrainSamples(source, task, model, data, seed)
+    share = batch_size // world
+    first = start_step * batch_size + rank * share
+    parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step)
+    return _steps(parts, model, data.workers)
+
+
+def eval_batches(
+    source: Source, *, task: Task, model: ModelConfig, data: DataConfig, seed: int, batch_size: int
+) -> Iterator[Batch]:
+    """Every image once, in order; the last batch is filled up with rows whose `valid` is False and `index` is -1.
+
+    For pretraining each image gets the mask of epoch 0. Raises as `train_batches`, but an image that cannot be decoded
+    only becomes a row that is not valid.
+    """
+    samples = EvalSamples(source, task, model, data, seed)
+    parts = _Parts(samples, 0, batch_size, batch_size, 1, -(-len(source) // batch_size))
+    return _singles(_steps(parts, model, data.workers))
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Random access to the parts of all micro-batches, in order: what Grain distributes."""
+
+    samples: Callable[[range], Arrays]
+    first: int
+    """Position of the first row."""
+    stride: int
+    """Positions from one step to the next."""
+    share: int
+    """Rows of a step that are made here."""
+    accumulate: int
+    steps: int
+
+    @property
+    def micro(self) -> int:
+        """Rows in a micro-batch."""
+        return self.share // self.accumulate
+
+    @property
+    def per_micro(self) -> int:
+        """Parts in a micro-batch."""
+        return -(-self.micro // _PART_ROWS)
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate * self.per_micro
+
+    def __getitem__(self, index: int) -> Arrays:
+        micro, part = divmod(index, self.per_micro)
+        step, micro = divmod(micro, self.accumulate)
+        start = self.first + step * self.stride + micro * self.micro
+        rows = range(part * _PART_ROWS, min((part + 1) * _PART_ROWS, self.micro))
+        return self.samples(range(start + rows.start, start + rows.stop))
+
+
+def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
+    with closing(steps):
+        for (batch,) in steps:
+            yield batch
+
+
+def _steps(parts: _Parts, model: ModelConfig, workers: int) -> Generator[list[Batch]]:
+    if model.channels not in (1, 3):
+        raise ConfigError(f"model.channels={model.channels}: images are decoded to 1 (grey) or 3 (colour) channels")
+    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers))
+
+
+def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
+    dataset = grain.MapDataset.source(parts)
+    if not workers:
+        threads = min(_MAX_THREADS, _cores())
+        return dataset.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers))
+    in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return dataset.to_iter_dataset(in_process).mp_prefetch(options, worker_init_fn=_start_worker)
+
+
+def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[list[Batch]]:
+    iterator = iter(dataset)
+    try:
+        for _ in range(parts.steps):
+            yield [_merge([_next(iterator) for _ in range(parts.per_micro)]) for _ in range(parts.accumulate)]
+    finally:
+        iterator.close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ahead(parts: _Parts, model: ModelConfig, workers: int) -> int:
+    """Parts to make ahead: two steps, as far as memory allows."""
+    part_bytes = min(_PART_ROWS, parts.micro) * model.image_size[0] * model.image_size[1] * model.channels
+    memory = _BUFFER_BYTES
+    if workers and _SHARED_MEMORY.is_dir():
+        memory = min(memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
+    return min(2 * parts.accumulate * parts.per_micro, memory // part_bytes)
+
+
+def _merge(parts: list[Arrays]) -> Batch:
+    # A copy into plain arrays, which frees the workers' shared memory at once.
+    return Batch(**{name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]})
+
+
+def _next(iterator: Iterator[Arrays]) -> Arrays:
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if died is None:
+            raise
+        raise WorkerError(_explain(int(died[1]))) from None
+
+
+def _explain(code: int) -> str:
+    if code == -signal.SIGBUS:
+        return f"a loader process ran out of shared memory; enlarge {_SHARED_MEMORY} or lower data.workers"
+    if code == -signal.SIGKILL:
+        return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
+    return f"a loader process died with exit code {code}; data.workers=0 loads without processes"
+
+
+def _start_worker(number: int, count: int) -> None:
+    """In a loader process: leave Ctrl-C to the training process, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

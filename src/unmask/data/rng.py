@@ -1,0 +1,41 @@
+"""The one place that makes random generators.
+
+Every random choice derives from (seed, epoch, sample index, operation), so neither the order in which samples are
+made nor the number of workers, processes or restarts enters any result.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Op(IntEnum):
+    """What a generator is for. The numbers are part of every result: never reuse or change one."""
+
+    ORDER = 1
+    """Order of the samples within an epoch."""
+    CROP = 2
+    """Random resized crop."""
+    FLIP = 3
+    """Horizontal flip."""
+    MASK = 4
+    """Patches the encoder sees."""
+    DROP_PATH = 5
+    """Residual branches that are kept."""
+    REPLACE = 6
+    """Sample shown in place of one that cannot be decoded."""
+    SUBSET = 7
+    """Images of a class in a smaller training set."""
+    INIT = 8
+    """Initial value of a weight; the index is a hash of its name."""
+
+
+def generator(seed: int, epoch: int, index: int, op: Op) -> np.random.Generator:
+    """Independent stream of random numbers for one operation on one sample of one epoch.
+
+    Philox is a cipher over (key, counter): streams of different arguments never overlap, and making one costs
+    microseconds. The two low words of the counter leave 2**128 blocks to each stream.
+    """
+    return np.random.Generator(np.random.Philox(key=(seed, op), counter=(0, 0, index, epoch)))

@@ -1,0 +1,128 @@
+"""From positions in the stream of samples to the arrays of a batch.
+
+Everything here is a pure function of the configuration and the position, computed in threads or loader processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.augment import RESAMPLING, center_crop, random_resized_crop_box
+from unmask.data.decode import Picture
+from unmask.data.masking import keep_path, random_mask
+from unmask.data.order import sample_at
+from unmask.data.rng import Op, generator
+from unmask.data.sources.base import Source, printable
+from unmask.errors import DataError
+
+Task = Literal["pretrain", "finetune"]
+Arrays = dict[str, NDArray[Any]]
+"""Fields of a Batch."""
+
+_REPLACEMENTS = 20
+"""Samples tried in place of a bad one before the data as a whole counts as unusable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What training and evaluation share."""
+
+    source: Source
+    task: Task
+    model: ModelConfig
+    data: DataConfig
+    seed: int
+
+    def _images(self, count: int) -> NDArray[np.uint8]:
+        return np.zeros((count, *self.model.image_size, self.model.channels), np.uint8)
+
+    def _picture(self, index: int) -> Picture:
+        return Picture(self.source.read(index).data, self.model.channels, self.data.max_pixels)
+
+    def _masks(self, keys: Sequence[tuple[int, int]]) -> Arrays:
+        """Masks for (epoch, index) pairs."""
+        model = self.model
+        rngs = (generator(self.seed, *key, Op.MASK) for key in keys)
+        masks = [random_mask(rng, model.num_patches, model.num_keep) for rng in rngs]
+        return {"ids_keep": np.stack([keep for keep, _ in masks]), "ids_mask": np.stack([mask for _, mask in masks])}
+
+
+class TrainSamples(Samples):
+    """Randomly cropped and flipped; an image that cannot be decoded is replaced by another."""
+
+    def __call__(self, positions: range) -> Arrays:
+        """Raises DataError when one image after the other cannot be decoded."""
+        keys = [sample_at(position, len(self.source), self.seed) for position in positions]
+        images = self._images(len(keys))
+        shown = np.empty(len(keys), np.int64)
+        bad: list[int] = []
+        for row, (epoch, index) in enumerate(keys):
+            shown[row] = self._fill(images[row], epoch, index, bad)
+        arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
+        if self.task == "pretrain":
+            return arrays | self._masks(keys)
+        if self.source.labels is not None:
+            arrays["labels"] = self.source.labels[shown]
+        if self.model.drop_path > 0:
+            rngs = (generator(self.seed, *key, Op.DROP_PATH) for key in keys)
+            arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
+        return arrays
+
+    def _fill(self, out: NDArray[np.uint8], epoch: int, index: int, bad: list[int]) -> int:
+        """Write one training image; returns its index, which is another than asked for when that one is bad."""
+        reason = ""
+        for candidate in self._candidates(epoch, index):
+            try:
+                out[:] = self._crop(epoch, candidate)
+            except DataError as error:
+                bad.append(candidate)
+                reason = f"{printable(self.source.name(candidate))}: {error}"
+            else:
+                return candidate
+        raise DataError(f"{1 + _REPLACEMENTS} images in a row cannot be used, the last is {reason}; check data.train")
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        rng = generator(self.seed, epoch, index, Op.REPLACE)
+        yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
+
+    def _crop(self, epoch: int, index: int) -> NDArray[np.uint8]:
+        data = self.data
+        picture = self._picture(index)
+        rng = generator(self.seed, epoch, index, Op.CROP)
+        box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
+        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation])
+        flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
+        return pixels[:, ::-1] if flip else pixels
+
+
+class EvalSamples(Samples):
+    """In order, centre-cropped; rows past the end and images that cannot be decoded are not valid."""
+
+    def __call__(self, positions: range) -> Arrays:
+        images = self._images(len(positions))
+        index = np.array([position if position < len(self.source) else -1 for position in positions], np.int64)
+        valid = index >= 0
+        bad: list[int] = []
+        for row in np.flatnonzero(valid).tolist():
+            try:
+                images[row] = self._crop(positions[row])
+            except DataError:
+                bad.append(positions[row])
+                valid[row] = False
+        arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
+        if self.task == "pretrain":
+            return arrays | self._masks([(0, position) for position in positions])
+        if self.source.labels is not None:
+            arrays["labels"] = np.where(index >= 0, self.source.labels[index], 0)
+        return arrays
+
+    def _crop(self, index: int) -> NDArray[np.uint8]:
+        resample = RESAMPLING[self.data.interpolation]
+        return center_crop(self._picture(index), self.model.image_size, self.data.eval_crop, resample)

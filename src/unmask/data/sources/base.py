@@ -1,0 +1,55 @@
+"""What the pipeline asks of a set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as it is stored."""
+
+    data: bytes | NDArray[np.uint8]
+    """An encoded file, or pixels (H, W, C)."""
+    label: int
+    """Class, or -1 where the source has no labels."""
+    name: str
+    """Name within the source, for messages."""
+
+
+class Source(Protocol):
+    """Random access to images. Sources are pickled to the loader processes, so they hold no open files."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(N,) class of each image; None where the source has no labels."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Name of each class; None where the source has no labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Item:
+        """Raises DataError when the image cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Name of an image within the source; unique, and stable from run to run."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, sizes and labels of all images, in order."""
+        ...
+
+
+def printable(name: str) -> str:
+    """`name` on one line: line breaks, control characters and undecodable bytes are escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

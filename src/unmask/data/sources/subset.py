@@ -1,0 +1,64 @@
+"""A few labelled images of each class: the low-data runs that pretraining is for."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.rng import Op, generator
+from unmask.data.sources.base import Item, Source
+from unmask.errors import DataError
+
+
+class SubsetSource:
+    """Some images of another source, renumbered from 0."""
+
+    def __init__(self, parent: Source, indices: NDArray[np.int64]) -> None:
+        self.parent = parent
+        self.indices = indices
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return None if self.parent.labels is None else self.parent.labels[self.indices]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.parent.class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Item:
+        return self.parent.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.parent.name(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.parent.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()
+
+
+def subset(source: Source, labels_per_class: int, seed: int) -> Source:
+    """The same number of images of each class, chosen at random by `seed`, in the order of `source`.
+
+    A larger subset of the same seed contains the smaller ones. Raises DataError when a class has too few images.
+    """
+    if source.labels is None or source.class_names is None:
+        raise DataError("data.labels_per_class needs labels, and this source has none; use class folders")
+    chosen: list[NDArray[np.int64]] = []
+    for label, name in enumerate(source.class_names):
+        members = np.flatnonzero(source.labels == label)
+        if len(members) < labels_per_class:
+            raise DataError(
+                f"class {name!r} has {len(members)} images, fewer than data.labels_per_class={labels_per_class}; "
+                "lower it or add images"
+            )
+        chosen.append(generator(seed, 0, label, Op.SUBSET).permutation(members)[:labels_per_class])
+    return SubsetSource(source, np.sort(np.concatenate(chosen)))
+
+
+def first(source: Source, count: int) -> Source:
+    """The first `count` images."""
+    return SubsetSource(source, np.arange(min(count, len(source))))
