@@ -22,8 +22,9 @@ from unmask.checkpoint.start import starting_weights
 from unmask.checkpoint.store import Checkpoint, CheckpointStore, RunLock
 from unmask.config.load import flatten, to_dict
 from unmask.config.schema import Config
+from unmask.data.bad_files import BadFiles
 from unmask.data.batch import Batch
-from unmask.data.pipeline import BadFiles, eval_batches, train_batches
+from unmask.data.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine
@@ -89,7 +90,7 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         if start:
             say(f"Resuming {folder} after step {start} of {plan.total}")
         log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
-        bad_files = BadFiles(folder, source, config.data.max_bad_share)
+        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt")
         return _Loop(config, plan, source, val, engine, store, log, bad_files).run(start)
 
 
@@ -135,7 +136,7 @@ class _Loop:
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
         for batch in micro_batches:
-            self.bad_files.add(batch.bad)
+            self.bad_files.add(batch)
         lr = learning_rate(
             step - 1,
             total_steps=self.plan.total,

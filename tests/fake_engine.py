@@ -1,0 +1,161 @@
+"""An engine in a page of NumPy: what the loop is tested with where no framework is needed.
+
+It holds every weight of the model but trains only the last layer's: the bias of the decoder's prediction, or the
+classification head on the mean patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unmask.config.schema import Config
+from unmask.data.batch import Batch
+from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
+from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
+from unmask.evaluate.reconstruct import patchify
+from unmask.init import parameter_shapes
+from unmask.schedules import is_decayed, layer_scale
+
+
+class FakeEngine:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.shapes = parameter_shapes(config.model, config.task)
+        self.weights: Tensors = {name: np.full(shape, np.nan, np.float32) for name, shape in self.shapes.items()}
+        self.pretraining = config.task == "pretrain"
+        self.trained = ["decoder_pred.bias"] if self.pretraining else ["head.weight", "head.bias"]
+        self.moments: Tensors = {
+            f"{m}.{n}": np.zeros(self.shapes[n], np.float32) for m in ("exp_avg", "exp_avg_sq") for n in self.trained
+        }
+        self.ema: Tensors = {}
+        self.scalars: dict[str, float] = {"updates": 0}
+        if config.train.precision == "fp16":
+            scale = config.train.loss_scale
+            self.scalars |= {"loss_scale": INITIAL_LOSS_SCALE if scale == "dynamic" else scale, "good_steps": 0}
+        self.closed = False
+
+    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+        with np.errstate(all="ignore"):  # a gradient that is not finite is an answer here, not a mistake
+            parts = [self._loss_and_gradient(batch) for batch in batches]
+        loss = float(np.mean([loss for loss, _ in parts]))
+        gradient = {name: np.mean([g[name] for _, g in parts], axis=0) for name in self.trained}
+        norm = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values())))
+        finite = bool(np.isfinite(norm))
+        result = {"loss": loss, "grad_norm": norm, "skipped": float(not finite)}
+        if "loss_scale" in self.scalars:
+            result["loss_scale"] = self.scalars["loss_scale"]
+            self._adjust_loss_scale(finite)
+        if finite:
+            self._update(gradient, norm, lr)
+        return result
+
+    def eval_step(self, batch: Batch) -> StepResult:
+        valid = np.ones(len(batch)) if batch.valid is None else batch.valid.astype(float)
+        if self.pretraining:
+            return {"count": valid.sum(), "loss": (self._errors(batch).mean((1, 2)) * valid).sum()}
+        logits, labels = self.logits(batch), batch.labels
+        assert labels is not None
+        rows = np.arange(len(batch))
+        rank = (logits > logits[rows, labels][:, None]).sum(1)
+        loss = -_log_softmax(logits)[rows, labels]
+        sums = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
+        return {name: value.sum() for name, value in sums.items()}
+
+    def read(self, result: StepResult) -> dict[str, float]:
+        return {name: float(value) for name, value in result.items()}
+
+    def logits(self, batch: Batch) -> np.ndarray:
+        weights = self.ema or self.weights
+        return (self.embed(batch) @ weights["head.weight"].T + weights["head.bias"]).astype(np.float32)
+
+    def embed(self, batch: Batch) -> np.ndarray:
+        features = self._patches(batch).mean(1)
+        return features[:, np.arange(self.config.model.width) % features.shape[1]].astype(np.float32)
+
+    def predict_patches(self, batch: Batch) -> np.ndarray:
+        bias = (self.ema or self.weights)["decoder_pred.bias"]
+        return np.broadcast_to(bias, (len(batch), self.config.model.num_patches, len(bias))).copy()
+
+    def state(self) -> EngineState:
+        def copy(tensors: Tensors) -> Tensors:
+            return {name: array.copy() for name, array in tensors.items()}
+
+        return EngineState(copy(self.weights), copy(self.moments), copy(self.ema), dict(self.scalars))
+
+    def load(self, state: EngineState) -> None:
+        check_names_and_shapes(self.shapes, state, self.trained)
+        self.weights = {name: state.weights[name].astype(np.float32) for name in self.shapes}
+        if self.config.train.ema_decay is not None:
+            self.ema = {name: (state.ema or self.weights)[name].copy() for name in self.shapes}
+        if state.optimizer:
+            self.moments = {name: state.optimizer[name].copy() for name in self.moments}
+            self.scalars |= state.scalars
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _update(self, gradient: Tensors, norm: float, lr: float) -> None:
+        optimizer = self.config.optimizer
+        if optimizer.clip_grad is not None:
+            gradient = {name: g / max(1, norm / optimizer.clip_grad) for name, g in gradient.items()}
+        self.scalars["updates"] += 1
+        t, b1, b2 = self.scalars["updates"], optimizer.beta1, optimizer.beta2
+        for name, g in gradient.items():
+            m, v, w = self.moments[f"exp_avg.{name}"], self.moments[f"exp_avg_sq.{name}"], self.weights[name]
+            m += (1 - b1) * (g - m)
+            v += (1 - b2) * (g**2 - v)
+            step = lr * layer_scale(name, self.config.model.depth, optimizer.layer_decay)
+            if is_decayed(name, w.shape):
+                w *= 1 - step * optimizer.weight_decay
+            w -= step * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + optimizer.eps)
+        for name, average in self.ema.items():
+            average += (1 - (self.config.train.ema_decay or 0)) * (self.weights[name] - average)
+
+    def _adjust_loss_scale(self, finite: bool) -> None:
+        if self.config.train.loss_scale != "dynamic":
+            return
+        self.scalars["good_steps"] = self.scalars["good_steps"] + 1 if finite else 0
+        if not finite:
+            self.scalars["loss_scale"] = max(1, self.scalars["loss_scale"] / 2)
+        elif self.scalars["good_steps"] >= GROWTH_INTERVAL:
+            self.scalars |= {"loss_scale": self.scalars["loss_scale"] * 2, "good_steps": 0}
+
+    def _loss_and_gradient(self, batch: Batch) -> tuple[float, Tensors]:
+        if self.pretraining:
+            ids = batch.ids_mask
+            assert ids is not None
+            target = self._targets(batch)
+            bias = self.weights["decoder_pred.bias"]
+            return float(((bias - target) ** 2).mean()), {
+                "decoder_pred.bias": (2 * (bias - target).mean((0, 1)) / len(bias)).astype(np.float32)
+            }
+        features, labels = self.embed(batch), batch.labels
+        assert labels is not None
+        logits = features @ self.weights["head.weight"].T + self.weights["head.bias"]
+        log_p = _log_softmax(logits)
+        classes = logits.shape[1]
+        target = np.eye(classes)[labels] * (1 - self.config.train.label_smoothing)
+        target += self.config.train.label_smoothing / classes
+        error = ((np.exp(log_p) - target) / len(batch)).astype(np.float32)
+        return float(-(target * log_p).sum(1).mean()), {"head.weight": error.T @ features, "head.bias": error.sum(0)}
+
+    def _errors(self, batch: Batch) -> np.ndarray:
+        return ((self.ema or self.weights)["decoder_pred.bias"] - self._targets(batch)) ** 2
+
+    def _targets(self, batch: Batch) -> np.ndarray:
+        assert batch.ids_mask is not None
+        target = np.take_along_axis(self._patches(batch), batch.ids_mask[:, :, None], axis=1)
+        if self.config.model.norm_pix_loss:
+            target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
+        return target
+
+    def _patches(self, batch: Batch) -> np.ndarray:
+        mean, std = np.float32(self.config.data.mean), np.float32(self.config.data.std)
+        return patchify((batch.images / np.float32(255) - mean) / std, self.config.model.patch_size)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
