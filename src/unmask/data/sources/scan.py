@@ -171,11 +171,12 @@ def _store(cache: Path, index: Index) -> bool:
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("xb") as file:
+                # The numbers first: they stay aligned in the mapping.
                 for values in (
-                    np.frombuffer(json.dumps(head).encode(), np.uint8),
-                    index.names,
                     index.ends,
                     index.sizes,
+                    index.names,
+                    np.frombuffer(json.dumps(head).encode(), np.uint8),
                 ):
                     np.save(file, values)
             aside.replace(cache)
@@ -190,7 +191,7 @@ def _load(cache: Path) -> Index | None:
     """The index in a cache file, mapped into memory; None when there is none that can be used."""
     try:
         with cache.open("rb") as file:
-            head, names, ends, sizes = (_map(file) for _ in range(4))
+            ends, sizes, names, head = (_map(file) for _ in range(4))
         described = json.loads(head.tobytes())
     except (OSError, ValueError, EOFError):
         return None
@@ -203,6 +204,7 @@ def _map(file: IO[bytes]) -> NDArray[Any]:
     """The next array that `np.save` wrote to `file`, mapped read-only."""
     np.lib.format.read_magic(file)
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    values = np.memmap(file, dtype, "r", file.tell(), shape)
-    file.seek(file.tell() + values.nbytes)
+    start = file.tell()
+    values = np.memmap(file, dtype, "r", start, shape)
+    file.seek(start + values.nbytes)
     return values
