@@ -13,14 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.checkpoint.tensors import cause, parse_json, read_bytes, read_tensors, write_tensors
+from unmask.checkpoint.tensors import cause, fsync, parse_json, read_bytes, read_tensors, write_tensors
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import CheckpointError
 
@@ -125,15 +124,6 @@ def verify(folder: Path, only: Collection[str] = _FILES) -> frozenset[str]:
         if actual != listed[name]:
             raise CheckpointError(f"{folder / name} is damaged: its SHA-256 is not the one in {CHECKSUMS}")
     return frozenset(listed)
-
-
-def fsync(path: Path) -> None:
-    """Make a file or directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _listed(folder: Path) -> dict[str, str]:

@@ -16,5 +16,6 @@ def starting_weights(config: Config) -> Tensors:
     """
     weights: Tensors = {**initial_weights(config.model, config.task, config.seed)}
     if config.init is not None:
-        weights |= adapt_encoder(read_foreign(config.init).weights, config.model, source=config.init)
+        found = read_foreign(config.init)
+        weights |= adapt_encoder(found.weights, config.model, source=config.init, known=found.model)
     return weights

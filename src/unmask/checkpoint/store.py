@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
@@ -15,18 +17,18 @@ from unmask.checkpoint.folder import (
     encode_state,
     folder_name,
     folder_step,
-    fsync,
     read_checkpoint,
     read_metric,
     verify,
     write_folder,
 )
-from unmask.checkpoint.tensors import cause
+from unmask.checkpoint.tensors import cause, fsync
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
 
 log = logging.getLogger("unmask")
 _ASIDE = ".tmp-"
+T = TypeVar("T")
 
 
 class CheckpointStore:
@@ -150,21 +152,26 @@ def list_steps(root: Path) -> list[int]:
 
 
 def load_newest(root: Path) -> Checkpoint:
-    """The newest good checkpoint in a folder `checkpoints`; each damaged one on the way is logged.
+    """The newest good checkpoint in a folder `checkpoints`. Raises CheckpointError. See first_good."""
+    return first_good(root, read_checkpoint)
 
-    Changes nothing on disk, so it may read beside a running training. Raises CheckpointError that names each damaged
+
+def first_good(root: Path, read: Callable[[Path], T]) -> T:
+    """What `read` gives for the newest checkpoint it raises no CheckpointError for; damaged ones are logged.
+
+    Changes nothing on disk, so it may look on beside a running training. Raises CheckpointError that names each damaged
     one and why, when none is good.
     """
     flaws: list[str] = []
     for step in reversed(list_steps(root)):
         try:
-            checkpoint = read_checkpoint(root / folder_name(step))
+            value = read(root / folder_name(step))
         except CheckpointError as error:
             flaws.append(str(error))
             continue
         for flaw in flaws:
-            log.warning("%s; going on from step %d instead", flaw, checkpoint.step)
-        return checkpoint
+            log.warning("%s; going on from step %d instead", flaw, step)
+        return value
     raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(flaws) or 'it holds none'}")
 
 

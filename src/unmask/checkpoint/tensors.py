@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,32 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def write_tensors(path: Path, tensors: Tensors) -> None:
+def fsync(path: Path) -> None:
+    """Make a file or directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def written_aside(path: Path) -> Generator[Path]:
+    """A path in the same folder to write to, which becomes `path`, durable, at the end; gone after an error."""
+    aside = path.with_name(f".tmp-{path.name}")
+    try:
+        yield aside
+        fsync(aside)
+        aside.replace(path)
+        fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Raises OSError or SafetensorError (which is how safetensors reports a full disk)."""
     # safetensors reads the raw buffer, so a transposed view would be written in the wrong order.
-    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path)
+    save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
 
 
 def read_tensors(path: Path) -> Tensors:

@@ -1,0 +1,68 @@
+"""Models of other tools, in and out. No framework is needed to read any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.checkpoint.convert.facebook import read_facebook, write_facebook
+from unmask.checkpoint.convert.foreign import Foreign, as_float32, fields_from_shapes, told
+from unmask.checkpoint.convert.transformers import read_transformers, write_transformers
+from unmask.checkpoint.folder import CHECKSUMS, read_meta, read_weights
+from unmask.checkpoint.store import first_good
+from unmask.checkpoint.tensors import read_tensors
+from unmask.engines.base import Tensors
+from unmask.errors import CheckpointError
+
+__all__ = ["Foreign", "Format", "read_foreign", "write_foreign"]
+
+Format = Literal["facebook", "transformers"]
+"""facebook: the official MAE .pth; transformers: a folder for from_pretrained."""
+
+
+def read_foreign(path: str | Path) -> Foreign:
+    """The model at `path`, whatever it is; weights only, the moving average where there is one.
+
+    A run folder (its newest good checkpoint), a checkpoint folder, a .safetensors file in our names, a transformers
+    folder, an official .pth. Raises CheckpointError for anything else, damaged or hostile.
+    """
+    path = Path(path)
+    if (path / CHECKSUMS).exists():
+        return _read_ours(path)
+    if (path / "checkpoints").is_dir():
+        return first_good(path / "checkpoints", _read_ours)
+    if (path / "config.json").exists():
+        return read_transformers(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is neither a run, a checkpoint nor a transformers folder")
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        weights = as_float32(read_tensors(path))
+        return Foreign(weights, fields_from_shapes(weights), None, "safetensors")
+    return read_facebook(path)
+
+
+def write_foreign(
+    format: Format,
+    path: str | Path,
+    weights: Tensors,
+    model: Mapping[str, Any],
+    class_names: Sequence[str] | None,
+) -> None:
+    """Write a model for another tool; `model` has fields of ModelConfig.
+
+    Raises CheckpointError if the format has no place for it or the file cannot be written.
+    """
+    if format == "facebook":
+        write_facebook(Path(path), weights, model, class_names)
+    else:
+        write_transformers(Path(path), weights, model, class_names)
+
+
+def _read_ours(folder: Path) -> Foreign:
+    meta = read_meta(folder)
+    config = meta.get("config")
+    model, class_names = told(folder, meta, config.get("model") if isinstance(config, dict) else None)
+    return Foreign(read_weights(folder), model, class_names, "unmask", config)
