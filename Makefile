@@ -1,0 +1,58 @@
+# `make help` lists the targets. Everything they write stays in this folder: .venv, .cache and runs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/.cache
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# pip's cache of downloads stays the user's own, where a second clone finds it.
+ifndef PIP_CACHE_DIR
+export PIP_CACHE_DIR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pip
+endif
+export XDG_CACHE_HOME := $(CACHE)
+export UNMASK_CACHE := $(CACHE)/unmask
+export HF_HOME := $(CACHE)/huggingface
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/torchinductor
+export RUFF_CACHE_DIR := $(CACHE)/ruff
+export PYRIGHT_PYTHON_CACHE_DIR := $(CACHE)/pyright
+export PYTEST_DEBUG_TEMPROOT := $(CACHE)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo    pretrain, fine-tune and compare on 5,000 real digits; options: make demo ARGS="engine=..."'
+	@echo 'make test    what CI runs: ruff, pyright, pytest; options for pytest: make test ARGS="-k name"'
+	@echo 'make lint    the part of it that runs nothing: ruff, pyright'
+	@echo 'make clean   remove .venv, caches and build folders; keeps runs'
+	@echo
+	@echo 'PYTHON=python3.13 make ...   another Python (3.11 or newer) for a new .venv'
+	@echo 'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...   the small PyTorch, without CUDA'
+
+demo: $(VENV)/.demo
+	$(BIN)/unmask demo $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# The stamps are renewed when the requirements change. What the tests need includes what the demo needs.
+$(VENV)/.demo: EXTRAS := torch,demo
+$(VENV)/.test: EXTRAS := torch,demo,test
+$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'unmask needs Python 3.11 or newer; name one: PYTHON=python3.13 make ...'; exit 1; }
+	@echo 'Installing unmask[$(EXTRAS)] into $(VENV); the first time this takes a few minutes'
+	@mkdir -p $(CACHE)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.demo $@
