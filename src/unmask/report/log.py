@@ -31,13 +31,13 @@ class RunLog:
     written as the strings "nan", "inf" and "-inf", which Python's `float()` reads back.
 
     `resume_step` is the step of the checkpoint a run goes on from: what was logged after it is cut off, together with
-    a line torn by the interruption. None starts a new log, whatever is there.
+    a line torn by the interruption. 0 starts a new log, whatever is there.
 
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int | None) -> None:
-        last_step = -1 if resume_step is None else resume_step
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        last_step = resume_step or -1
         self._folder = folder
         with self._writing(), ExitStack() as files:  # closes them all, whichever fails
             self._metrics = files.enter_context(_open_after(folder / METRICS_FILE, last_step))

@@ -10,7 +10,7 @@ from unmask.report.log import RunLog
 
 
 def run_with(folder: Path, steps: int, *, evaluated: bool) -> Path:
-    log = RunLog(folder, resume_step=None)
+    log = RunLog(folder, resume_step=0)
     for step in range(1, steps + 1):
         log.train(step, {"loss": float("nan") if step == 5 else 1 / step, "lr": 1e-4 * step})
         if evaluated and step % 10 == 0:

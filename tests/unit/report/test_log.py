@@ -24,7 +24,7 @@ def log_steps(log: RunLog, first: int, last: int) -> None:
 
 
 def test_lines_hold_step_split_and_numbers_and_no_clock(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     log.train(1, {"loss": np.float32(0.5), "skipped": np.int64(0)})
     log.val(1, {"top1": 0.25})
     log.close()
@@ -35,7 +35,7 @@ def test_lines_hold_step_split_and_numbers_and_no_clock(tmp_path: Path) -> None:
 
 
 def test_speed_has_the_time_and_is_kept_apart(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     log.speed(20, {"images_per_s": 512.0})
     log.close()
     (row,) = read_log(tmp_path / "speed.jsonl")
@@ -52,10 +52,10 @@ def test_a_resumed_log_is_byte_equal_to_an_uninterrupted_one(tmp_path: Path, tor
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     whole.mkdir()
     resumed.mkdir()
-    log = RunLog(whole, resume_step=None)
+    log = RunLog(whole, resume_step=0)
     log_steps(log, 1, 12)
     log.close()
-    killed = RunLog(resumed, resume_step=None)
+    killed = RunLog(resumed, resume_step=0)
     log_steps(killed, 1, 8)
     with (resumed / "metrics.jsonl").open("a") as file:
         file.write(torn)
@@ -68,7 +68,7 @@ def test_a_resumed_log_is_byte_equal_to_an_uninterrupted_one(tmp_path: Path, tor
 
 
 def test_a_line_is_readable_before_the_log_is_flushed_or_closed(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     log.train(1, {"loss": 0.5})
     assert len(read_log(tmp_path / "metrics.jsonl")) == 1
     log.close()
@@ -76,14 +76,14 @@ def test_a_line_is_readable_before_the_log_is_flushed_or_closed(tmp_path: Path) 
 
 def test_a_run_without_checkpoint_starts_its_log_anew(tmp_path: Path) -> None:
     for _ in range(2):
-        log = RunLog(tmp_path, resume_step=None)
+        log = RunLog(tmp_path, resume_step=0)
         log.val(0, {"top1": 0.1})
         log.close()
     assert len(read_log(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_non_finite_numbers_are_valid_json_and_come_back(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     log.train(1, {"loss": math.nan, "grad_norm": math.inf, "low": -math.inf})
     log.close()
 
@@ -99,7 +99,7 @@ def test_non_finite_numbers_are_valid_json_and_come_back(tmp_path: Path) -> None
 
 
 def test_tensorboard_has_the_numbers_and_forgets_what_was_lost(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     log_steps(log, 1, 8)
     log.close()
     log = RunLog(tmp_path, resume_step=6)
@@ -147,7 +147,7 @@ def full_disk() -> Iterator[None]:
 @pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("write", ["train", "val", "speed"])
 def test_a_write_that_fails_is_one_line_that_says_where_and_never_a_hang(tmp_path: Path, write: str) -> None:
-    log = RunLog(tmp_path, resume_step=None)
+    log = RunLog(tmp_path, resume_step=0)
     append = getattr(log, write)
     with pytest.raises(UnmaskError, match="File too large") as caught:
         [append(step, {"loss": 0.5}) for step in range(1000)]
@@ -160,4 +160,4 @@ def test_a_write_that_fails_is_one_line_that_says_where_and_never_a_hang(tmp_pat
 def test_a_folder_that_cannot_hold_the_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     with pytest.raises(UnmaskError, match="File exists"):
-        RunLog(tmp_path, resume_step=None)
+        RunLog(tmp_path, resume_step=0)
