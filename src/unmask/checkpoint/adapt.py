@@ -35,7 +35,7 @@ def adapt_encoder(
     problems = [
         f"{name} is {fields[name]} there and {getattr(model, name)} here"
         for name in _MUST_AGREE
-        if name in fields and fields[name] != getattr(model, name)
+        if name in fields and not _agree(name, fields[name], model)
     ]
     if problems:
         raise _misfit(source, problems)
@@ -100,6 +100,12 @@ def _grid(pos_embed: NDArray[Any], fields: Mapping[str, Any], model: ModelConfig
         told = height // model.patch_size, width // model.patch_size
         return told if math.prod(told) == patches else None
     return model.grid if patches == model.num_patches else None
+
+
+def _agree(name: str, there: Any, model: ModelConfig) -> bool:
+    here = getattr(model, name)
+    # A ratio read off the shapes may differ from the one that was set, and give as many hidden units.
+    return int(model.width * there) == int(model.width * here) if name == "mlp_ratio" else there == here
 
 
 def _misfit(source: str, problems: list[str]) -> CheckpointError:
