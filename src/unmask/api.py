@@ -43,7 +43,6 @@ def run(config: Config, folder: Path) -> dict[str, float]:
     from unmask.report.figures import curves
     from unmask.train import train
 
-    say(f"{config.task} in {folder}")
     values = train(config, folder)
     pictures = [curves(folder)]
     images = config.data.val or config.data.train

@@ -18,8 +18,10 @@ from typing import Any
 
 import yaml
 
+from unmask.checkpoint.folder import Checkpoint
+from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.start import starting_weights
-from unmask.checkpoint.store import Checkpoint, CheckpointStore, RunLock
+from unmask.checkpoint.store import CheckpointStore
 from unmask.config.load import flatten, to_dict
 from unmask.config.schema import Config
 from unmask.data.bad_files import BadFiles
@@ -36,10 +38,15 @@ from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
 
-MAY_CHANGE = frozenset(
-    "engine device output init data.train data.val data.workers train.accumulate train.compile train.max_skipped "
-    "train.log_every train.eval_every train.checkpoint_every train.keep".split()
-)
+MAY_CHANGE = {
+    "engine",
+    "device",
+    "output",
+    "init",
+    *("data.train", "data.val", "data.workers"),
+    *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
+    *("train.eval_every", "train.checkpoint_every", "train.keep"),
+}
 """Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""
 
 
@@ -87,8 +94,8 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
         _describe(config, folder)
         start = 0 if checkpoint is None else checkpoint.step
-        if start:
-            say(f"Resuming {folder} after step {start} of {plan.total}")
+        resumed = f", resumed after step {start}" if start else ""
+        say(f"{config.task} in {folder}: {len(source)} images, {plan.total} steps{resumed}")
         log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
         bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt")
         return _Loop(config, plan, source, val, engine, store, log, bad_files).run(start)
@@ -152,7 +159,7 @@ class _Loop:
             values = self.engine.read(result)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
             self.log.train(step, {"lr": lr} | values)
-            self.latest |= values
+            self.latest |= {"loss": values["loss"]}
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
         self.unread.clear()
         self.log.speed(step, {"images_per_s": round(steps * self.config.train.batch_size / (now - self.read_at), 2)})
@@ -215,7 +222,7 @@ class _Loop:
 
 
 def open_sources(config: Config) -> tuple[Source, Source | None]:
-    """Training and validation images. Raises ConfigError or DataError if they are not there or do not belong together."""
+    """Training and validation images. Raises ConfigError or DataError if they are missing or do not go together."""
     labels = config.task == "finetune"
     if config.data.train is None:
         raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")

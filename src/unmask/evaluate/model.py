@@ -58,11 +58,9 @@ class Model:
 
     def predict_batches(self, source: Source) -> Iterator[Rows]:
         """The same batch by batch, in order; for any number of images."""
-        self._require("finetune", "predict")
-        for batch in self._batches(source):
-            logits = self._engine.logits(batch)
-            exp = np.exp(logits - logits.max(-1, keepdims=True))
-            yield _rows(batch, exp / exp.sum(-1, keepdims=True))
+        if self.config.task != "finetune":
+            raise ConfigError("this model cannot predict, it has no classification head; fine-tune it first")
+        return (_rows(batch, _softmax(self._engine.logits(batch))) for batch in self._batches(source))
 
     def evaluate(self, images: Images) -> dict[str, float]:
         """`count`, mean `loss`, and for a classifier `top1` and `top5` (shares), on images in class folders.
@@ -81,7 +79,8 @@ class Model:
 
         Raises ConfigError for a model without a decoder, DataError if not one image can be decoded.
         """
-        self._require("pretrain", "reconstruct")
+        if self.config.task != "pretrain":
+            raise ConfigError("this model cannot reconstruct, it has no decoder; take the pretrained one")
         data, model = self.config.data, self.config.model
         painted: list[Reconstruction] = []
         for batch in self._batches(as_source(images)):
@@ -102,11 +101,6 @@ class Model:
             seed=config.seed,
             batch_size=min(self.batch_size, len(source)),
         )
-
-    def _require(self, task: str, what: str) -> None:
-        if self.config.task != task:
-            part = "a classification head; fine-tune it first" if task == "finetune" else "a decoder; take the MAE"
-            raise ConfigError(f"this model cannot {what}: it has not {part}")
 
 
 def load(
@@ -151,3 +145,8 @@ def _rows(batch: Batch, values: NDArray[np.float32]) -> Rows:
     values = np.where(batch.valid[:, None], values, np.float32(np.nan))
     real = batch.index >= 0
     return batch.index[real], values[real]
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)

@@ -1,0 +1,40 @@
+"""Runs of the command line as a user starts them: real processes, real files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TINY_MODEL = [
+    "model.image_size=28",
+    "model.patch_size=7",
+    "model.channels=1",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=4",
+    "model.decoder_width=16",
+    "model.decoder_depth=1",
+    "model.decoder_heads=2",
+    "data.mean=[0.1307]",
+    "data.std=[0.3081]",
+    "device=cpu",
+]
+"""A model on the bundled digits that takes milliseconds a step."""
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "unmask", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def unmask(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `unmask ARGUMENTS` in the folder `cwd` to its end."""
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
