@@ -205,7 +205,7 @@ SHAPES: dict[str, Program] = {
     "empty": lambda _: b"",
     "too long": lambda _: program(b"N0" * 3 * 2**20 + b"}"),
     "a million digits": lambda _: program(b"L" + b"9" * 10**6 + b"L\n"),
-    "deep nesting": lambda _: program(b"]" * 10**6),
+    "deep nesting": lambda _: program(b"]" * 10**5),
     "a set": lambda _: pickle.dumps({"model": {1, 2}}, 4),
     "a class of the file's own": lambda _: program(called("__main__", "Model")),
     "no model": lambda _: pickle.dumps([1, 2, 3], 2),
