@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
 
+from fake_engine import FakeEngine
 from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
