@@ -30,23 +30,23 @@ class ModelConfig(Section):
     """Vision Transformer, and the MAE decoder used while pretraining (He et al. 2021, section 4)."""
 
     image_size: Size = (224, 224)
-    patch_size: int = Field(16, ge=1)
-    channels: int = Field(3, ge=1)
-    width: int = Field(768, ge=4)
-    depth: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)
+    patch_size: int = Field(default=16, ge=1)
+    channels: int = Field(default=3, ge=1)
+    width: int = Field(default=768, ge=4)
+    depth: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
     # pretraining
-    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     norm_pix_loss: bool = True
-    decoder_width: int = Field(512, ge=4)
-    decoder_depth: int = Field(8, ge=1)
-    decoder_heads: int = Field(16, ge=1)
+    decoder_width: int = Field(default=512, ge=4)
+    decoder_depth: int = Field(default=8, ge=1)
+    decoder_heads: int = Field(default=16, ge=1)
     # classification
-    num_classes: int | None = Field(None, ge=2)
+    num_classes: int | None = Field(default=None, ge=2)
     """None: as many as the training data has classes."""
     pool: Literal["mean", "cls"] = "mean"
-    drop_path: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
 
     @property
@@ -91,7 +91,7 @@ class DataConfig(Section):
     train: str | None = None
     """A folder of images (class folders where labels are needed), or `bundled:mnist5k/train`."""
     val: str | None = None
-    labels_per_class: int | None = Field(None, ge=1)
+    labels_per_class: int | None = Field(default=None, ge=1)
     """Train on a deterministic subset with this many images of each class."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1."""
@@ -100,16 +100,16 @@ class DataConfig(Section):
     """Random resized crop: share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Random resized crop: width over height."""
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    eval_crop: float = Field(224 / 256, gt=0, le=1)
+    eval_crop: float = Field(default=224 / 256, gt=0, le=1)
     """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process."""
-    max_bad_share: float = Field(0.001, ge=0, le=1)
+    max_bad_share: float = Field(default=0.001, ge=0, le=1)
     """Stop when more than this share of the images cannot be decoded."""
-    max_pixels: int = Field(178_956_970, ge=1)
+    max_pixels: int = Field(default=178_956_970, ge=1)
     """An image with more pixels is refused before it is decoded (Pillow's decompression-bomb limit, doubled)."""
 
     @model_validator(mode="after")
@@ -130,44 +130,44 @@ class DataConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed."""
 
-    base_lr: float = Field(1.5e-4, ge=0)
+    base_lr: float = Field(default=1.5e-4, ge=0)
     """Learning rate for a global batch of 256: lr = base_lr x batch_size / 256."""
-    min_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
     """Where the cosine ends; absolute, not scaled by the batch."""
-    warmup_epochs: float = Field(40, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    warmup_epochs: float = Field(default=40, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Fine-tuning: the learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
-    clip_grad: float | None = Field(None, gt=0)
+    clip_grad: float | None = Field(default=None, gt=0)
     """Largest global norm of the gradient."""
 
 
 class TrainConfig(Section):
-    epochs: float = Field(800, gt=0)
-    batch_size: int = Field(4096, ge=1)
+    epochs: float = Field(default=800, gt=0)
+    batch_size: int = Field(default=4096, ge=1)
     """Images per update, over all processes and accumulated micro-batches."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Micro-batches per update; lowers memory, changes no result but rounding."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
     compile: bool = False
     """Compile the step (torch.compile; MindSpore always compiles in graph mode)."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
-    max_skipped: int = Field(20, ge=0)
+    max_skipped: int = Field(default=20, ge=0)
     """Stop after this many updates in a row were skipped for a non-finite gradient."""
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(default=20, ge=1)
     """Steps between two looks at the device; every step's loss is logged all the same."""
-    eval_every: float = Field(1, gt=0)
+    eval_every: float = Field(default=1, gt=0)
     """Epochs between evaluations on data.val."""
-    checkpoint_every: float = Field(1, gt=0)
+    checkpoint_every: float = Field(default=1, gt=0)
     """Epochs between checkpoints."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Checkpoints kept, beside the best."""
 
     @model_validator(mode="after")
@@ -184,7 +184,7 @@ class Config(Section):
     engine: Literal["torch", "mindspore"] = "torch"
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu …"""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     output: str | None = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
