@@ -1,0 +1,100 @@
+"""Recipes, overrides, and the one line a mistake is answered with."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from unmask.config.load import check_config, known_keys, load_config, recipe_names, to_dict
+from unmask.config.schema import Config
+from unmask.errors import ConfigError
+
+
+def refusal(recipe: str | Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_overrides_win_over_the_recipe_and_reach_every_section() -> None:
+    config = load_config("mae-vit-base", ["train.epochs=2.5", "model.image_size=[64, 96]", "data.train=a b=c", "seed=4"])
+    assert (config.train.epochs, config.model.image_size, config.seed) == (2.5, (64, 96), 4)
+    assert config.data.train == "a b=c"
+    assert config.model.grid == (4, 6)
+    assert config.optimizer.base_lr == 1.5e-4
+
+
+def test_a_config_survives_yaml_and_json() -> None:
+    for name in recipe_names():
+        config = load_config(name)
+        assert check_config(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.batchsize=4", ["train.batchsize: unknown key", "train.batch_size?"]),
+        ("batch_size=4", ["batch_size: unknown key", "train.batch_size?"]),
+        ("train.epochs=many", ["train.epochs", "number", "'many'"]),
+        ("model.mask_ratio=1", ["model.mask_ratio", "less than 1"]),
+        ("model.mask_ratio=0.999", ["mask_ratio=0.999", "keeps 0 of 196 patches"]),
+        ("model.image_size=225", ["image_size=225x225", "patch_size=16"]),
+        ("model.heads=7", ["width=768", "heads=7"]),
+        ("model.channels=1", ["data.mean has 3 values", "model.channels=1"]),
+        ("train.accumulate=3", ["batch_size=4096", "accumulate=3"]),
+        ("engine=jax", ["engine", "'torch' or 'mindspore'"]),
+        ("data.crop_scale=[0.5,0.2]", ["crop_scale=[0.5, 0.2]"]),
+        ("init=somewhere", ["init is for task=finetune"]),
+        ("epochs", ["'epochs' is not of the form key=value"]),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(override: str, parts: list[str]) -> None:
+    message = refusal("mae-vit-base", override)
+    assert all(part in message for part in parts), message
+
+
+def test_a_recipe_file_is_answered_with_its_line(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("task: pretrain\ntrain:\n  epochs: 3\n  batchsize: 4\n")
+    assert f"{recipe}:4: train.batchsize: unknown key, did you mean train.batch_size?" in refusal(recipe)
+    recipe.write_text("seed: 1\nseed: 2\n")
+    assert f"{recipe}:2: seed is set a second time" in refusal(recipe)
+    recipe.write_text("train: {epochs: 3")
+    assert f"{recipe} cannot be read" in refusal(recipe)
+    recipe.write_text("- 1\n")
+    assert "holds no keys" in refusal(recipe)
+    assert "does not exist" in refusal(tmp_path / "none.yaml")
+    assert "did you mean mae-vit-base?" in refusal("mae-vit-bse")
+
+
+def test_a_thousand_mutated_configs_are_all_refused() -> None:
+    rng = random.Random(0)
+    keys = known_keys()
+    for _ in range(1000):
+        with pytest.raises(ConfigError) as error:
+            check_config(mutated(rng, rng.choice(keys)))
+        assert "\n" not in str(error.value)
+
+
+def mutated(rng: random.Random, key: str) -> dict[str, Any]:
+    """The defaults with one key misspelt, of the wrong type, or out of range."""
+    values = to_dict(Config())
+    *sections, last = key.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    kind = rng.choice(["misspelt", "type", "range"])
+    if kind == "misspelt":
+        i = rng.randrange(len(last))
+        wrong = last[:i] + rng.choice("qxz7") + last[i:]
+        section[wrong] = section.pop(last)
+    elif kind == "type" or not isinstance(section[last], int | float) or isinstance(section[last], bool):
+        section[last] = rng.choice([{"a": 1}, [[1]], [{}, 2], {"x": {"y": 2}}])
+    else:
+        section[last] = rng.choice([-1, -7.5, float("inf"), float("nan"), -(10**20)])
+    return values
