@@ -50,7 +50,7 @@ def train_batches(
     stop_step: int,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """The `accumulate` equally large micro-batches of each step from `start_step` up to, not including, `stop_step`.
 
     `batch_size` counts the images of a step over all `world` processes; this process gets share `rank` of them. The

@@ -97,9 +97,8 @@ class TrainSamples(Samples):
         picture = self._picture(index)
         rng = generator(self.seed, epoch, index, Op.CROP)
         box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
-        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation])
         flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
-        return pixels[:, ::-1] if flip else pixels
+        return picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
 
 
 class EvalSamples(Samples):

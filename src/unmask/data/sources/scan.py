@@ -139,7 +139,7 @@ def _list(folder: Path, inside: bytes, skipped: Counter[str]) -> Iterator[tuple[
 
 def _size(entry: os.DirEntry[bytes], inside: bytes) -> int | str:
     """Bytes in a file, or what it is instead of a file in this folder."""
-    if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
+    if entry.is_symlink() and not (os.path.realpath(entry.path) + b"/").startswith(inside):
         return "links out of the folder"
     try:
         status = entry.stat()

@@ -1,0 +1,299 @@
+"""Hostile and broken images, folders and loader processes, made for real (cases 7-10, 16 and 23)."""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections import deque
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.decode import DecodeError, Picture, decode
+from unmask.data.pipeline import WorkerError, train_batches
+from unmask.data.sources import open_source
+from unmask.errors import DataError
+
+LIMIT = DataConfig().max_pixels
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+
+
+def encoded(kind: str, size: tuple[int, int] = (64, 48)) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(noise).save(file, kind)
+    return file.getvalue()
+
+
+KINDS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.9])
+def test_truncated_file_is_refused(kind: str, share: float):
+    data = encoded(kind)
+    with pytest.raises(DecodeError):
+        decode(data[: int(len(data) * share)], 3, LIMIT)
+
+
+def test_what_is_not_an_image_is_refused():
+    for data, message in (
+        (b"", "empty file"),
+        (b"<html>404 not found</html>", "not a JPEG"),
+        (b"\xff\xd8\xff", "decoded"),
+    ):
+        with pytest.raises(DecodeError, match=message) as caught:
+            decode(data, 3, LIMIT)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_bytes_decode_or_are_refused(kind: str):
+    """Whatever the damage: pixels of the right form or a DecodeError, never another exception."""
+    rng = random.Random(0)
+    good = encoded(kind)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(rng.choice((1, 4, 32))):
+            data[rng.randrange(min(len(data), rng.choice((40, 400, len(data)))))] = rng.randrange(256)
+        try:
+            assert Picture(bytes(data), 3, 10**6).pixels().shape[2] == 3
+        except DecodeError:
+            refused += 1
+    assert refused > 10
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    chunks = [body, b"IDAT" + pixels, b"IEND"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+
+
+def with_size(kind: str, width: int, height: int) -> bytes:
+    """A small file whose header claims another size."""
+    if kind == "PNG":
+        return png_header(width, height)
+    data = bytearray(encoded(kind))
+    if kind == "JPEG":
+        start = data.index(b"\xff\xc0") + 5
+        data[start : start + 4] = struct.pack(">HH", height, width)
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", width, height)
+    else:
+        data[6:10] = struct.pack("<HH", width, height)
+        start = data.index(b",") + 5
+        data[start : start + 4] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])
+def test_bomb_is_refused_before_it_is_decoded(kind: str):
+    side = 65_000
+    data = with_size(kind, side, side)
+    code = (
+        "import resource, sys, pathlib; from unmask.data.decode import decode\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"try: decode(pathlib.Path(sys.argv[1]).read_bytes(), 3, {LIMIT})\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    path = Path(os.environ["UNMASK_CACHE"]).with_name("bomb")
+    path.write_bytes(data)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, path], capture_output=True, text=True, check=True
+    )
+    message, kilobytes = result.stdout.splitlines()
+    assert message == f"DecodeError {side} x {side} pixels are more than data.max_pixels={LIMIT}"
+    assert int(kilobytes) < 20_000
+
+
+def test_limit_is_the_configured_one():
+    data = encoded("PNG", (100, 50))
+    assert decode(data, 3, 5000).shape == (50, 100, 3)
+    with pytest.raises(DecodeError, match=r"100 x 50 pixels are more than data\.max_pixels=4999"):
+        decode(data, 3, 4999)
+
+
+def test_hair_thin_image_does_not_grow_without_bound():
+    picture = Picture(encoded("PNG", (20_000, 1)), 3, 10**6)
+    with pytest.raises(DecodeError, match=r"5120000 x 256 pixels are more than data\.max_pixels=1000000"):
+        picture.crop((0, 0, 20_000, 1), (256, 5_120_000), Image.Resampling.BICUBIC)
+
+
+def test_links_and_special_files_are_not_followed(tmp_path: Path):
+    root, outside = tmp_path / "data", tmp_path / "outside"
+    for path in (root / "a" / "real.jpg", outside / "other.jpg", tmp_path / "data-2" / "x.jpg"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded("JPEG"))
+    (root / "loop").symlink_to(root)
+    (root / "a" / "self.jpg").symlink_to("self.jpg")
+    (root / "a" / "out.jpg").symlink_to(outside / "other.jpg")
+    (root / "a" / "beside.jpg").symlink_to(tmp_path / "data-2" / "x.jpg")
+    (root / "outside").symlink_to(outside)
+    (root / "a" / "dangling.jpg").symlink_to("nothing.jpg")
+    (root / "a" / "inside.jpg").symlink_to("real.jpg")
+    (root / "a" / "folder.jpg").mkdir()
+    (root / "a" / "null.jpg").symlink_to("/dev/null")
+    os.mkfifo(root / "a" / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "a" / "socket.jpg"))
+    source = open_source(str(root), key="data.train", labels=False)
+    assert [source.name(i) for i in range(len(source))] == ["a/inside.jpg", "a/real.jpg"]
+    skipped = source.index.skipped  # pyright: ignore
+    assert skipped == {"links out of the folder": 4, "links to folders": 1, "broken links": 2, "special files": 2}
+
+
+def test_only_links_is_explained(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jpg").symlink_to(tmp_path / "real")
+    with pytest.raises(DataError, match=r"holds no images \(.*\); 1 links out of the folder were not taken"):
+        open_source(str(tmp_path / "data"), key="data.train", labels=False)
+
+
+def test_root_may_be_a_link(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(encoded("JPEG"))
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert len(open_source(str(tmp_path / "link"), key="data.train", labels=False)) == 1
+
+
+def test_names_of_any_bytes_train(tmp_path: Path):
+    names = [
+        "é.jpg".encode(),
+        "e\u0301.jpg".encode(),
+        b"\xff\xfe.jpg",
+        b"new\nline.jpg",
+        b" .jpg",
+        b"-rf.jpg",
+        b"%s.jpg",
+    ]
+    for name in names:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / os.fsdecode(name)).write_bytes(encoded("JPEG"))
+    source = open_source(str(tmp_path / "data"), key="data.train", labels=False)
+    assert [os.fsencode(source.name(i)) for i in range(len(source))] == sorted(names)
+    batches = list(start(source, workers=1, batch_size=7, stop_step=1))
+    assert sorted(batches[0][0].index.tolist()) == list(range(7))
+    assert not len(batches[0][0].bad)
+
+
+def test_bad_name_is_reported_on_one_line(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / os.fsdecode(b"\xff new\nline.jpg")).write_bytes(b"")
+    source = open_source(str(tmp_path / "data"), key="data.train", labels=False)
+    with pytest.raises(DataError, match=r"the last is \\xff new\\nline\.jpg: empty file") as caught:
+        next(start(source, workers=0, batch_size=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_file_that_vanishes_while_training_is_replaced(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        (tmp_path / "data" / f"{number}.jpg").write_bytes(encoded("JPEG"))
+    source = open_source(str(tmp_path / "data"), key="data.train", labels=False)
+    (tmp_path / "data" / "3.jpg").unlink()
+    ((batch,),) = start(source, workers=0, batch_size=8, stop_step=1)
+    assert batch.bad.tolist() == [3]
+    assert 3 not in batch.index
+
+
+class Digits:
+    """Endless images without files."""
+
+    labels = class_names = None
+
+    def __len__(self) -> int:
+        return 100
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def read(self, index: int) -> Any:
+        from unmask.data.sources import Item
+
+        return Item(np.full((32, 32, 3), index, np.uint8), -1, str(index))
+
+
+def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 10**6) -> Any:
+    return train_batches(
+        source,
+        task="pretrain",
+        model=MODEL,
+        data=DataConfig(workers=workers),
+        seed=0,
+        batch_size=batch_size,
+        accumulate=1,
+        start_step=0,
+        stop_step=stop_step,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, "was killed"),
+        (signal.SIGBUS, "ran out of shared memory; enlarge /dev/shm"),
+        (signal.SIGSEGV, "died with exit code -11"),
+    ],
+)
+def test_dead_loader_process_is_an_error_within_five_seconds(number: signal.Signals, message: str):
+    batches = start(Digits(), workers=2)
+    next(batches)
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid or 0, number)
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match=message):
+        deque(batches, maxlen=0)
+    assert time.monotonic() - began < 5
+    assert not multiprocessing.active_children()
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_data_faults import Digits, start
+
+if __name__ == "__main__":
+    batches = start(Digits(), workers=2)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_loader_processes_end_with_a_killed_training_process(tmp_path: Path):
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    command = [sys.executable, str(tmp_path / "orphans.py"), str(Path(__file__).parent)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2
+    until = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> Path:
+    """40 JPEGs in 2 class folders, each of one grey: 6 times its number."""
+    root = tmp_path / "colours"
+    for number in range(40):
+        path = root / ("even", "odd")[number % 2] / f"{number:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 40), (6 * number,) * 3).save(path, quality=95)
+    return root

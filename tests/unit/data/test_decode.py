@@ -1,0 +1,228 @@
+"""Every conversion against values computed by hand, or by Pillow from the pixels the file was made of."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
+from PIL import Image
+
+from unmask.data.augment import random_resized_crop_box
+from unmask.data.decode import DecodeError, Picture, decode
+from unmask.data.rng import Op, generator
+
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos-1k"
+MANY = 10**8
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (6, 4, 3), np.uint8)
+GREY = RNG.integers(0, 256, (6, 4), np.uint8)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture JPEG changes little."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256 // 4], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_colour(kind: str):
+    data = encode(Image.fromarray(COLOUR), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    assert_array_equal(decode(data, 3, MANY), COLOUR)
+
+
+def test_jpeg_as_pillow_decodes_it():
+    data = encode(smooth(40, 60), "JPEG", quality=90)
+    assert_array_equal(decode(data, 3, MANY), np.asarray(Image.open(BytesIO(data))))
+
+
+def test_grey_becomes_three_equal_channels():
+    assert_array_equal(decode(encode(Image.fromarray(GREY)), 3, MANY), np.repeat(GREY[:, :, None], 3, 2))
+    assert_array_equal(decode(encode(Image.fromarray(GREY)), 1, MANY), GREY[:, :, None])
+
+
+def test_colour_becomes_luma():
+    luma = COLOUR @ np.array([0.299, 0.587, 0.114])
+    assert_allclose(decode(encode(Image.fromarray(COLOUR)), 1, MANY)[:, :, 0], luma, atol=0.51)
+
+
+def test_bilevel():
+    bits = GREY > 127
+    assert_array_equal(decode(encode(Image.fromarray(bits)), 1, MANY)[:, :, 0], bits * 255)
+
+
+def over_white(pixels: NDArray[np.uint8], alpha: NDArray[Any]) -> NDArray[np.float64]:
+    share = np.asarray(alpha, np.float64)[:, :, None] / 255
+    return pixels * share + 255 * (1 - share)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_alpha_is_laid_over_white(kind: str):
+    data = encode(Image.fromarray(np.dstack([COLOUR, GREY])), kind)
+    assert_allclose(decode(data, 3, MANY), over_white(COLOUR, GREY), atol=1)
+
+
+def test_grey_with_alpha_is_laid_over_white():
+    alpha = GREY[::-1]
+    data = encode(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)]))
+    assert_allclose(decode(data, 1, MANY), over_white(GREY[:, :, None], alpha), atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_transparent_palette_entry_is_white(kind: str):
+    indices = np.array([[0, 1], [2, 1]], np.uint8)
+    image = Image.frombytes("P", (2, 2), indices.tobytes())
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    plain = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+    assert decode(encode(image, kind), 3, MANY).tolist() == plain
+    clear = [[[10, 20, 30], [255, 255, 255]], [[70, 80, 90], [255, 255, 255]]]
+    assert decode(encode(image, kind, transparency=1), 3, MANY).tolist() == clear
+
+
+def test_transparent_colour_is_white():
+    pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
+    data = encode(Image.fromarray(pixels), transparency=(4, 5, 6))
+    assert decode(data, 3, MANY).tolist() == [[[1, 2, 3], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_divided_by_257(kind: str):
+    values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], np.uint16)
+    grey = decode(encode(Image.fromarray(values), kind), 1, MANY)[:, :, 0]
+    assert grey.tolist() == [[0, 0, 1, 1], [127, 128, 254, 255]]
+    assert_array_equal(grey, np.rint(values / 257))
+
+
+def test_big_endian_sixteen_bit_grey():
+    values = np.array([[0, 1000, 65535]], ">u2")
+    data = encode(Image.frombytes("I;16B", (3, 1), values.tobytes()), "TIFF")
+    assert decode(data, 1, MANY)[:, :, 0].tolist() == [[0, 4, 255]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_without_a_range_are_refused(dtype: type):
+    data = encode(Image.fromarray(np.array([[-1, 70000]], dtype)), "TIFF")
+    with pytest.raises(DecodeError, match="no defined range"):
+        decode(data, 1, MANY)
+
+
+def test_cmyk_jpeg():
+    inks = np.zeros((8, 8, 4), np.uint8)
+    inks[..., 0] = 255  # all cyan
+    data = encode(Image.frombytes("CMYK", (8, 8), inks.tobytes()), "JPEG", quality=100)
+    assert_allclose(decode(data, 3, MANY)[4, 4], [0, 255, 255], atol=3)
+
+
+def test_ycck_jpeg():
+    """As Adobe writes it: luma and chroma of the inks taken as RGB, black inverted. Pillow writes only CMYK."""
+    planes = [np.full((8, 8), value, np.uint8) for value in (76, 85, 255, 255)]  # cyan ink, which is (255, 0, 0)
+    data = encode(Image.merge("CMYK", [Image.fromarray(255 - plane) for plane in planes]), "JPEG", quality=100)
+    transform = data.index(b"Adobe") + 11
+    ycck = data[:transform] + b"\x02" + data[transform + 1 :]
+    assert_allclose(decode(ycck, 3, MANY)[4, 4], [0, 255, 255], atol=3)
+
+
+TURNS = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p[::-1, ::-1].swapaxes(0, 1),
+    8: lambda p: np.rot90(p),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, kind: str):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(COLOUR), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    expected = TURNS[orientation](COLOUR)
+    picture = Picture(data, 3, MANY)
+    assert (picture.height, picture.width) == expected.shape[:2]
+    assert_array_equal(picture.pixels(), expected)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_crop_of_a_turned_jpeg_is_in_upright_pixels(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(smooth(400, 640), "JPEG", quality=95, exif=exif)
+    box = (100, 50, 240, 200)
+    upright = Image.fromarray(np.ascontiguousarray(TURNS[orientation](np.asarray(Image.open(BytesIO(data))))))
+    expected = upright.resize((30, 25), Image.Resampling.BICUBIC, (100, 50, 340, 250))
+    cropped = Picture(data, 3, MANY).crop(box, (25, 30), Image.Resampling.BICUBIC)
+    assert np.abs(cropped.astype(int) - np.asarray(expected)).mean() < 1
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_matter():
+    data = encode(smooth(8, 8), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data, 3, MANY).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(kind: str):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert_allclose(decode(data, 3, MANY), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3)
+
+
+def test_arrays_are_taken_as_they_are():
+    assert_array_equal(decode(COLOUR, 3, MANY), COLOUR)
+    assert_array_equal(decode(GREY[:, :, None], 1, MANY), GREY[:, :, None])
+    assert_array_equal(decode(GREY[:, :, None], 3, MANY), np.repeat(GREY[:, :, None], 3, 2))
+    with pytest.raises(DecodeError, match=r"shape \(6, 4, 2\)"):
+        decode(COLOUR[:, :, :2], 3, MANY)
+
+
+def test_format_is_told_from_the_content():
+    assert decode(encode(Image.fromarray(COLOUR), "PNG"), 3, MANY).shape == (6, 4, 3)
+    with pytest.raises(DecodeError, match="not a JPEG, PNG, WebP, GIF, BMP or TIFF file"):
+        decode(encode(Image.fromarray(COLOUR), "PPM"), 3, MANY)
+
+
+def test_crop_is_pillow_antialiased_resize():
+    image = smooth(90, 70)
+    cropped = Picture(encode(image), 3, MANY).crop((5, 10, 60, 50), (20, 30), Image.Resampling.BICUBIC)
+    expected = np.asarray(image.crop((5, 10, 65, 60)).resize((30, 20), Image.Resampling.BICUBIC))
+    assert_allclose(cropped.astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize(("side", "decoded"), [(800, 100), (792, 200), (400, 200), (396, 400), (200, 400), (198, 800)])
+def test_reduced_decoding_leaves_twice_the_output(side: int, decoded: int):
+    """Width decoded of an image 800 wide, to crop `side` pixels to 50."""
+    picture = Picture(encode(smooth(800, 800), "JPEG"), 3, MANY)
+    picture.crop((0, 0, side, side), (50, 50), Image.Resampling.BICUBIC)
+    assert picture._image.width == decoded
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the photographs of ../shared/data/photos-1k")
+def test_reduced_decoding_keeps_the_quality_of_photographs():
+    """Mean difference from full decoding and antialiased bicubic, in grey levels."""
+    size = (64, 64)
+    differences: list[float] = []
+    for path in sorted(PHOTOS.iterdir())[::8]:
+        data = path.read_bytes()
+        picture = Picture(data, 3, MANY)
+        rng = generator(0, 0, len(data), Op.CROP)
+        box = random_resized_crop_box(rng, (picture.height, picture.width), (0.2, 1), (3 / 4, 4 / 3))
+        fast = picture.crop(box, size, Image.Resampling.BICUBIC).astype(int)
+        if picture._image.height == picture.height:
+            continue  # the crop is too small
+        full = Picture(data, 3, MANY).crop(box, size, Image.Resampling.BICUBIC, reduce=False)
+        differences.append(float(np.abs(fast - full).mean()))
+    assert len(differences) > 50
+    assert np.mean(differences) <= 0.5
+    assert np.percentile(differences, 99) <= 2

@@ -1,0 +1,262 @@
+import gc
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.batch import Batch
+from unmask.data.order import sample_at
+from unmask.data.pipeline import eval_batches, train_batches
+from unmask.data.sources import Source, open_source
+from unmask.errors import ConfigError, DataError
+
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8, depth=3, drop_path=0.3)
+DATA = DataConfig()
+
+
+@pytest.fixture
+def source(colours: Path) -> Source:
+    return open_source(str(colours), key="data.train", labels=True)
+
+
+def train(source: Source, **changes: Any) -> Iterator[list[Batch]]:
+    arguments: dict[str, Any] = {
+        "task": "pretrain",
+        "model": MODEL,
+        "data": DATA,
+        "seed": 5,
+        "batch_size": 8,
+        "accumulate": 1,
+        "start_step": 0,
+        "stop_step": 12,
+    }
+    return train_batches(source, **arguments | changes)
+
+
+def assert_same(left: list[list[Batch]], right: list[list[Batch]]) -> None:
+    assert [len(step) for step in left] == [len(step) for step in right]
+    for a, b in zip((x for step in left for x in step), (x for step in right for x in step), strict=True):
+        for field in fields(Batch):
+            assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+def test_pretraining_batch(source: Source):
+    (batch,) = next(train(source))
+    assert (batch.images.shape, batch.images.dtype) == ((8, 32, 32, 3), np.uint8)
+    assert (batch.ids_keep.shape, batch.ids_mask.shape) == ((8, 4), (8, 12))  # pyright: ignore
+    assert batch.labels is batch.keep_path is batch.valid is None
+    assert all(type(values) is np.ndarray for values in (batch.images, batch.ids_keep, batch.index))
+    np.testing.assert_allclose(
+        batch.images.mean((1, 2, 3)), [6 * int(source.name(i)[-6:-4]) for i in batch.index], atol=3
+    )
+
+
+def test_fine_tuning_batch(source: Source):
+    (batch,) = next(train(source, task="finetune"))
+    assert batch.ids_keep is batch.ids_mask is batch.valid is None
+    assert batch.labels is not None
+    assert batch.keep_path is not None
+    assert [source.name(i).split("/")[0] for i in batch.index] == [("even", "odd")[c] for c in batch.labels]
+    assert (batch.keep_path.shape, batch.keep_path.dtype) == ((8, 3, 2), np.bool_)
+    assert next(train(source, task="finetune", model=MODEL.model_copy(update={"drop_path": 0.0})))[0].keep_path is None
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_workers_do_not_enter_the_result(source: Source, task: str):
+    """Parts of 32 rows, so that several workers share a batch of 80."""
+    runs = [
+        list(train(source, task=task, batch_size=160, accumulate=2, stop_step=3, data=DataConfig(workers=workers)))
+        for workers in (0, 1, 2)
+    ]
+    assert_same(runs[0], runs[1])
+    assert_same(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("start", [1, 5, 11, 12])
+def test_start_step_gives_the_tail(source: Source, start: int):
+    assert_same(list(train(source))[start:], list(train(source, start_step=start)))
+
+
+def test_two_workers_start_in_the_middle(source: Source):
+    tail = list(train(source, start_step=7, data=DataConfig(workers=2)))
+    assert_same(list(train(source))[7:], tail)
+
+
+def test_stream_is_one_permutation_after_the_other(source: Source):
+    """40 images in steps of 12: epochs end within batches, and nothing is dropped."""
+    shown = np.concatenate([batch.index for (batch,) in train(source, batch_size=12, stop_step=10)])
+    assert shown.tolist() == [sample_at(position, 40, seed=5)[1] for position in range(120)]
+    for epoch in range(3):
+        assert sorted(shown[40 * epoch : 40 * epoch + 40]) == list(range(40))
+
+
+def test_batch_larger_than_the_data(source: Source):
+    ((batch,),) = train(source, batch_size=100, stop_step=1)
+    assert np.bincount(batch.index).min() == 2
+
+
+def test_accumulation_and_ranks_share_the_same_rows(source: Source):
+    whole = list(train(source, batch_size=16, stop_step=4))
+    shares = [list(train(source, batch_size=16, accumulate=2, stop_step=4, rank=rank, world=2)) for rank in (0, 1)]
+    for step, (batch,) in enumerate(whole):
+        micro = [*shares[0][step], *shares[1][step]]
+        assert [len(batch) for batch in micro] == [4, 4, 4, 4]
+        for name in ("images", "index", "ids_keep"):
+            assert_array_equal(np.concatenate([getattr(b, name) for b in micro]), getattr(batch, name))
+
+
+def test_epochs_and_seeds_differ(source: Source):
+    by_seed = [np.concatenate([b.ids_keep for (b,) in train(source, seed=seed)]) for seed in (5, 6)]  # pyright: ignore
+    assert not np.array_equal(by_seed[0], by_seed[1])
+    rows = {b.index[i]: [] for (b,) in train(source) for i in range(8)}
+    for (batch,) in train(source, stop_step=10):
+        for row, index in enumerate(batch.index):
+            rows[index].append(batch.ids_keep[row].tolist())  # pyright: ignore
+    assert sum(first != second for first, second in rows.values()) > 35
+
+
+def test_evaluation_shows_each_image_once_in_order(source: Source):
+    batches = list(eval_batches(source, task="finetune", model=MODEL, data=DATA, seed=0, batch_size=12))
+    assert [len(batch) for batch in batches] == [12] * 4
+    index = np.concatenate([batch.index for batch in batches])
+    valid = np.concatenate([batch.valid for batch in batches])  # pyright: ignore
+    labels = np.concatenate([batch.labels for batch in batches])  # pyright: ignore
+    assert index.tolist() == [*range(40), *[-1] * 8]
+    assert valid.tolist() == [True] * 40 + [False] * 8
+    assert_array_equal(labels[:40], source.labels)
+    assert labels[40:].tolist() == [0] * 8
+    greys = np.concatenate([batch.images for batch in batches]).mean((1, 2, 3))
+    np.testing.assert_allclose(greys[:40], [6 * int(source.name(i)[-6:-4]) for i in range(40)], atol=3)
+
+
+def test_evaluation_masks_do_not_depend_on_the_batch(source: Source):
+    runs = []
+    for batch_size, workers in ((40, 0), (7, 0), (16, 2)):
+        data = DataConfig(workers=workers)
+        batches = list(eval_batches(source, task="pretrain", model=MODEL, data=data, seed=3, batch_size=batch_size))
+        runs.append(np.concatenate([batch.ids_mask for batch in batches])[:40])  # pyright: ignore
+    assert_array_equal(runs[0], runs[1])
+    assert_array_equal(runs[0], runs[2])
+
+
+def test_evaluation_without_labels(colours: Path):
+    source = open_source(str(colours), key="images", labels=False)
+    batch = next(iter(eval_batches(source, task="finetune", model=MODEL, data=DATA, seed=0, batch_size=4)))
+    assert batch.labels is None
+
+
+def spoil(colours: Path, *names: str) -> None:
+    for name in names:
+        (colours / name).write_bytes(b"not an image")
+
+
+def test_bad_image_is_replaced_the_same_way_each_time(colours: Path, source: Source):
+    spoil(colours, "even/04.jpg", "odd/07.jpg")
+    positions = {source.name(i): i for i in range(len(source))}
+    bad = {positions["even/04.jpg"], positions["odd/07.jpg"]}
+    first, second = list(train(source, stop_step=10)), list(train(source, stop_step=10, data=DataConfig(workers=2)))
+    assert_same(first, second)
+    shown = np.concatenate([batch.index for (batch,) in first])
+    assert not bad & set(shown.tolist())
+    reported = np.concatenate([batch.bad for (batch,) in first])  # pyright: ignore
+    assert set(reported.tolist()) == bad
+    original = [sample_at(position, 40, seed=5)[1] for position in range(80)]
+    kept = [index not in bad for index in original]
+    assert_array_equal(shown[kept], np.array(original)[kept])
+    labels = np.concatenate([batch.labels for (batch,) in train(source, task="finetune", stop_step=10)])  # pyright: ignore
+    assert source.labels is not None
+    assert_array_equal(labels, source.labels[shown])
+
+
+def test_bad_image_is_not_counted_in_evaluation(colours: Path, source: Source):
+    spoil(colours, "even/04.jpg")
+    (batch,) = eval_batches(source, task="finetune", model=MODEL, data=DATA, seed=0, batch_size=40)
+    assert batch.valid is not None
+    assert batch.bad is not None
+    assert source.name(int(batch.bad.item())) == "even/04.jpg"
+    assert np.flatnonzero(~batch.valid).tolist() == batch.bad.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_bad_images_is_an_error(colours: Path, source: Source, workers: int):
+    spoil(colours, *(source.name(i) for i in range(40)))
+    with pytest.raises(
+        DataError, match=r"21 images in a row cannot be used, the last is (even|odd)/\d\d\.jpg: not a JPEG"
+    ):
+        next(train(source, data=DataConfig(workers=workers)))
+
+
+def test_impossible_settings_are_refused(source: Source):
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size=8 is not a multiple of 1 processes x train\.accumulate=3"
+    ):
+        train(source, accumulate=3)
+    with pytest.raises(ConfigError, match=r"model\.channels=4"):
+        train(source, model=ModelConfig(channels=4))
+
+
+def test_closing_ends_threads_and_processes(source: Source):
+    before = threading.active_count()
+    for workers in (0, 2):
+        batches = train(source, stop_step=10**6, batch_size=64, data=DataConfig(workers=workers))
+        next(batches)
+        started = time.monotonic()
+        batches.close()  # pyright: ignore
+        assert time.monotonic() - started < 5
+    del batches
+    gc.collect()
+    assert not multiprocessing.active_children()
+    until = time.monotonic() + 5
+    while loaders(threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not loaders(threading.enumerate())
+    assert before <= threading.active_count() <= before + 5  # Grain keeps a thread that frees shared memory
+
+
+def loaders(threads: list[threading.Thread]) -> list[str]:
+    return [thread.name for thread in threads if thread.name.startswith("grain-prefetch")]
+
+
+PROBE = """
+import sys
+from pathlib import Path
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.pipeline import train_batches
+from unmask.data.sources import open_source
+from unmask.data.sources.base import Item
+
+class Modules:
+    labels = class_names = None
+    def __len__(self): return 4
+    def name(self, index): return "x"
+    def read(self, index):
+        Path(sys.argv[1]).write_text(" ".join(sys.modules))
+        import numpy as np
+        return Item(np.zeros((32, 32, 3), np.uint8), 0, "x")
+
+if __name__ == "__main__":
+    data, model = DataConfig(workers=1), ModelConfig(image_size=32)
+    next(train_batches(Modules(), task="pretrain", model=model, data=data, seed=0, batch_size=4, accumulate=1,
+                       start_step=0, stop_step=1))
+"""
+
+
+def test_loader_processes_import_no_framework(tmp_path: Path):
+    (tmp_path / "probe.py").write_text(PROBE)
+    subprocess.run(
+        [sys.executable, str(tmp_path / "probe.py"), str(tmp_path / "modules")], check=True, env={**os.environ}
+    )
+    modules = set((tmp_path / "modules").read_text().split())
+    assert "grain" in modules
+    assert not modules & {"torch", "mindspore", "tensorflow", "jax", "transformers", "matplotlib"}
