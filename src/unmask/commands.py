@@ -62,9 +62,9 @@ def convert(options: Namespace) -> None:
 
 
 def demo(options: Namespace) -> None:
-    from unmask.demo import run
+    from unmask.demo import run_demo
 
-    run(options.settings)
+    run_demo(options.settings)
 
 
 def doctor(_options: Namespace) -> None:
