@@ -154,8 +154,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
-    compile: bool = False
-    """Compile the step (torch.compile; MindSpore always compiles in graph mode)."""
+    compile: bool | None = None
+    """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
