@@ -119,6 +119,8 @@ def load(
     `{"model.mask_ratio": 0.5}`. Raises CheckpointError, ConfigError or EngineError.
     """
     found = read_foreign(path)
+    if "heads" not in found.model and "model.heads" not in (settings or {}):
+        raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
     values: dict[str, Any] = dict(found.config or {"model": found.model})
     values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
     values |= {"init": None, "device": device, "engine": engine or values.get("engine", "torch")}

@@ -22,7 +22,9 @@ def refusal(recipe: str | Path, *overrides: str) -> str:
 
 
 def test_overrides_win_over_the_recipe_and_reach_every_section() -> None:
-    config = load_config("mae-vit-base", ["train.epochs=2.5", "model.image_size=[64, 96]", "data.train=a b=c", "seed=4"])
+    config = load_config(
+        "mae-vit-base", ["train.epochs=2.5", "model.image_size=[64, 96]", "data.train=a b=c", "seed=4"]
+    )
     assert (config.train.epochs, config.model.image_size, config.seed) == (2.5, (64, 96), 4)
     assert config.data.train == "a b=c"
     assert config.model.grid == (4, 6)

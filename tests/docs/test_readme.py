@@ -1,0 +1,92 @@
+"""What the README shows is run, with models and images made small; the Chinese one shows the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unmask.cli import main
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "model.image_size": 32,
+    "model.patch_size": 8,
+    "model.width": 32,
+    "model.depth": 2,
+    "model.heads": 4,
+    "model.decoder_width": 16,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "train.epochs": 2,
+    "train.batch_size": 8,
+    "device": "cpu",
+}
+
+
+def blocks(language: str, file: str = "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / file).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders the README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder in ("photos", *(f"labelled/{part}/{label}" for part in ("train", "val") for label in ("cat", "dog"))):
+        Path(folder).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.jpg")
+
+
+@pytest.mark.usefixtures("images")
+def test_every_unmask_command_runs() -> None:
+    ours = [shlex.split(line)[1:] for line in commands() if line.startswith("unmask ")]
+    assert {words[0] for words in ours} >= {"pretrain", "finetune", "evaluate", "predict", "embed", "reconstruct"}
+    for words in ours:
+        small = [f"{key}={value}" for key, value in SMALL.items()] if words[0] in ("pretrain", "finetune") else []
+        assert main([*words, *small]) == 0, words
+    for out in ("reconstruction.png", "embeddings.parquet", "predictions.csv", "mae.pth", "mae-for-transformers"):
+        assert Path(out).exists()
+
+
+@pytest.mark.usefixtures("images")
+def test_the_python_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import unmask.api
+
+    load_config = unmask.api.load_config
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    monkeypatch.setattr(unmask.api, "load_config", lambda recipe, settings: load_config(recipe, [*settings, *small]))
+    (code,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["features"], np.ndarray)
+    assert names["features"].shape == (6, 32)
+
+
+def test_the_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    shown = [line.split()[1] for line in commands() if line.startswith("make ")]
+    assert shown
+    assert set(shown) <= set(targets)
+
+
+def test_every_link_and_recipe_exists() -> None:
+    for file in ("README.md", "README.zh-CN.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), f"{file}: {target}"
+
+
+def test_both_languages_show_the_same_code() -> None:
+    for language in ("bash", "python", "text"):
+        assert blocks(language) == blocks(language, "README.zh-CN.md")
