@@ -53,7 +53,7 @@ def run(config: Config, folder: Path) -> dict[str, float]:
         model = load(folder, engine=config.engine, device=config.device)
         pictures.append(folder / "reconstruction.png")
         write_reconstruction(model, images, pictures[-1], count=8)
-    say(f"{folder}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in values.items())]))
     say("pictures: " + ", ".join(str(picture) for picture in pictures))
     return values
 

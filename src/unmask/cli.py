@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("reconstruct", commands.reconstruct, "draw images original, masked, and painted again")
     _add_model(sub)
     _add_images(sub)
-    sub.add_argument("--count", type=int, default=8, metavar="N", help="take the first N images (default 8)")
+    sub.add_argument("--count", type=int, default=8, metavar="N", help="how many images, spread evenly over those given (default 8)")
     sub.add_argument("--seed", type=int, metavar="N", help="of the masks (default: the run's)")
     sub.add_argument("--mask-ratio", type=float, metavar="R", help="share of patches hidden (default: the run's)")
     sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")

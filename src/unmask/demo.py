@@ -30,11 +30,11 @@ def run_demo(settings: Sequence[str] = ()) -> dict[str, float]:
     say("\n2/3  Fine-tune it on 100 labels")
     run(load_config("demo-finetune", [*settings, f"init={folder / 'pretrain'}"]), folder / "finetune")
     say("\n3/3  Train the same network from scratch on the same 100 labels, for as long")
-    run(load_config("demo-finetune", settings), folder / "scratch")
+    config = load_config("demo-finetune", settings)
+    run(config, folder / "scratch")
 
-    device = {s.split("=")[0]: s.split("=")[1] for s in settings if s.startswith("device=")}
     accuracy = {
-        name: load(folder / path, **device).evaluate(HELD_OUT)["top1"]
+        name: load(folder / path, engine=config.engine, device=config.device).evaluate(HELD_OUT)["top1"]
         for name, path in (("pretrained", "finetune"), ("scratch", "scratch"))
     }
     say(f"\nAccuracy on 1,000 held-out digits, with 100 labels ({time.monotonic() - began:.0f} s in all)")

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from unmask.data.sources import Source
-from unmask.data.sources.subset import first
+from unmask.data.sources.subset import spread
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.model import Images, Model, Rows, as_source
 from unmask.report.figures import reconstruction_grid
@@ -64,8 +64,8 @@ def write_embeddings(model: Model, images: Images, out: Path) -> None:
 
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
-    """The first `count` images original, masked, painted, and with the visible patches pasted, as one PNG."""
-    painted = model.reconstruct(first(as_source(images), count))
+    """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
+    painted = model.reconstruct(spread(as_source(images), count))
     note = f"{model.config.model.mask_ratio:.0%} masked"
     if model.config.model.norm_pix_loss:
         note += "; brightness and contrast of masked patches estimated from the visible ones"

@@ -59,6 +59,6 @@ def subset(source: Source, labels_per_class: int, seed: int) -> Source:
     return SubsetSource(source, np.sort(np.concatenate(chosen)))
 
 
-def first(source: Source, count: int) -> Source:
-    """The first `count` images."""
-    return SubsetSource(source, np.arange(min(count, len(source))))
+def spread(source: Source, count: int) -> Source:
+    """`count` images spread evenly over the source, which is often in the order of its classes."""
+    return SubsetSource(source, np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)))
