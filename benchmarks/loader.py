@@ -1,11 +1,11 @@
 """Our loader against torch's DataLoader with the official MAE pretraining transform, on the same files.
 
-    python benchmarks/loader.py --data FOLDER [--workers 0 1 2] [--rounds 3]
+    python benchmarks/loader.py --data FOLDER [--workers 0 1 2] [--rounds 7]
 
 Both sides decode, take the same random resized crop (224, scale 0.2-1, bicubic), flip and batch; ours also draws the
 masks. Theirs hands out normalised float32, which is what its training loop takes; ours uint8, because our engines
 normalise on the device. With workers=0 theirs loads in the training thread, ours in as many threads as there are
-cores. Rounds are interleaved; a rate counts the images after the first batch, the median round is printed.
+cores. Rounds alternate between the two. A rate counts the images after the first batch; medians are printed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig
 from unmask.data.pipeline import train_batches
@@ -31,10 +30,14 @@ SIZE = 224
 BATCH = 64
 
 
-class OfficialTransform(Dataset[torch.Tensor]):
+class OfficialTransform:
     """RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize as torchvision computes them."""
 
     def __init__(self, paths: list[Path]) -> None:
+        import torch  # here, because our loader processes import this module too
+
+        self.from_numpy = torch.from_numpy
+        self.float32 = torch.float32
         self.paths = paths
         self.mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
         self.std = torch.tensor(IMAGENET_STD)[:, None, None]
@@ -42,15 +45,15 @@ class OfficialTransform(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         with self.paths[index].open("rb") as file:
             image = Image.open(file).convert("RGB")
         left, top, width, height = random_crop(image.width, image.height)
         image = image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         if random.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()
-        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        pixels = self.from_numpy(np.array(image, copy=True)).permute(2, 0, 1).contiguous()
+        return pixels.to(self.float32).div_(255).sub_(self.mean).div_(self.std)
 
 
 def random_crop(width: int, height: int) -> tuple[int, int, int, int]:
@@ -83,6 +86,10 @@ def ours(source: Source, workers: int, steps: int) -> Iterator[int]:
 
 def theirs(paths: list[Path], workers: int, steps: int) -> Iterator[int]:
     """Number of images in each batch."""
+    from torch import set_num_threads
+    from torch.utils.data import DataLoader, RandomSampler
+
+    set_num_threads(1)
     data = OfficialTransform(paths)
     sampler = RandomSampler(data, replacement=True, num_samples=steps * BATCH)
     for images in DataLoader(data, BATCH, sampler=sampler, num_workers=workers):
@@ -93,32 +100,37 @@ def measure(batches: Iterator[int]) -> tuple[float, float]:
     """Seconds until the first batch, and images per second after it."""
     started = time.perf_counter()
     next(batches)
-    first = time.perf_counter()
-    count = sum(batches)
-    return first - started, count / (time.perf_counter() - first)
+    first = last = time.perf_counter()
+    count = 0
+    for images in batches:
+        count += images
+        last = time.perf_counter()  # without the time it takes to end the workers
+    return first - started, count / (last - first)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of images")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2048, help="images per measurement")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=1024, help="images per measurement")
     args = parser.parse_args()
 
     source = open_source(args.data, key="--data", labels=False)
     root = Path(args.data).resolve()
     paths = [root / source.name(index) for index in range(len(source))]
     steps = max(2, args.images // BATCH)
-    torch.set_num_threads(1)
     print(
         f"{len(paths)} images, {steps} batches of {BATCH}, {args.rounds} rounds; ours uint8, theirs float32 normalised"
     )
     print(f"{'workers':>7} {'ours img/s':>11} {'torch img/s':>12} {'ratio':>6} {'first batch ours / torch (s)':>29}")
     for workers in args.workers:
-        rounds = [
-            (measure(ours(source, workers, steps)), measure(theirs(paths, workers, steps))) for _ in range(args.rounds)
-        ]
+        rounds: list[list[tuple[float, float]]] = []
+        for number in range(args.rounds):
+            sides = {0: ours(source, workers, steps), 1: theirs(paths, workers, steps)}
+            order = (0, 1) if number % 2 else (1, 0)
+            measured = {side: measure(sides[side]) for side in order}
+            rounds.append([measured[0], measured[1]])
         our_rate, their_rate = (statistics.median(pair[side][1] for pair in rounds) for side in (0, 1))
         ratio = statistics.median(our[1] / their[1] for our, their in rounds)
         waits = " / ".join(f"{statistics.median(pair[side][0] for pair in rounds):.2f}" for side in (0, 1))

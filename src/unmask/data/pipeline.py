@@ -6,6 +6,7 @@ closing is quick and that little shared memory is needed. Which worker makes a p
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -73,7 +74,7 @@ def train_batches(
 
 def eval_batches(
     source: Source, *, task: Task, model: ModelConfig, data: DataConfig, seed: int, batch_size: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every image once, in order; the last batch is filled up with rows whose `valid` is False and `index` is -1.
 
     For pretraining each image gets the mask of epoch 0. Raises as `train_batches`, but an image that cannot be decoded
@@ -128,7 +129,7 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
 def _steps(parts: _Parts, model: ModelConfig, workers: int) -> Generator[list[Batch]]:
     if model.channels not in (1, 3):
         raise ConfigError(f"model.channels={model.channels}: images are decoded to 1 (grey) or 3 (colour) channels")
-    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers))
+    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers), workers)
 
 
 def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
@@ -136,18 +137,21 @@ def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Array
     if not workers:
         threads = min(_MAX_THREADS, _cores())
         return dataset.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers))
+    buffer = max(1, ahead // (2 * workers))  # Grain has one in the worker and another here
+    options = grain.MultiprocessingOptions(workers, buffer)
     in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return dataset.to_iter_dataset(in_process).mp_prefetch(options, worker_init_fn=_start_worker)
 
 
-def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[list[Batch]]:
+def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays], workers: int) -> Generator[list[Batch]]:
     iterator = iter(dataset)
     try:
         for _ in range(parts.steps):
             yield [_merge([_next(iterator) for _ in range(parts.per_micro)]) for _ in range(parts.accumulate)]
     finally:
         iterator.close()
+        if workers:
+            gc.collect()  # Grain's last exception is a cycle that holds on to shared memory
 
 
 def _cores() -> int:
