@@ -1,0 +1,209 @@
+"""The MindSpore engine: CPU and Ascend. A step is a few compiled graphs; PyNative mode runs the same code uncompiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from numpy.typing import NDArray
+
+from unmask.config.schema import Config
+from unmask.data.batch import Batch
+from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
+from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
+from unmask.engines.mindspore_engine.model import Classifier, MaskedAutoencoder
+from unmask.engines.mindspore_engine.optimizer import Optimizer
+from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update, scalar
+from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
+from unmask.errors import EngineError
+from unmask.init import FIXED
+
+
+class MindSporeEngine:
+    """See `unmask.engines.base.Engine`."""
+
+    def __init__(self, config: Config, *, graph: bool = True) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        if config.train.precision == "bf16" and self.device == "CPU":
+            raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
+        ms.set_context(mode=ms.GRAPH_MODE if graph else ms.PYNATIVE_MODE)
+        self.pretraining = config.task == "pretrain"
+        self.model = self._make_model()
+        self.weights = _named(self.model)
+        for name in FIXED & self.weights.keys():
+            self.weights[name].requires_grad = not self.pretraining
+        self.trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
+        self.averaged = self._make_model() if config.train.ema_decay else None
+        self.averages = {} if self.averaged is None else _named(self.averaged, prefix="ema.")
+        self.loss_scale = self._initial_loss_scale()
+        self.good_steps = scalar("good_steps", 0)
+
+    def _make_model(self) -> MaskedAutoencoder | Classifier:
+        return MaskedAutoencoder(self.config.model) if self.pretraining else Classifier(self.config.model)
+
+    # --- graphs, each compiled when it is first called ---
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        """Made when training needs it: its moments are twice the model."""
+        return Optimizer(self.trained, self.config.model.depth, self.config.optimizer)
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return Gradients(self._task(self.model), self.trained.values(), self.loss_scale)
+
+    @cached_property
+    def _accumulate(self) -> Accumulate:
+        return Accumulate()
+
+    @cached_property
+    def _update(self) -> Update:
+        averaged = {name: self.weights[name] for name in self.averages}
+        return Update(self.optimizer, self.averages, averaged, self.loss_scale, self.good_steps, self.config.train)
+
+    @cached_property
+    def _evaluated(self) -> Any:
+        return self._task(self.averaged or self.model)
+
+    @cached_property
+    def _measure(self) -> Graph:
+        return Graph(self._evaluated, "measure")
+
+    @cached_property
+    def _logits(self) -> Graph:
+        return Graph(self._evaluated, "logits")
+
+    @cached_property
+    def _embed(self) -> Graph:
+        return Graph(self._evaluated, "embed")
+
+    @cached_property
+    def _predict_patches(self) -> Graph:
+        return Graph(self._evaluated, "predict_patches")
+
+    def _task(self, model: nn.Cell) -> Task:
+        return Pretraining(model, self.config) if self.pretraining else Classification(model, self.config)
+
+    # --- steps ---
+
+    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+        share = Tensor(np.float32(1 / len(batches)))
+        total = self._gradients(share, *self._inputs(batches[0]))
+        for batch in batches[1:]:
+            total = self._accumulate(total, self._gradients(share, *self._inputs(batch)))
+        loss, gradients = total
+        norm, skipped, loss_scale = self._update(gradients, Tensor(np.float32(lr)))
+        result = {"loss": loss, "grad_norm": norm, "skipped": skipped}
+        return result if self.loss_scale is None else result | {"loss_scale": loss_scale}
+
+    def eval_step(self, batch: Batch) -> StepResult:
+        valid = np.ones(len(batch)) if batch.valid is None else batch.valid
+        names = ("count", "loss") if self.pretraining else ("count", "loss", "top1", "top5")
+        sums = self._measure(Tensor(valid.astype(np.float32)), *self._inputs(batch)[: 3 if self.pretraining else 2])
+        return dict(zip(names, sums, strict=True))
+
+    def read(self, result: StepResult) -> dict[str, float]:
+        return {name: float(value.asnumpy()) for name, value in result.items()}
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        return self._logits(_tensor(batch.images)).asnumpy()
+
+    def embed(self, batch: Batch) -> NDArray[np.float32]:
+        return self._embed(_tensor(batch.images)).asnumpy()
+
+    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
+        return self._predict_patches(*self._inputs(batch)).asnumpy()
+
+    # --- state ---
+
+    def state(self) -> EngineState:
+        moments, updates = self.optimizer.state()
+        scalars: dict[str, float] = {"updates": updates}
+        if self.loss_scale is not None:
+            scalars |= {"loss_scale": _number(self.loss_scale), "good_steps": _number(self.good_steps)}
+        return EngineState(_arrays(self.weights), moments, _arrays(self.averages), scalars)
+
+    def load(self, state: EngineState) -> None:
+        check_names_and_shapes({name: weight.shape for name, weight in self.weights.items()}, state, self.trained)
+        _load(self.weights, state.weights)
+        _load(self.averages, state.ema or state.weights)
+        if state.optimizer:
+            self.optimizer.load(state.optimizer, int(state.scalars["updates"]))
+        if self.loss_scale is not None and "loss_scale" in state.scalars:
+            self.loss_scale.set_data(Tensor(np.float32(state.scalars["loss_scale"])))
+            self.good_steps.set_data(Tensor(np.float32(state.scalars["good_steps"])))
+
+    def close(self) -> None:
+        ms.runtime.synchronize()
+        ms.runtime.empty_cache()
+
+    # --- inputs ---
+
+    def _initial_loss_scale(self) -> Parameter | None:
+        if self.config.train.precision != "fp16":
+            return None
+        fixed = self.config.train.loss_scale
+        return scalar("loss_scale", INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed)
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        images = _tensor(batch.images)
+        if self.pretraining:
+            if batch.ids_keep is None or batch.ids_mask is None:
+                raise ValueError("the batch has no mask")
+            return images, _tensor(batch.ids_keep), _tensor(batch.ids_mask)
+        if batch.labels is None:
+            raise ValueError("the batch has no labels")
+        labels = _tensor(batch.labels.astype(np.int32))
+        return (images, labels) if batch.keep_path is None else (images, labels, _tensor(batch.keep_path))
+
+
+def pick_device(name: str) -> str:
+    """Select the device of this name for the process; `auto` takes Ascend, then the CPU. Returns MindSpore's name.
+
+    Raises EngineError if it is not there.
+    """
+    kind, _, number = name.partition(":")
+    ascend = ms.device_context.ascend.is_available()
+    if kind == "auto":
+        kind = "ascend" if ascend else "cpu"
+    if kind not in ("cpu", "ascend") or (number and not number.isdecimal()):
+        raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1); engine=torch has others")
+    if kind == "ascend" and not ascend:
+        raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
+    target = "CPU" if kind == "cpu" else "Ascend"
+    try:
+        ms.set_device(target, int(number)) if number else ms.set_device(target)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+    return target
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Without a copy: batches are never written to."""
+    return Tensor.from_numpy(np.ascontiguousarray(array))
+
+
+def _number(parameter: Parameter) -> float:
+    return float(parameter.asnumpy())
+
+
+def _named(model: nn.Cell, prefix: str = "") -> dict[str, Parameter]:
+    """The weights by canonical name, which MindSpore is told too; what enters one graph needs different names."""
+    weights = dict(model.parameters_and_names())
+    for name, weight in weights.items():
+        weight.name = prefix + name
+    return weights
+
+
+def _arrays(weights: dict[str, Parameter]) -> Tensors:
+    return {name: weight.asnumpy().copy() for name, weight in weights.items()}
+
+
+def _load(weights: dict[str, Parameter], arrays: Tensors) -> None:
+    for name, weight in weights.items():
+        weight.set_data(Tensor(arrays[name]))

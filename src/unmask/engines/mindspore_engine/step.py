@@ -1,0 +1,114 @@
+"""The parts of a training step, each one compiled graph: gradients of a micro-batch, their sum, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, float32, nn, ops
+
+from unmask.config.schema import TrainConfig
+from unmask.engines.loss_scale import GROWTH_INTERVAL, MIN_LOSS_SCALE
+from unmask.engines.mindspore_engine.optimizer import Optimizer
+
+Gradient = tuple[Tensor, ...]
+
+
+def _add(one: Tensor, other: Tensor) -> Tensor:
+    return one + other
+
+
+def _follow(step: Tensor, average: Parameter, weight: Parameter) -> Tensor:
+    return ops.assign_add(average, (weight - average) * step)
+
+
+class Graph(nn.Cell):
+    """A method of a cell as a graph of its own.
+
+    Graphs are cells, called in graph mode: a function under `ms.jit` (MindSpore 2.10, CPU) goes on with the weights
+    of its first call when others are loaded.
+    """
+
+    def __init__(self, cell: nn.Cell, method: str) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.method = getattr(cell, method)
+
+    def construct(self, *inputs: Tensor) -> Any:
+        return self.method(*inputs)
+
+
+class Gradients(nn.Cell):
+    """Of the loss times `loss_scale`."""
+
+    def __init__(self, loss: nn.Cell, weights: Iterable[Parameter], loss_scale: Parameter | None) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.loss_scale = loss_scale
+        self.value_and_grad = ms.value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
+
+    def construct(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, Gradient]:
+        """Loss and gradient of a micro-batch, times its `share` of the whole batch."""
+        (_, loss), gradients = self.value_and_grad(share, *inputs)
+        return loss, gradients
+
+    def scaled(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self.loss(*inputs) * share
+        return loss if self.loss_scale is None else loss * self.loss_scale, loss
+
+
+class Accumulate(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = ops.HyperMap()
+
+    def construct(self, one: tuple[Tensor, Gradient], other: tuple[Tensor, Gradient]) -> tuple[Tensor, Gradient]:
+        return one[0] + other[0], self.map(_add, one[1], other[1])
+
+
+class Update(nn.Cell):
+    """Optimizer, moving average of the weights, loss scale: what changes after a step."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        averages: Mapping[str, Parameter],
+        weights: Mapping[str, Parameter],
+        loss_scale: Parameter | None,
+        good_steps: Parameter,
+        train: TrainConfig,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.optimizer = optimizer
+        self.averages, self.weights = ParameterTuple(averages.values()), ParameterTuple(weights.values())
+        self.map = ops.HyperMap()
+        self.ema_decay = train.ema_decay
+        self.loss_scale, self.good_steps = loss_scale, good_steps
+        self.dynamic = train.loss_scale == "dynamic"
+
+    def construct(self, gradients: Gradient, lr: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Returns the global norm (before clipping), 1.0 if the update was skipped, and the loss scale it was for."""
+        loss_scale = None if self.loss_scale is None else self.loss_scale + 0  # a copy
+        norm, finite = self.optimizer(gradients, lr, loss_scale)
+        if self.ema_decay is not None:
+            self._average(finite)
+        if self.loss_scale is not None and self.dynamic:
+            self._adjust_loss_scale(finite, loss_scale)
+        return norm, 1 - finite.astype(float32), loss_scale
+
+    def _average(self, finite: Tensor) -> None:
+        step = (1 - self.ema_decay) * finite.astype(float32)
+        self.map(ops.partial(_follow, step), self.averages, self.weights)
+
+    def _adjust_loss_scale(self, finite: Tensor, loss_scale: Tensor) -> None:
+        good_steps = ops.where(finite, self.good_steps + 1, 0.0)
+        grow = good_steps >= GROWTH_INTERVAL
+        changed = ops.where(finite, ops.where(grow, loss_scale * 2, loss_scale), loss_scale / 2)
+        ops.assign(self.loss_scale, ops.maximum(changed, MIN_LOSS_SCALE))
+        ops.assign(self.good_steps, ops.where(grow, 0.0, good_steps))
+
+
+def scalar(name: str, value: float) -> Parameter:
+    return Parameter(Tensor(np.float32(value)), name=name, requires_grad=False)
