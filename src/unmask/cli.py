@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("convert", commands.convert, "write a model in another format")
     sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
     sub.add_argument("out", type=Path, metavar="OUT")
-    sub.add_argument("--to", required=True, choices=("facebook", "transformers"), help="format of OUT")
+    formats = ("facebook", "transformers", "mindspore", "mindspore-zoo")
+    sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from unmask.checkpoint.convert.facebook import read_facebook, write_facebook
 from unmask.checkpoint.convert.foreign import Foreign, as_float32, fields_from_shapes, told
+from unmask.checkpoint.convert.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
+from unmask.checkpoint.convert.torch_file import is_torch_file
 from unmask.checkpoint.convert.transformers import read_transformers, write_transformers
 from unmask.checkpoint.folder import CHECKSUMS, read_meta, read_weights
 from unmask.checkpoint.store import first_good
@@ -17,15 +19,17 @@ from unmask.errors import CheckpointError
 
 __all__ = ["Foreign", "Format", "read_foreign", "write_foreign"]
 
-Format = Literal["facebook", "transformers"]
-"""facebook: the official MAE .pth; transformers: a folder for from_pretrained."""
+Format = Literal["facebook", "transformers", "mindspore", "mindspore-zoo"]
+"""facebook: the official MAE .pth; transformers: a folder for from_pretrained; mindspore: a .ckpt or .safetensors for
+mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's MAE."""
 
 
 def read_foreign(path: str | Path) -> Foreign:
     """The model at `path`, whatever it is; weights only, the moving average where there is one.
 
-    A run folder (its newest good checkpoint), a checkpoint folder, a .safetensors file in our names, a transformers
-    folder, an official .pth. Raises CheckpointError for anything else, damaged or hostile.
+    A run folder (its newest good checkpoint), a checkpoint folder, a .safetensors file in our names or MindSpore's, a
+    MindSpore .ckpt, a transformers folder, an official .pth. Raises CheckpointError for anything else, damaged or
+    hostile.
     """
     path = Path(path)
     if (path / CHECKSUMS).exists():
@@ -40,7 +44,11 @@ def read_foreign(path: str | Path) -> Foreign:
         raise CheckpointError(f"{path} does not exist")
     if path.suffix == ".safetensors":
         weights = as_float32(read_tensors(path))
+        if is_from_mindspore(weights):
+            return from_mindspore(path, weights)
         return Foreign(weights, fields_from_shapes(weights), None, "safetensors")
+    if path.suffix == ".ckpt" and not is_torch_file(path):  # the suffix is also that of PyTorch Lightning
+        return read_mindspore(path)
     return read_facebook(path)
 
 
@@ -57,6 +65,8 @@ def write_foreign(
     """
     if format == "facebook":
         write_facebook(Path(path), weights, model, class_names)
+    elif format in ("mindspore", "mindspore-zoo"):
+        write_mindspore(Path(path), weights, model, class_names, zoo=format == "mindspore-zoo")
     else:
         write_transformers(Path(path), weights, model, class_names)
 

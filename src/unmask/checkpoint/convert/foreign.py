@@ -29,7 +29,7 @@ class Foreign:
     """The fields of ModelConfig that the source tells; `heads` is absent where neither it nor publication does."""
     class_names: tuple[str, ...] | None
     format: str
-    """unmask, safetensors, facebook or transformers."""
+    """unmask, safetensors, facebook, transformers, mindspore or mindspore-zoo."""
     config: dict[str, Any] | None = None
     """The whole config, of a run of ours."""
 
@@ -58,7 +58,8 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
         case (width, channels, patch_size, _):
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
             fields |= {"heads": PUBLISHED_HEADS[width]} if width in PUBLISHED_HEADS else {}
-            patches = shapes.get("pos_embed", (1, 0, 0))[1] - 1
+            pos_embed = shapes.get("pos_embed", ())
+            patches = pos_embed[1] - 1 if len(pos_embed) == 3 else 0
             side = math.isqrt(max(patches, 0))
             if side and side**2 == patches:
                 fields["image_size"] = (side * patch_size, side * patch_size)
@@ -67,7 +68,7 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
     if depth := _depth(shapes, "blocks."):
         fields["depth"] = depth
     match shapes.get("blocks.0.mlp.fc1.weight"):
-        case (hidden, width):
+        case (hidden, width) if width:
             fields["mlp_ratio"] = mlp_ratio(hidden, width)
         case _:
             pass

@@ -21,11 +21,21 @@ from unmask.checkpoint.convert.unpickle import StorageRecord, TensorRecord, unpi
 from unmask.checkpoint.tensors import cause, widen_bfloat16
 from unmask.errors import CheckpointError
 
+_ZIP = b"PK\x03\x04"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MALFORMED = (
     zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError, KeyError, IndexError,
     OverflowError, MemoryError, struct.error,
 )  # fmt: skip
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as torch.save has it, in this format or the old one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LEGACY)).startswith((_ZIP, _LEGACY))
+    except OSError:
+        return False
 
 
 class TorchFile:
@@ -47,7 +57,7 @@ class TorchFile:
                     "is in the format of torch before 1.6; convert it with torch.save(torch.load(FILE, "
                     "weights_only=True), NEW)"
                 )
-            if not start.startswith(b"PK\x03\x04"):
+            if not start.startswith(_ZIP):
                 raise self._refusal("is not a file of torch.save")
             self._zip = zipfile.ZipFile(path)
         except _MALFORMED as error:

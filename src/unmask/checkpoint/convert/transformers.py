@@ -1,7 +1,6 @@
 """Folders of transformers' ViTMAEForPreTraining and ViTForImageClassification: config.json and model.safetensors.
 
-Written with the names that transformers 4 has and 5 translates; read with those of either. Its attention has three
-matrices (query, key, value) where the official code has one, stacked in this order.
+Written with the names that transformers 4 has and 5 translates; read with those of either.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from unmask.checkpoint.convert.facebook import read_state_dict
 from unmask.checkpoint.convert.foreign import Foreign, as_float32, mlp_ratio
+from unmask.checkpoint.convert.naming import Naming
 from unmask.checkpoint.convert.torch_file import TorchFile
 from unmask.checkpoint.tensors import cause, parse_json, read_bytes, read_tensors, write_tensors, written_aside
 from unmask.config.schema import ModelConfig
@@ -25,27 +24,29 @@ from unmask.engines.base import EngineState, Tensors, check_names_and_shapes
 from unmask.errors import CheckpointError
 from unmask.init import parameter_shapes
 
-_OUTSIDE = {
-    "cls_token": "vit.embeddings.cls_token",
-    "pos_embed": "vit.embeddings.position_embeddings",
-    "patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
-    "norm": "vit.layernorm",
-    "head": "classifier",
-    "decoder_embed": "decoder.decoder_embed",
-    "mask_token": "decoder.mask_token",
-    "decoder_pos_embed": "decoder.decoder_pos_embed",
-    "decoder_norm": "decoder.decoder_norm",
-    "decoder_pred": "decoder.decoder_pred",
-}
-_STACKS = {"blocks": "vit.encoder.layer", "decoder_blocks": "decoder.decoder_layers"}
-_IN_BLOCK = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_QKV = [f"attention.attention.{part}" for part in ("query", "key", "value")]
+_NAMING = Naming(
+    outside={
+        "cls_token": "vit.embeddings.cls_token",
+        "pos_embed": "vit.embeddings.position_embeddings",
+        "patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+        "norm": "vit.layernorm",
+        "head": "classifier",
+        "decoder_embed": "decoder.decoder_embed",
+        "mask_token": "decoder.mask_token",
+        "decoder_pos_embed": "decoder.decoder_pos_embed",
+        "decoder_norm": "decoder.decoder_norm",
+        "decoder_pred": "decoder.decoder_pred",
+    },
+    stacks={"blocks": "vit.encoder.layer", "decoder_blocks": "decoder.decoder_layers"},
+    in_block={
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+)
 _NEWER = [  # what transformers 5 calls it: what 4 does
     (r"^vit\.layers\.", "vit.encoder.layer."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),  # 5.23 writes this by mistake
@@ -84,8 +85,8 @@ def read_transformers(folder: Path) -> Foreign:
     config = parse_json(path, read_bytes(path))
     mae = _check_architecture(path, config)
     model = _read_fields(path, config, mae)
-    theirs = _read_weights(folder)
-    weights = as_float32(_ours(folder, theirs))
+    theirs = {_to_version_4(name): tensor for name, tensor in _read_weights(folder).items()}
+    weights = as_float32(_NAMING.ours(str(folder), theirs))
     if mae:
         return Foreign(weights, model, None, "transformers")
     if "head.weight" in weights:
@@ -114,7 +115,7 @@ def write_transformers(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "model.safetensors") as aside:
-            write_tensors(aside, _theirs(weights), metadata={"format": "pt"})  # from_pretrained asks for it
+            write_tensors(aside, _NAMING.theirs(weights), metadata={"format": "pt"})  # from_pretrained asks for it
         with written_aside(folder / "config.json") as aside:
             aside.write_text(json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
@@ -207,57 +208,6 @@ def _config_json(model: ModelConfig, mae: bool, class_names: Sequence[str] | Non
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-
-
-def _theirs(weights: Tensors) -> Tensors:
-    renamed: Tensors = {}
-    for name, tensor in weights.items():
-        module, kind = _split(name, _OUTSIDE)
-        if match := re.fullmatch(r"(blocks|decoder_blocks)\.(\d+)\.(.+)", module):
-            stack = f"{_STACKS[match[1]]}.{match[2]}"
-            if match[3] == "attn.qkv":
-                parts = np.split(tensor, 3)
-                renamed |= {f"{stack}.{part}{kind}": value for part, value in zip(_QKV, parts, strict=True)}
-            else:
-                renamed[f"{stack}.{_IN_BLOCK[match[3]]}{kind}"] = tensor
-        else:
-            renamed[_OUTSIDE[module] + kind] = tensor
-    return renamed
-
-
-def _ours(folder: Path, theirs: Tensors) -> Tensors:
-    outside = {value: key for key, value in _OUTSIDE.items()}
-    in_block = {value: key for key, value in _IN_BLOCK.items()}
-    stacks = {value: key for key, value in _STACKS.items()}
-    inside = re.compile(r"(vit\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)")
-    weights: Tensors = {}
-    qkv: dict[str, dict[str, Any]] = {}
-    unknown: list[str] = []
-    for name, tensor in theirs.items():
-        module, kind = _split(_to_version_4(name), outside)
-        match = inside.fullmatch(module)
-        block = f"{stacks[match[1]]}.{int(match[2])}" if match else ""
-        if match and match[3] in _QKV:
-            qkv.setdefault(f"{block}.attn.qkv{kind}", {})[match[3]] = tensor
-        elif match and match[3] in in_block:
-            weights[f"{block}.{in_block[match[3]]}{kind}"] = tensor
-        elif module in outside:
-            weights[outside[module] + kind] = tensor
-        else:
-            unknown.append(name)
-    shapes = {name: [parts[part].shape for part in _QKV if part in parts] for name, parts in qkv.items()}
-    unknown += [f"an incomplete {name}" for name, found in shapes.items() if len(found) < 3 or len(set(found)) > 1]
-    if unknown:
-        raise CheckpointError(f"{folder} has tensors that our model does not have: {', '.join(sorted(unknown))}")
-    return weights | {name: np.concatenate([parts[part] for part in _QKV]) for name, parts in qkv.items()}
-
-
-def _split(name: str, whole: Mapping[str, str]) -> tuple[str, str]:
-    """A module and `.weight` or `.bias`; a parameter without module, such as cls_token, is whole."""
-    if name in whole:
-        return name, ""
-    module, _, kind = name.rpartition(".")
-    return module, f".{kind}"
 
 
 def _to_version_4(name: str) -> str:

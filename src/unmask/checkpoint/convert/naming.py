@@ -1,0 +1,101 @@
+"""How another tool names the tensors of our model, whose attention has three matrices there where ours has one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unmask.engines.base import Tensors
+from unmask.errors import CheckpointError
+
+_INDEX = r"(0|[1-9][0-9]{0,3})"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Tables from our modules to theirs; `.weight` and `.bias` are the same in both."""
+
+    outside: Mapping[str, str]
+    """Modules outside the blocks, and parameters without module, such as cls_token."""
+    stacks: Mapping[str, str]
+    """Stacks of blocks."""
+    in_block: Mapping[str, str]
+    """Modules of a block, all but attn.qkv."""
+    qkv: Sequence[str]
+    """Their modules for the query, key and value rows of attn.qkv."""
+
+    def theirs(self, weights: Tensors) -> Tensors:
+        """`weights` under their names. Raises CheckpointError naming everything they have no place for."""
+        inside = _inside(self.stacks)
+        renamed: Tensors = {}
+        unknown: list[str] = []
+        for name, tensor in weights.items():
+            module, kind = _split(name, self.outside)
+            match = inside.fullmatch(module)
+            block = f"{self.stacks[match[1]]}.{match[2]}" if match else ""
+            if match and match[3] == "attn.qkv" and tensor.ndim and len(tensor) % 3 == 0:
+                thirds = zip(self.qkv, np.split(tensor, 3), strict=True)
+                renamed |= {f"{block}.{part}{kind}": third for part, third in thirds}
+            elif match and match[3] in self.in_block:
+                renamed[f"{block}.{self.in_block[match[3]]}{kind}"] = tensor
+            elif module in self.outside:
+                renamed[self.outside[module] + kind] = tensor
+            else:
+                unknown.append(name)
+        if unknown:
+            raise CheckpointError(f"the format has no place for {listed(unknown)}")
+        return renamed
+
+    def ours(self, source: str, tensors: Tensors) -> Tensors:
+        """`tensors` under our names. Raises CheckpointError naming everything that our model does not have."""
+        inside = _inside(self.stacks.values())
+        stacks, outside, in_block = (_turned(table) for table in (self.stacks, self.outside, self.in_block))
+        weights: Tensors = {}
+        qkv: dict[str, dict[str, Any]] = {}
+        unknown: list[str] = []
+        for name, tensor in tensors.items():
+            module, kind = _split(name, outside)
+            match = inside.fullmatch(module)
+            block = f"{stacks[match[1]]}.{match[2]}" if match else ""
+            if match and match[3] in self.qkv:
+                qkv.setdefault(f"{block}.attn.qkv{kind}", {})[match[3]] = tensor
+            elif match and match[3] in in_block:
+                weights[f"{block}.{in_block[match[3]]}{kind}"] = tensor
+            elif module in outside:
+                weights[outside[module] + kind] = tensor
+            else:
+                unknown.append(name)
+        for name, parts in qkv.items():
+            if len(parts) == 3 and len(shapes := {part.shape for part in parts.values()}) == 1 and () not in shapes:
+                weights[name] = np.concatenate([parts[part] for part in self.qkv])
+            else:
+                unknown.append(f"an incomplete {name}")
+        if unknown:
+            raise CheckpointError(f"{source} has tensors that our model does not have: {listed(unknown)}")
+        return weights
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in one line that can still be read."""
+    first, rest = sorted(names)[:20], len(list(names)) - 20
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _inside(stacks: Iterable[str]) -> re.Pattern[str]:
+    return re.compile(rf"({'|'.join(map(re.escape, stacks))})\.{_INDEX}\.(.+)")
+
+
+def _turned(table: Mapping[str, str]) -> dict[str, str]:
+    return {value: key for key, value in table.items()}
+
+
+def _split(name: str, whole: Mapping[str, str]) -> tuple[str, str]:
+    """A module and `.weight` or `.bias`; a parameter without module, such as cls_token, is whole."""
+    if name in whole:
+        return name, ""
+    module, _, kind = name.rpartition(".")
+    return module, f".{kind}"
