@@ -6,19 +6,21 @@ transformers leaves position embeddings and mask token of a new model at zero; h
 
 from __future__ import annotations
 
-import re
+from collections.abc import Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from unmask.checkpoint.convert.transformers import read_transformers, write_transformers
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
 from unmask.engines import create_engine
-from unmask.engines.base import EngineState
-from unmask.init import initial_weights
+from unmask.engines.base import EngineState, Tensors
+from unmask.init import FIXED, initial_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -30,62 +32,24 @@ SMALL = {
 }  # fmt: skip
 CLASSES = {"image_size": (48, 32), "num_classes": 7, "pool": "cls"}
 
-RENAMED = [  # (ours, transformers'), applied in this order to our names
-    (r"^decoder_blocks\.", "decoder.decoder_layers."),
-    (r"^(decoder_pos_embed|mask_token|decoder_embed|decoder_norm|decoder_pred)", r"decoder.\1"),
-    (r"^blocks\.", "vit.layers."),
-    (r"^cls_token", "vit.embeddings.cls_token"),
-    (r"^pos_embed", "vit.embeddings.position_embeddings"),
-    (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
-    (r"^norm\.", "vit.layernorm."),
-    (r"^head\.", "classifier."),
-    (r"\.attn\.proj\.", ".attention.o_proj."),
-    (r"\.attn\.qkv\.", ".attention.{}_proj."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-]
 
-
-def theirs(name: str) -> list[str]:
-    """Names in transformers of the tensors which, one above the other, are our tensor `name`."""
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return [name.format(part) for part in "qkv"] if "{}" in name else [name]
-
-
-def reference_config(model: ModelConfig) -> dict[str, Any]:
-    return {
-        "image_size": model.image_size if model.num_classes else model.image_size[0],
-        "patch_size": model.patch_size,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
-        "layer_norm_eps": 1e-6,
-    }
-
-
-def pretraining_reference(model: ModelConfig) -> Any:
-    return transformers.ViTMAEForPreTraining(
-        transformers.ViTMAEConfig(
-            **reference_config(model),
-            mask_ratio=model.mask_ratio,
-            norm_pix_loss=model.norm_pix_loss,
-            decoder_hidden_size=model.decoder_width,
-            decoder_num_hidden_layers=model.decoder_depth,
-            decoder_num_attention_heads=model.decoder_heads,
-            decoder_intermediate_size=int(model.decoder_width * model.mlp_ratio),
-        )
+def reference_with(folder: Path, weights: Tensors, model: ModelConfig) -> Any:
+    """transformers' model with these weights."""
+    write_transformers(folder, weights, model.model_dump(), None)
+    architecture = "ViTForImageClassification" if model.num_classes else "ViTMAEForPreTraining"
+    loaded, report = getattr(transformers, architecture).from_pretrained(
+        folder, layer_norm_eps=1e-6, output_loading_info=True
     )
+    assert not any(report.values()), "a weight was left out, and so is random"
+    return loaded
 
 
-def set_weights(reference: Any, weights: dict[str, NDArray[np.float32]]) -> None:
-    """Set every weight of the reference; fails if one is left over on either side."""
-    tensors = {}
-    for name, weight in weights.items():
-        parts = theirs(name)
-        tensors |= dict(zip(parts, torch.from_numpy(weight).chunk(len(parts)), strict=True))
-    reference.load_state_dict(tensors, strict=True)
+def gradients_of(reference: Any, folder: Path) -> Tensors:
+    """Under our names: they are put in the weights' place, written and read. Zero for what has none."""
+    for parameter in reference.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    reference.save_pretrained(folder)
+    return read_transformers(folder).weights
 
 
 def random_weights(config: Config) -> dict[str, NDArray[np.float32]]:
@@ -124,75 +88,69 @@ def relative_error(value: Any, reference: Any) -> float:
     return float(np.abs(value - reference).max() / np.abs(reference).max())
 
 
-def assert_same_gradients(gradients: dict[str, NDArray[np.float32]], reference: Any) -> None:
-    expected = {name: p.grad.numpy() for name, p in reference.named_parameters() if p.grad is not None}
-    assert sorted(part for name in gradients for part in theirs(name)) == sorted(expected)
-    errors = {n: relative_error(g, np.concatenate([expected[t] for t in theirs(n)])) for n, g in gradients.items()}
+def assert_same_gradients(gradients: Tensors, expected: Tensors, *, fixed: Set[str] = frozenset()) -> None:
+    assert gradients.keys() == expected.keys() - fixed
+    errors = {name: relative_error(gradient, expected[name]) for name, gradient in gradients.items()}
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
 
 
+def masked_predictions(logits: Any, batch: Batch) -> NDArray[np.float32]:
+    """transformers' predictions, which are in the order of the image, in our order [kept, masked]."""
+    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
+    return np.take_along_axis(logits.detach().numpy(), order, axis=1)
+
+
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
-def test_pretraining_equals_vit_mae(measure: Any, norm_pix_loss: bool) -> None:
-    model = SMALL | {"norm_pix_loss": norm_pix_loss}
-    config = Config.model_validate({"model": model})
+def test_pretraining_equals_vit_mae(measure: Any, tmp_path: Path, norm_pix_loss: bool) -> None:
+    config = Config.model_validate({"model": SMALL | {"norm_pix_loss": norm_pix_loss}})
     weights = random_weights(config)
     batch, noise = masked_batch(config.model, 5)
-    reference = pretraining_reference(config.model)
-    set_weights(reference, weights)
+    reference = reference_with(tmp_path, weights, config.model)
     expected = reference(pixel_values=pixel_values(batch.images), noise=noise)
     expected.loss.backward()
 
-    ours = measure({"model": model}, weights, batch)
+    ours = measure({"model": config.model}, weights, batch)
 
     assert relative_error(ours.loss, expected.loss.detach()) <= TOLERANCE
-    assert_same_gradients(ours.gradients, reference)
-    # transformers' own prediction is in the order of the image, ours keeps [kept, masked].
-    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
-    prediction = np.take_along_axis(expected.logits.detach().numpy(), order, axis=1)
-    assert relative_error(ours.engine.predict_patches(batch), prediction) <= TOLERANCE
+    assert_same_gradients(ours.gradients, gradients_of(reference, tmp_path), fixed=FIXED)
+    predictions = masked_predictions(expected.logits, batch)
+    assert relative_error(ours.engine.predict_patches(batch), predictions) <= TOLERANCE
 
 
-def test_classifier_equals_vit(measure: Any) -> None:
-    model = SMALL | CLASSES
-    config = Config.model_validate({"task": "finetune", "model": model})
+def test_classifier_equals_vit(measure: Any, tmp_path: Path) -> None:
+    config = Config.model_validate({"task": "finetune", "model": SMALL | CLASSES})
     weights = random_weights(config)
     labels = np.array([3, 0, 6, 1, 3])
     batch = Batch(random_images(config.model, len(labels)), np.arange(len(labels)), labels=labels)
-    reference = transformers.ViTForImageClassification(
-        transformers.ViTConfig(**reference_config(config.model), num_labels=7)
-    )
-    set_weights(reference, weights)
+    reference = reference_with(tmp_path, weights, config.model)
     expected = reference(pixel_values=pixel_values(batch.images), labels=torch.from_numpy(labels))
     expected.loss.backward()
 
-    ours = measure({"task": "finetune", "model": model}, weights, batch)
+    ours = measure({"task": "finetune", "model": config.model}, weights, batch)
 
     assert relative_error(ours.loss, expected.loss.detach()) <= TOLERANCE
-    assert_same_gradients(ours.gradients, reference)
+    assert_same_gradients(ours.gradients, gradients_of(reference, tmp_path))
     assert relative_error(ours.engine.logits(batch), expected.logits.detach()) <= TOLERANCE
 
 
-def test_vit_base_at_its_real_size_equals_vit_mae(engine_name: str) -> None:
+def test_vit_base_at_its_real_size_equals_vit_mae(engine_name: str, tmp_path: Path) -> None:
     config = Config.model_validate({"engine": engine_name, "device": "cpu"})
     weights = initial_weights(config.model, config.task, seed=0)
     batch, noise = masked_batch(config.model, 1)
-    with torch.device("meta"):
-        reference = pretraining_reference(config.model)
-    set_weights(reference.to_empty(device="cpu"), weights)
+    reference = reference_with(tmp_path, weights, config.model)
     with torch.no_grad():
         expected = reference(pixel_values=pixel_values(batch.images), noise=noise)
 
     engine = create_engine(config)
     engine.load(EngineState(weights))
 
-    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
-    prediction = np.take_along_axis(expected.logits.numpy(), order, axis=1)
-    assert relative_error(engine.predict_patches(batch), prediction) <= TOLERANCE
+    predictions = masked_predictions(expected.logits, batch)
+    assert relative_error(engine.predict_patches(batch), predictions) <= TOLERANCE
     assert relative_error(engine.read(engine.eval_step(batch))["loss"], expected.loss) <= TOLERANCE
 
 
 def test_bf16_stays_near_fp32(measure: Any) -> None:
-    """Loss within 0.1 %, each gradient within 3 % in L2 norm: bf16 has 8 bits of mantissa."""
+    """Loss within 0.1 %, each gradient within 5 % in L2 norm: bf16 has 8 bits of mantissa."""
     config = Config.model_validate({"model": SMALL})
     weights = random_weights(config)
     batch, _ = masked_batch(config.model, 5)
@@ -201,4 +159,4 @@ def test_bf16_stays_near_fp32(measure: Any) -> None:
 
     assert 0 < abs(bf16.loss / exact.loss - 1) <= 1e-3
     errors = {n: np.linalg.norm(bf16.gradients[n] - g) / np.linalg.norm(g) for n, g in exact.gradients.items()}
-    assert {name: error for name, error in errors.items() if not error <= 3e-2} == {}
+    assert {name: error for name, error in errors.items() if not error <= 5e-2} == {}
