@@ -53,8 +53,8 @@ class Attention(nn.Module):
             weight, bias = self.qkv.weight.to(x_BTD.dtype), self.qkv.bias.to(x_BTD.dtype)
             q = F.linear(x_BTD[:, -queries:], weight[:D], bias[:D]).view(B, queries, self.heads, -1)
             k, v = F.linear(x_BTD, weight[D:], bias[D:]).view(B, T, 2, self.heads, -1).unbind(2)
-        x_BHTd = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(x_BHTd.transpose(1, 2).reshape(B, queries, D))
+        x_BHQd = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(x_BHQd.transpose(1, 2).reshape(B, queries, D))
 
 
 class Mlp(nn.Module):
@@ -191,6 +191,15 @@ class Classifier(VisionTransformer):
         """(B, D): the norm of the mean patch token (`fc_norm`), or the normalised cls token."""
         x = self.encode(x_BLP, keep_path=keep_path)
         return self.fc_norm(x[:, 1:].mean(1)) if self.pool == "mean" else self.norm(x)[:, 0]
+
+
+def attention(q_BHQd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v, (B, H, Q, d)."""
+    if q_BHQd.device.type != "cpu" or q_BHQd.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q_BHQd, k_BHTd, v_BHTd)
+    # The fused kernel's backward takes twice to four times as long in bf16 on the CPU as these products.
+    scores_BHQT = (q_BHQd * q_BHQd.shape[-1] ** -0.5) @ k_BHTd.transpose(-2, -1)
+    return scores_BHQT.softmax(-1) @ v_BHTd
 
 
 def patchify(images_BHWC: Tensor, patch_size: int) -> Tensor:
