@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from unmask.config.load import load_config
+from unmask.config.modelzoo import Command, Translation, load_modelzoo
 from unmask.config.schema import Config
+from unmask.environment import launched
 from unmask.errors import ConfigError
-from unmask.report.progress import say
+from unmask.report.progress import say, table
 
 
 def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -33,9 +35,20 @@ def run_recipe(recipe: str | Path, overrides: Sequence[str], *, task: str) -> Pa
     config = load_config(recipe, overrides)
     if config.task != task:
         raise ConfigError(f"{recipe} is a recipe for `unmask {config.task}`, not `unmask {task}`")
-    folder = Path(config.output) if config.output else _next_folder(Path(recipe).stem)
-    run(config, folder)
-    return folder
+    return _run_in_its_folder(config, Path(recipe).stem)
+
+
+def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Path:
+    """Run a YAML file of the MindSpore model zoo with `--key value` options. Returns the run folder."""
+    return _run_in_its_folder(translate_modelzoo(path, options, command=command).config, Path(path).stem)
+
+
+def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation:
+    """Read a YAML file of the MindSpore model zoo and print, in one process, what became of each of its keys."""
+    translation = load_modelzoo(path, options, command)
+    if launched()[0] == 0:
+        table(translation.rows, ["key", "value", "what it becomes"])
+    return translation
 
 
 def run(config: Config, folder: Path) -> dict[str, float]:
@@ -56,6 +69,12 @@ def run(config: Config, folder: Path) -> dict[str, float]:
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in values.items())]))
     say("pictures: " + ", ".join(str(picture) for picture in pictures))
     return values
+
+
+def _run_in_its_folder(config: Config, name: str) -> Path:
+    folder = Path(config.output) if config.output else _next_folder(name)
+    run(config, folder)
+    return folder
 
 
 def _overrides(settings: Mapping[str, Any] | None) -> list[str]:

@@ -16,7 +16,14 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ warnings; read when it i
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (see `unmask.errors`)."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
+    flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
+    parser = _parser(flat)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(options, "config_path", None):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.flat = rest
     try:
         options.run(options)
     except UnmaskError as error:
@@ -27,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(flat: bool) -> argparse.ArgumentParser:
+    """The grammar of the command line; `flat` where --config_path takes the place of RECIPE or MODEL."""
     parser = argparse.ArgumentParser(
         prog="unmask",
         description="Masked-autoencoder pretraining of Vision Transformers and everything after it.",
@@ -36,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: commands.Command, help: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        description = f"{help[0].upper()}{help[1:]}."
+        sub = subparsers.add_parser(name, help=help, description=description, allow_abbrev=False)
         sub.set_defaults(run=run)
         return sub
 
@@ -47,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         }[task]
         sub = command(task, commands.train, help)
         sub.set_defaults(task=task)
+        _add_config_path(sub, instead_of="RECIPE")
+        if flat:
+            continue
         sub.add_argument("recipe", metavar="RECIPE", help=f"name, such as {recipe}, or path of a YAML file")
         sub.add_argument(
             "settings",
@@ -56,8 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     sub = command("evaluate", commands.evaluate, "measure loss and, for a classifier, accuracy")
-    _add_model(sub)
-    sub.add_argument("images", metavar="FOLDER", help="class folders")
+    _add_config_path(sub, instead_of="MODEL and FOLDER")
+    if not flat:
+        _add_model(sub)
+        sub.add_argument("images", metavar="FOLDER", help="class folders")
     sub.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there too")
 
     sub = command("predict", commands.predict, "classify images: the likeliest classes with their probabilities")
@@ -74,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("reconstruct", commands.reconstruct, "draw images original, masked, and painted again")
     _add_model(sub)
     _add_images(sub)
-    sub.add_argument("--count", type=int, default=8, metavar="N", help="how many images, spread evenly over those given (default 8)")
+    sub.add_argument(
+        "--count", type=int, default=8, metavar="N", help="how many images, spread evenly over those given (default 8)"
+    )
     sub.add_argument("--seed", type=int, metavar="N", help="of the masks (default: the run's)")
     sub.add_argument("--mask-ratio", type=float, metavar="R", help="share of patches hidden (default: the run's)")
     sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
@@ -92,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", commands.doctor, "show engines, devices and versions, and what is missing")
     return parser
+
+
+def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:
+    sub.add_argument(
+        "--config_path",
+        metavar="FILE",
+        help=f"in place of {instead_of}: a YAML file of the MindSpore model zoo, its keys set by --key value",
+    )
 
 
 def _add_model(sub: argparse.ArgumentParser) -> None:

@@ -14,15 +14,19 @@ Command = Callable[[Namespace], None]
 
 
 def train(options: Namespace) -> None:
-    from unmask.api import run_recipe
+    from unmask.api import run_modelzoo, run_recipe
 
-    run_recipe(options.recipe, options.settings, task=options.task)
+    if options.config_path:
+        run_modelzoo(options.config_path, options.flat, command=options.task)
+    else:
+        run_recipe(options.recipe, options.settings, task=options.task)
 
 
 def evaluate(options: Namespace) -> None:
     from unmask.report.progress import say, table
 
-    values = _load(options).evaluate(options.images)
+    model, images = _load_modelzoo(options) if options.config_path else (_load(options), options.images)
+    values = model.evaluate(images)
     table([[name, f"{value:.4f}" if name != "count" else int(value)] for name, value in values.items()], ["", "value"])
     if options.out:
         options.out.write_text(json.dumps(values, indent=2) + "\n")
@@ -84,6 +88,31 @@ def _load(options: Namespace, settings: dict[str, object] | None = None) -> Mode
         batch_size=options.batch_size,
         settings=settings or {},
     )
+
+
+def _load_modelzoo(options: Namespace) -> tuple[Model, str]:
+    """The model and the images that a YAML file of the MindSpore model zoo names."""
+    from unmask.api import translate_modelzoo
+    from unmask.errors import ConfigError
+    from unmask.evaluate.model import load
+
+    translation = translate_modelzoo(options.config_path, options.flat, command="evaluate")
+    config = translation.config
+    if config.init is None or config.data.val is None:
+        raise ConfigError(f"{options.config_path}: evaluating needs --use_ckpt MODEL and --eval_path FOLDER")
+    model = load(
+        config.init,
+        engine=config.engine,
+        device=config.device,
+        precision=config.train.precision,
+        batch_size=config.train.batch_size,
+        settings={
+            key: value
+            for key, value in translation.settings.items()
+            if key.startswith(("model.", "data.")) or key == "train.compile"
+        },
+    )
+    return model, config.data.val
 
 
 def _images(options: Namespace) -> Images:

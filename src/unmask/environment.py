@@ -47,6 +47,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def launched() -> tuple[int, int]:
+    """Rank of this process and how many were started together, as msrun, ModelArts or torchrun tell; (0, 1) alone."""
+    env = os.environ
+    return int(env.get("RANK_ID") or env.get("RANK") or 0), int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1)
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,7 +29,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError naming every wrong key.
     """
     path = recipe_path(recipe)
-    values, origins = _read_yaml(path)
+    values, origins = read_yaml(path)
     for override in overrides:
         _apply(override, values, origins)
     return check_config(values, origins)
@@ -51,7 +51,7 @@ def recipe_path(recipe: str | Path) -> Path:
         return Path(recipe)
     names = recipe_names()
     if recipe not in names:
-        raise ConfigError(f"there is no recipe {recipe}{_nearest(str(recipe), names)}; the recipes: {', '.join(names)}")
+        raise ConfigError(f"there is no recipe {recipe}{nearest(str(recipe), names)}; the recipes: {', '.join(names)}")
     return Path(str(resources.files("unmask") / "recipes" / f"{recipe}.yaml"))
 
 
@@ -73,7 +73,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
+    """The nested values of a YAML file and where each dotted key stands. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, yaml.SafeLoader)
@@ -101,18 +102,22 @@ def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"command line: {key}: unknown key{_nearest(key, known_keys())}")
+            raise ConfigError(f"command line: {key}: unknown key{nearest(key, known_keys())}")
         values = inner
-    values[last] = value
+    values[last] = parse_value(text)
     origins[key] = "command line"
+
+
+def parse_value(text: str) -> Any:
+    """A value from the command line, written as in YAML; what is no YAML is text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -130,7 +135,7 @@ def _explain(problem: ErrorDetails, origins: Origins) -> str:
     location = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         key = ".".join(location)
-        return f"{_origin(key, origins)}{key}: unknown key{_nearest(key, known_keys())}"
+        return f"{_origin(key, origins)}{key}: unknown key{nearest(key, known_keys())}"
     # Below a key, pydantic's location goes on into tuple positions and union members, which mean nothing to a user.
     sections = {name.rpartition(".")[0] for name in known_keys()}
     key = next(
@@ -146,7 +151,8 @@ def _origin(key: str, origins: Origins) -> str:
     return f"{origins[key]}: " if key in origins else ""
 
 
-def _nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`, did you mean ...?` with the choice closest to `word`, or nothing."""
     choices = list(choices)
     close = difflib.get_close_matches(word, choices, 1)
     if not close:

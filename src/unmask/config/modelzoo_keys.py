@@ -1,0 +1,292 @@
+"""What becomes of each key in the flat YAML files of the MindSpore model zoo's MAE: one table, `TABLE`.
+
+Where its code did not do what the key says (it never passed norm_pixel_loss on, ignored layer_decay, trained its
+fine-tuning with lr 0), the key does here what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask.environment import launched
+from unmask.errors import ConfigError
+
+Command = Literal["pretrain", "finetune", "evaluate"]
+GROUPS = ("context", "parallel", "model_config")
+"""Sections of the files; they only sort the keys, so that `--device_target CPU` reaches `context.device_target`."""
+SAME = {"dataset_path": "data_path"}
+"""Two names of one key: the fine-tuning of the model zoo calls its training images differently."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    spelled: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Flat:
+    """All keys of a file and its command line: the value of one may depend on another."""
+
+    entries: Mapping[str, Entry]
+    command: Command
+    stem: str
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.entries[name].value if name in self.entries else None
+        return default if value in (None, "") else value
+
+    def on(self, name: str, default: bool = False) -> bool:
+        """A switch, written True, "True", 1 and so on."""
+        value = self.get(name, default)
+        known = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower())
+        if known is None:
+            raise self._error(name, f"must be True or False, not {value!r}")
+        return known
+
+    def number(self, name: str, default: float) -> float:
+        value = self.get(name, default)
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as text
+        except (TypeError, ValueError):
+            raise self._error(name, f"must be a number, not {value!r}") from None
+
+    def _error(self, name: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self.entries[name].origin}: {self.entries[name].spelled}: {problem}")
+
+    @property
+    def target(self) -> str:
+        return str(self.get("device_target", "")).upper()
+
+    @property
+    def engine(self) -> str:
+        default = "mindspore" if find_spec("mindspore") is not None and self.target != "GPU" else "torch"
+        return self.get("engine", default)
+
+    @property
+    def engine_reason(self) -> str:
+        if self.engine == "mindspore":
+            return "which these files were written for; --engine torch takes PyTorch"
+        return "MindSpore here has no GPU" if self.target == "GPU" else "MindSpore is not installed"
+
+    @property
+    def processes(self) -> int:
+        """How many processes work together."""
+        return launched()[1] if self.on("use_parallel") else 1
+
+    @property
+    def global_batch(self) -> Any:
+        batch, copies = self.get("batch_size"), 1 if self.command == "evaluate" else self.processes
+        return self.get("train.batch_size", batch * copies if isinstance(batch, int) else batch)
+
+
+Rule = Callable[[Any, Flat], dict[str, Any] | str]
+"""Turns the value of a key into settings of ours, or into the words that say why there are none."""
+
+
+def _to(key: str) -> Rule:
+    return lambda value, _: {key: value}
+
+
+def _nothing(reason: str) -> Rule:
+    return lambda _value, _flat: f"without meaning here: {reason}"
+
+
+def _use_ckpt(value: Any, flat: Flat) -> dict[str, Any] | str:
+    if flat.command == "pretrain":
+        raise ValueError("a pretraining continues by itself from its folder save_dir/prefix; leave use_ckpt empty")
+    return {"init": value}
+
+
+def _layer_decay(value: Any, flat: Flat) -> dict[str, Any] | str:
+    # The model zoo grouped its parameters by layer only when it had weights to load.
+    if flat.get("use_ckpt") is None and flat.get("init") is None:
+        return "without meaning here: from scratch no layer is pretrained; --optimizer.layer_decay sets it all the same"
+    return {"optimizer.layer_decay": value}
+
+
+def _start_learning_rate(_: Any, flat: Flat) -> dict[str, Any] | str:
+    """Despite its name the top of the warmup, not scaled by the batch; 0 leaves it to base_lr.
+
+    The model zoo's fine-tuning took 0 as it stands and trained with it.
+    """
+    peak = flat.number("start_learning_rate", 0)
+    if not peak:
+        return "base_lr x global batch / 256 is the peak"
+    if not isinstance(flat.global_batch, int):
+        raise ValueError("needs batch_size, to be turned into optimizer.base_lr")
+    return {"optimizer.base_lr": peak * 256 / flat.global_batch}
+
+
+def _base_lr(value: Any, flat: Flat) -> dict[str, Any] | str:
+    if flat.number("start_learning_rate", 0):
+        return "without meaning here: start_learning_rate is the peak"
+    return {"optimizer.base_lr": value}
+
+
+def _switched(switch: str, name: str, key: str, default: float) -> Rule:
+    """Both of a pair like use_ema and ema_decay."""
+    return lambda _, flat: {key: flat.get(name, default) if flat.on(switch) else None}
+
+
+def _loss_scale(_: Any, flat: Flat) -> dict[str, Any]:
+    dynamic = flat.on("use_dynamic_loss_scale")
+    return {"train.loss_scale": "dynamic" if dynamic else flat.number("loss_scale", 1024)}
+
+
+def _loss_name(value: Any, _: Flat) -> str:
+    losses = ("soft_ce", "ce_smooth", "ce_smooth_mixup")
+    if value not in losses:
+        raise ValueError(f"must be one of {', '.join(losses)}, not {value!r}")
+    return f"cross entropy, smoothed by {'label_smoothing' if value == 'soft_ce' else 'label_smooth_factor'}"
+
+
+def _label_smoothing(value: Any, flat: Flat) -> dict[str, Any] | str:
+    if flat.get("loss_name", "soft_ce") != "soft_ce":
+        return f"without meaning here: loss_name={flat.get('loss_name')} is smoothed by label_smooth_factor"
+    return {"train.label_smoothing": value}
+
+
+def _label_smooth_factor(_: Any, flat: Flat) -> dict[str, Any] | str:
+    if flat.get("loss_name", "soft_ce") == "soft_ce":
+        return "without meaning here: loss_name=soft_ce is smoothed by label_smoothing"
+    return {"train.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
+
+
+def _mode(value: Any, flat: Flat) -> dict[str, Any] | str:
+    graph = {"GRAPH_MODE": True, "0": True, "PYNATIVE_MODE": False, "1": False}.get(str(value).upper())
+    if graph is None:
+        raise ValueError(f"must be GRAPH_MODE or PYNATIVE_MODE, not {value!r}")
+    if graph and flat.engine == "torch":
+        return "without meaning here: PyTorch runs eagerly unless --train.compile True"
+    return {"train.compile": graph}
+
+
+def _device(_: Any, flat: Flat) -> dict[str, Any] | str:
+    """device_target and device_id together."""
+    if not flat.target:
+        return "without meaning here: device_target is not set"
+    kinds = {"CPU": "cpu", "GPU": "cuda", "ASCEND": "npu" if flat.engine == "torch" else "ascend"}
+    if flat.target not in kinds:
+        raise ValueError(f"must be Ascend, GPU or CPU, not {flat.get('device_target')!r}")
+    device = kinds[flat.target]
+    if flat.target != "CPU" and flat.processes == 1:  # else the launcher gives each process its own
+        device += f":{flat.get('device_id', 0)}"
+    # The model zoo computed its Transformer blocks in fp16; on a CPU that is slower and gains nothing.
+    return {"device": device, "train.precision": "fp32" if flat.target == "CPU" else "fp16"}
+
+
+def _use_parallel(_: Any, flat: Flat) -> str:
+    if not flat.on("use_parallel"):
+        return "one process"
+    if flat.processes == 1:
+        return "one process: neither msrun nor torchrun started it"
+    return f"{flat.processes} processes with batch_size images each"
+
+
+def _batch_size(_: Any, flat: Flat) -> dict[str, Any]:
+    return {"train.batch_size": flat.global_batch}
+
+
+def _crop_min(value: Any, _: Flat) -> dict[str, Any]:
+    return {"data.crop_scale": [value, 1.0]}
+
+
+def _interpolation(value: Any, _: Flat) -> dict[str, Any]:
+    return {"data.interpolation": str(value).lower()}
+
+
+def _per_step_size(value: Any, _: Flat) -> dict[str, Any] | str:
+    return {"train.log_every": value} if value else "whole epochs, looked at every train.log_every steps"
+
+
+def _output(_: Any, flat: Flat) -> dict[str, Any]:
+    return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
+
+
+_LATER = "not applied yet: arrives with the fine-tuning augmentations"
+NOT_TRAINED = "without meaning here: evaluating trains nothing"
+_COMPILER = "MindSpore's own switch; unmask sets what it needs"
+_SPLIT = "the gradients of all processes are averaged, each holds the whole model"
+_MODELARTS = "data and results stay where data_path and save_dir say; ModelArts mounts or copies them"
+
+TABLE: Mapping[str, Rule] = {
+    # model
+    "encoder_layers": _to("model.depth"),
+    "encoder_num_heads": _to("model.heads"),
+    "encoder_dim": _to("model.width"),
+    "decoder_layers": _to("model.decoder_depth"),
+    "decoder_num_heads": _to("model.decoder_heads"),
+    "decoder_dim": _to("model.decoder_width"),
+    "mlp_ratio": _to("model.mlp_ratio"),
+    "masking_ratio": _to("model.mask_ratio"),
+    "norm_pixel_loss": _to("model.norm_pix_loss"),  # read by the model zoo, but never handed to its model
+    "patch_size": _to("model.patch_size"),
+    "image_size": _to("model.image_size"),
+    "num_classes": _to("model.num_classes"),
+    "dropout": _nothing("MAE trains without dropout; stochastic depth is model.drop_path"),
+    # images
+    "data_path": _to("data.train"),
+    "eval_path": _to("data.val"),
+    "img_ids": _nothing("the folder of data_path is scanned instead; list files arrive with the data sources"),
+    "num_workers": _to("data.workers"),
+    "interpolation": _interpolation,
+    "crop_min": _crop_min,
+    **dict.fromkeys(
+        ("auto_augment", "mixup", "cutmix", "mixup_prob", "switch_prob", "re_prop", "re_mode", "re_count"),
+        lambda _, flat: NOT_TRAINED if flat.command == "evaluate" else _LATER,
+    ),
+    "dataset_name": _nothing("the class folders say what the classes are"),
+    "eval_engine": _nothing("evaluation is the same for every data set"),
+    # training
+    "epoch": _to("train.epochs"),
+    "batch_size": _batch_size,
+    "use_ckpt": _use_ckpt,
+    "sink_mode": _nothing("results stay on the device until the loop reads them, every train.log_every steps"),
+    "per_step_size": _per_step_size,
+    "cb_size": _nothing("the loss of every step is logged"),
+    "eval_interval": _to("train.eval_every"),
+    "eval_offset": _nothing("evaluations count from the first epoch, and the last is always evaluated"),
+    "save_ckpt_epochs": _to("train.checkpoint_every"),
+    "save_dir": _output,
+    "prefix": _output,
+    "label_smoothing": _label_smoothing,
+    "use_label_smooth": _label_smooth_factor,
+    "label_smooth_factor": _label_smooth_factor,
+    "loss_name": _loss_name,
+    "use_dynamic_loss_scale": _loss_scale,
+    "loss_scale": _loss_scale,
+    "use_ema": _switched("use_ema", "ema_decay", "train.ema_decay", 0.9999),
+    "ema_decay": _switched("use_ema", "ema_decay", "train.ema_decay", 0.9999),
+    # optimizer
+    "use_global_norm": _switched("use_global_norm", "clip_gn_value", "optimizer.clip_grad", 1.0),
+    "clip_gn_value": _switched("use_global_norm", "clip_gn_value", "optimizer.clip_grad", 1.0),
+    "beta1": _to("optimizer.beta1"),
+    "beta2": _to("optimizer.beta2"),
+    "weight_decay": _to("optimizer.weight_decay"),
+    "layer_decay": _layer_decay,
+    "base_lr": _base_lr,
+    "start_learning_rate": _start_learning_rate,
+    "end_learning_rate": _to("optimizer.min_lr"),
+    "warmup_epochs": _to("optimizer.warmup_epochs"),
+    "learning_rate": _nothing("base_lr or start_learning_rate says it"),
+    # device and processes
+    "seed": _to("seed"),
+    "mode": _mode,
+    "device_target": _device,
+    "device_id": _device,
+    "use_parallel": _use_parallel,
+    **dict.fromkeys(("max_call_depth", "save_graphs", "save_graphs_path", "enable_graph_kernel"), _nothing(_COMPILER)),
+    **dict.fromkeys(("max_device_memory", "enable_reduce_precision", "runtime_num_threads"), _nothing(_COMPILER)),
+    **dict.fromkeys(("enable_compile_cache", "compile_cache_path", "deterministic"), _nothing(_COMPILER)),
+    **dict.fromkeys(("parallel_mode", "gradients_mean", "device_num", "gradient_fp32_sync"), _nothing(_SPLIT)),
+    **dict.fromkeys(("all_reduce_fusion_config", "enable_parallel_optimizer"), _nothing(_SPLIT)),
+    **dict.fromkeys(("enable_modelarts", "output_path", "load_path"), _nothing(_MODELARTS)),
+    **dict.fromkeys(("data_url", "train_url", "checkpoint_url"), _nothing(_MODELARTS)),
+}
+"""Key of the model zoo (without its group) -> what becomes of it."""

@@ -1,0 +1,220 @@
+"""The MindSpore model zoo's YAML files run unchanged, and its launch scripts start what they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from unmask.cli import main
+
+FILES = Path(__file__).parents[1] / "modelzoo"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+HERE = ["--use_parallel", "False", "--device_target", "CPU", "--num_workers", "0"]
+ENCODER = ["--encoder_layers=1", "--encoder_num_heads=4", "--encoder_dim=32", "--image_size=32"]
+TORCH = ["--engine", "torch"]
+DECODER = ["--decoder_layers=1", "--decoder_num_heads=2", "--decoder_dim=16"]
+SHORT = ["--epoch=2", "--batch_size=10", "--warmup_epochs=0"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 images in three class folders that a network can tell apart: one colour each, and noise."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for index in range(10):
+            pixels = rng.integers(0, 80, (40, 48, 3), dtype=np.uint8)
+            pixels[:, :, channel] += 150
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def run(command: str, file: str, *options: str) -> None:
+    assert main([command, f"--config_path={FILES / file}", *HERE, *ENCODER, *options]) == 0
+
+
+def losses(folder: Path) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record["loss"] for record in map(json.loads, lines) if "lr" in record]
+
+
+def check_pretrained(folder: Path, shown: str) -> None:
+    assert len(losses(folder)) == 6
+    config = yaml.safe_load((folder / "run.yaml").read_text())["config"]
+    assert config["model"]["norm_pix_loss"] is True
+    assert (folder / "reconstruction.png").is_file()
+    assert shown.count("\nepoch ") == 1
+    assert "-> train.epochs=2\n" in shown
+    assert "the folder of data_path is scanned instead" in shown
+
+
+@pytest.mark.skipif(find_spec("mindspore") is None, reason="mindspore is not installed")
+def test_pretraining_goes_to_mindspore_by_itself(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data_path", str(photos), "--save_dir", str(tmp_path), "--prefix", "run"]
+    run("pretrain", "mae-vit-base-p16.yaml", *DECODER, *SHORT, *options)
+    check_pretrained(tmp_path / "run", capsys.readouterr().out)
+    assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["config"]["engine"] == "mindspore"
+
+
+def test_pretrain_fine_tune_and_evaluate(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only paths, device_target and sizes come from the command line, and for the short run its learning rates."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    run("pretrain", "mae-vit-base-p16.yaml", *TORCH, *DECODER, *SHORT, "--data_path", str(photos))
+    pretrained = tmp_path / "output" / "MaeFintuneViT-B-P16"
+    check_pretrained(pretrained, capsys.readouterr().out)
+
+    data = ["--dataset_path", str(photos), "--eval_path", str(photos)]
+    fast = ["--base_lr=0.05", "--layer_decay=1.0", "--epoch=10", "--batch_size=10", "--warmup_epochs=1"]
+    use_ckpt = ["--use_ckpt", str(pretrained)]
+    run("finetune", "finetune-vit-base-p16.yaml", *TORCH, *data, *use_ckpt, *fast)
+    tuned = tmp_path / "output" / "FinetuneViT-B-P16"
+    assert losses(tuned)[-1] < losses(tuned)[0] - 1
+
+    capsys.readouterr()
+    run("evaluate", "eval.yaml", *TORCH, "--use_ckpt", str(tuned), "--eval_path", str(photos))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("accuracy=")
+    assert 0.5 < float(last.removeprefix("accuracy=")) <= 1
+    assert len(last) == len("accuracy=0.xxx")
+
+
+def test_from_scratch_and_the_same_command_resumes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    options = [*TORCH, "--dataset_path", str(photos), "--eval_path", str(photos), "--save_dir", str(tmp_path)]
+    run("finetune", "vit-base-p16.yaml", *options, *SHORT)
+    first = losses(tmp_path / "ViT-B-P16")
+    run("finetune", "vit-base-p16.yaml", *options, *SHORT)
+    assert "resumed after step 6" in capsys.readouterr().out
+    assert losses(tmp_path / "ViT-B-P16") == first
+    assert list((tmp_path / "ViT-B-P16" / "checkpoints").glob("step-*/ema.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--config_path", "PRETRAIN", "--epochs", "3"], "command line: epochs: unknown key, did you mean"),
+        (["pretrain", "--config_path=PRETRAIN", "train.epochs=3"], "not of the form --key value"),
+        (["evaluate", "--config_path=EVAL", "--engine=torch", "--use_ckpt="], "needs --use_ckpt MODEL and --eval_path"),
+        (["pretrain", "--config_path", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"PRETRAIN": str(FILES / "mae-vit-base-p16.yaml"), "EVAL": str(FILES / "eval.yaml")}
+    for name, path in files.items():
+        arguments = [argument.replace(name, path) for argument in arguments]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("arguments", [["embed", "m", "x.png", "--out=e.npy", "--config_path=f"], ["doctor", "--x=1"]])
+def test_other_commands_still_refuse_unknown_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+# The launchers. There is no cluster here, so `msrun` and `torchrun` are stand-ins that write down what they were
+# given: this shows that the scripts read the rank table and hand over the right numbers, not that a cluster forms.
+
+DEVICES = [[0, 1, 2, 3], [4, 5]]
+
+
+@pytest.fixture
+def rank_table(tmp_path: Path) -> Path:
+    """Two machines with four and two devices, as hccl_tools writes it."""
+    servers = [
+        {"server_id": f"10.0.0.{n}", "device": [{"device_id": str(d), "device_ip": "", "rank_id": ""} for d in devices]}
+        for n, devices in enumerate(DEVICES, start=1)
+    ]
+    table = tmp_path / "hccl.json"
+    table.write_text(json.dumps({"version": "1.0", "server_count": "2", "server_list": servers}))
+    return table
+
+
+def launch(script: str, *arguments: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with stand-ins for the launchers; `started.txt` then holds what one of them was given."""
+    for name in ("msrun", "torchrun"):
+        stand_in = folder / "bin" / name
+        stand_in.parent.mkdir(exist_ok=True)
+        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$ASCEND_RT_VISIBLE_DEVICES" "$@" > started.txt\n')
+        stand_in.chmod(0o755)
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("ENGINE", "SERVER_ID", "MASTER_PORT")
+    }
+    environment = inherited | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"} | variables
+    command = ["sh", str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("pretrain_distribute.sh", "pretrain"),
+        ("finetune_distribute.sh", "finetune"),
+        ("eval_distribute.sh", "evaluate"),
+    ],
+)
+def test_a_script_starts_msrun_on_every_device_of_the_table(
+    script: str, command: str, rank_table: Path, tmp_path: Path
+) -> None:
+    config = FILES / "eval.yaml"
+    done = launch(script, rank_table, config, "--batch_size", "2", folder=tmp_path, SERVER_ID="1")
+    assert done.returncode == 0, done.stderr
+    launcher, devices, *given = (tmp_path / "started.txt").read_text().splitlines()
+    assert (launcher, devices) == ("msrun", "4,5")
+    split = given.index("python")
+    assert set(given[:split]) >= {"--worker_num=6", "--local_worker_num=2", "--master_addr=10.0.0.1", "--node_rank=1"}
+    flat = [f"--config_path={config}", "--use_parallel", "True", "--engine", "mindspore", "--batch_size", "2"]
+    assert given[split:] == ["python", "-m", "unmask", command, *flat]
+
+
+def test_torchrun_is_started_for_pytorch(rank_table: Path, tmp_path: Path) -> None:
+    config = FILES / "mae-vit-base-p16.yaml"
+    done = launch("pretrain_distribute.sh", rank_table, config, folder=tmp_path, ENGINE="torch", MASTER_PORT="29511")
+    assert done.returncode == 0, done.stderr
+    launcher, devices, *given = (tmp_path / "started.txt").read_text().splitlines()
+    assert (launcher, devices) == ("torchrun", "0,1,2,3")
+    split = given.index("-m")
+    assert set(given[:split]) == {
+        *("--nnodes=2", "--nproc_per_node=4", "--node_rank=0", "--master_addr=10.0.0.1", "--master_port=29511")
+    }
+    flat = [f"--config_path={config}", "--use_parallel", "True", "--engine", "torch"]
+    assert given[split:] == ["-m", "unmask", "pretrain", *flat]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: sh eval_distribute.sh RANK_TABLE_FILE CONFIG_PATH"),
+        (["TABLE"], "usage: sh eval_distribute.sh RANK_TABLE_FILE CONFIG_PATH"),
+        (["none.json", "CONFIG"], "RANK_TABLE_FILE=none.json is not a file"),
+        (["TABLE", "none.yaml"], "CONFIG_PATH=none.yaml is not a file"),
+        (["CONFIG", "CONFIG"], "is not a rank table"),
+    ],
+)
+def test_a_script_says_what_is_missing(arguments: list[str], message: str, rank_table: Path, tmp_path: Path) -> None:
+    real = {"TABLE": str(rank_table), "CONFIG": str(FILES / "eval.yaml")}
+    done = launch("eval_distribute.sh", *(real.get(argument, argument) for argument in arguments), folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "started.txt").exists()
