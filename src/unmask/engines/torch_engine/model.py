@@ -94,14 +94,14 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.proj = nn.Module()
         shape = (model.width, model.channels, model.patch_size, model.patch_size)
-        self.proj.weight = nn.Parameter(torch.full(shape, torch.nan))
-        self.proj.bias = nn.Parameter(torch.full((model.width,), torch.nan))
+        self.proj = nn.ParameterDict(
+            {"weight": torch.full(shape, torch.nan), "bias": torch.full((model.width,), torch.nan)}
+        )
 
     def forward(self, x_BLP: Tensor) -> Tensor:
-        weight_DP = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x_BLP, weight_DP.to(x_BLP.dtype), self.proj.bias.to(x_BLP.dtype))
+        weight_DP = self.proj["weight"].permute(0, 2, 3, 1).flatten(1)
+        return F.linear(x_BLP, weight_DP.to(x_BLP.dtype), self.proj["bias"].to(x_BLP.dtype))
 
 
 class VisionTransformer(nn.Module):
