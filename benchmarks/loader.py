@@ -5,7 +5,8 @@
 Both sides decode, take the same random resized crop (224, scale 0.2-1, bicubic), flip and batch; ours also draws the
 masks. Theirs hands out normalised float32, which is what its training loop takes; ours uint8, because our engines
 normalise on the device. With workers=0 theirs loads in the training thread, ours in as many threads as there are
-cores. Rounds alternate between the two. A rate counts the images after the first batch; medians are printed.
+cores. Rounds alternate between the two. A rate counts the images after the first batch of each worker, which arrive
+together in torch's loader; medians are printed.
 """
 
 from __future__ import annotations
@@ -96,16 +97,19 @@ def theirs(paths: list[Path], workers: int, steps: int) -> Iterator[int]:
         yield len(images)
 
 
-def measure(batches: Iterator[int]) -> tuple[float, float]:
-    """Seconds until the first batch, and images per second after it."""
+def measure(batches: Iterator[int], warm: int) -> tuple[float, float]:
+    """Seconds until the first batch, and images per second after `warm` batches."""
     started = time.perf_counter()
     next(batches)
     first = last = time.perf_counter()
-    count = 0
+    for _ in range(warm - 1):
+        next(batches)
+        last = time.perf_counter()
+    count, begun = 0, last
     for images in batches:
         count += images
         last = time.perf_counter()  # without the time it takes to end the workers
-    return first - started, count / (last - first)
+    return first - started, count / (last - begun)
 
 
 def main() -> None:
@@ -129,7 +133,7 @@ def main() -> None:
         for number in range(args.rounds):
             sides = {0: ours(source, workers, steps), 1: theirs(paths, workers, steps)}
             order = (0, 1) if number % 2 else (1, 0)
-            measured = {side: measure(sides[side]) for side in order}
+            measured = {side: measure(sides[side], max(1, workers)) for side in order}
             rounds.append([measured[0], measured[1]])
         our_rate, their_rate = (statistics.median(pair[side][1] for pair in rounds) for side in (0, 1))
         ratio = statistics.median(our[1] / their[1] for our, their in rounds)

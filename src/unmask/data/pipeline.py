@@ -6,7 +6,6 @@ closing is quick and that little shared memory is needed. Which worker makes a p
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
@@ -129,7 +128,7 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
 def _steps(parts: _Parts, model: ModelConfig, workers: int) -> Generator[list[Batch]]:
     if model.channels not in (1, 3):
         raise ConfigError(f"model.channels={model.channels}: images are decoded to 1 (grey) or 3 (colour) channels")
-    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers), workers)
+    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers))
 
 
 def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
@@ -143,15 +142,13 @@ def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Array
     return dataset.to_iter_dataset(in_process).mp_prefetch(options, worker_init_fn=_start_worker)
 
 
-def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays], workers: int) -> Generator[list[Batch]]:
+def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[list[Batch]]:
     iterator = iter(dataset)
     try:
         for _ in range(parts.steps):
             yield [_merge([_next(iterator) for _ in range(parts.per_micro)]) for _ in range(parts.accumulate)]
     finally:
         iterator.close()
-        if workers:
-            gc.collect()  # Grain's last exception is a cycle that holds on to shared memory
 
 
 def _cores() -> int:
@@ -168,8 +165,10 @@ def _ahead(parts: _Parts, model: ModelConfig, workers: int) -> int:
 
 
 def _merge(parts: list[Arrays]) -> Batch:
-    # A copy into plain arrays, which frees the workers' shared memory at once.
-    return Batch(**{name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]})
+    arrays = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
+    for part in parts:
+        part.clear()  # Grain holds on to the last ones, and their arrays may be shared memory
+    return Batch(**arrays)
 
 
 def _next(iterator: Iterator[Arrays]) -> Arrays:
