@@ -73,6 +73,8 @@ def test_evaluate_ends_with_the_accuracy(
     assert main(["evaluate", str(classifier), str(photos), "--out", str(out)]) == 0
     numbers = json.loads(out.read_text())
     assert numbers["count"] == 59
+    assert main(["evaluate", str(classifier), str(photos), "--out", str(out), "--batch-size", "16"]) == 0
+    assert json.loads(out.read_text()) == pytest.approx(numbers, rel=1e-5), "the last batch is filled up, not counted"
     assert capsys.readouterr().out.splitlines()[-1] == f"accuracy={numbers['top1']:.3f}"
 
 

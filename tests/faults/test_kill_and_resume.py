@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from runs import TINY_MODEL, start, unmask
 
 STEPS = 60
