@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,19 +166,22 @@ def _cache_file(root: Path) -> Path:
 def _store(cache: Path, index: Index) -> bool:
     """Write the cache file in one step. False where that is not possible, which costs only the next scan."""
     aside = cache.with_name(f"{cache.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    head = {"version": _VERSION, "token": aside.name, "folders": index.folders, "skipped": index.skipped}
+    head = {
+        "version": _VERSION,
+        "token": aside.name,
+        "images": len(index),
+        "folders": index.folders,
+        "skipped": index.skipped,
+    }
+    line = json.dumps(head).encode()
+    line += b" " * (-(len(line) + 1) % 8) + b"\n"  # so that the numbers are aligned
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open("xb") as file:
-                # The numbers first: they stay aligned in the mapping.
-                for values in (
-                    index.ends,
-                    index.sizes,
-                    index.names,
-                    np.frombuffer(json.dumps(head).encode(), np.uint8),
-                ):
-                    np.save(file, values)
+                file.write(line)
+                for values in (index.ends, index.sizes, index.names):
+                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
             aside.replace(cache)
         finally:
             aside.unlink(missing_ok=True)
@@ -191,20 +194,16 @@ def _load(cache: Path) -> Index | None:
     """The index in a cache file, mapped into memory; None when there is none that can be used."""
     try:
         with cache.open("rb") as file:
-            ends, sizes, names, head = (_map(file) for _ in range(4))
-        described = json.loads(head.tobytes())
-    except (OSError, ValueError, EOFError):
+            line = file.readline()
+            head = json.loads(line)
+            values = np.memmap(file, np.uint8, "r", len(line))
+        if head["version"] != _VERSION:
+            return None
+        count = head["images"]
+        ends, sizes = (values[8 * count * i : 8 * count * (i + 1)].view("<i8") for i in range(2))
+        names = values[16 * count :]
+        if ends[-1] != len(names):
+            return None
+        return Index(names, ends, sizes, head["folders"], head["skipped"], head["token"], cache)
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    if described.get("version") != _VERSION or len(ends) != len(sizes) or ends[-1] != len(names):
-        return None
-    return Index(names, ends, sizes, described["folders"], described["skipped"], described["token"], cache)
-
-
-def _map(file: IO[bytes]) -> NDArray[Any]:
-    """The next array that `np.save` wrote to `file`, mapped read-only."""
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    start = file.tell()
-    values = np.memmap(file, dtype, "r", start, shape)
-    file.seek(start + values.nbytes)
-    return values
