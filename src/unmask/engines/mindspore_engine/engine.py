@@ -1,9 +1,11 @@
-"""The MindSpore engine: CPU and Ascend. A step is a few compiled graphs; PyNative mode runs the same code uncompiled."""
+"""The MindSpore engine: CPU and Ascend. A step is two compiled graphs; PyNative mode runs the same code uncompiled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
 from functools import cached_property
+from io import StringIO
 from typing import Any
 
 import mindspore as ms
@@ -32,6 +34,8 @@ class MindSporeEngine:
         if config.train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
         ms.set_context(mode=ms.GRAPH_MODE if graph else ms.PYNATIVE_MODE)
+        if not graph:
+            _wake_pynative()
         self.pretraining = config.task == "pretrain"
         self.model = self._make_model()
         self.weights = _named(self.model)
@@ -95,9 +99,9 @@ class MindSporeEngine:
         share = Tensor(np.float32(1 / len(batches)))
         total = self._gradients(share, *self._inputs(batches[0]))
         for batch in batches[1:]:
-            total = self._accumulate(total, self._gradients(share, *self._inputs(batch)))
-        loss, gradients = total
-        norm, skipped, loss_scale = self._update(gradients, Tensor(np.float32(lr)))
+            total = self._accumulate(*total, *self._gradients(share, *self._inputs(batch)))
+        loss, *gradients = total
+        norm, skipped, loss_scale = self._update(Tensor(np.float32(lr)), *gradients)
         result = {"loss": loss, "grad_norm": norm, "skipped": skipped}
         return result if self.loss_scale is None else result | {"loss_scale": loss_scale}
 
@@ -168,12 +172,11 @@ def pick_device(name: str) -> str:
     Raises EngineError if it is not there.
     """
     kind, _, number = name.partition(":")
-    ascend = ms.device_context.ascend.is_available()
     if kind == "auto":
-        kind = "ascend" if ascend else "cpu"
+        kind = "ascend" if ms.device_context.ascend.is_available() else "cpu"
     if kind not in ("cpu", "ascend") or (number and not number.isdecimal()):
-        raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1); engine=torch has others")
-    if kind == "ascend" and not ascend:
+        raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1)")
+    if kind == "ascend" and not ms.device_context.ascend.is_available():
         raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
     target = "CPU" if kind == "cpu" else "Ascend"
     try:
@@ -183,9 +186,15 @@ def pick_device(name: str) -> str:
     return target
 
 
+def _wake_pynative() -> None:
+    """MindSpore 2.10 is built against NumPy 1: under NumPy 2 the first eager view fails, and the later ones work."""
+    with suppress(SystemError), redirect_stderr(StringIO()):
+        Tensor(np.zeros(2, np.float32)).reshape(2, 1)
+
+
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """Without a copy: batches are never written to."""
-    return Tensor.from_numpy(np.ascontiguousarray(array))
+    """A copy, unlike `Tensor.from_numpy`: the step may run when the array is already used for something else."""
+    return Tensor(array)
 
 
 def _number(parameter: Parameter) -> float:

@@ -7,21 +7,24 @@ Nothing here is random. The PyTorch twin has the same names in the same order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Parameter, Tensor, float32, int32, nn, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.masking import drop_path_rates
-from unmask.engines.mindspore_engine.operators import Softmax
+from unmask.engines.mindspore_engine.operators import Cell, NormalCdf, Normalize, Softmax
 
 EPS = 1e-6
+matmul_transposed: Any = ops.MatMul(transpose_b=True)
 
 
 def parameter(*shape: int) -> Parameter:
     return Parameter(Tensor(np.full(shape, np.nan, np.float32)))
 
 
-class Linear(nn.Cell):
+class Linear(Cell):
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
         self.weight = parameter(fan_out, fan_in)
@@ -31,18 +34,19 @@ class Linear(nn.Cell):
         return linear(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype))
 
 
-class LayerNorm(nn.Cell):
+class LayerNorm(Cell):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = parameter(dim)
         self.bias = parameter(dim)
-        self.layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=EPS)
+        self.normalize = Normalize(EPS)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.layer_norm(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype))[0]
+        x_ND = x.reshape(-1, x.shape[-1])
+        return self.normalize(x_ND, self.weight.astype(x.dtype), self.bias.astype(x.dtype)).reshape(x.shape)
 
 
-class Attention(nn.Cell):
+class Attention(Cell):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -59,7 +63,7 @@ class Attention(nn.Cell):
             q, k, v = self.split3(self.qkv(x_BTD))
         else:
             weight, bias = self.qkv.weight.astype(x_BTD.dtype), self.qkv.bias.astype(x_BTD.dtype)
-            q = linear(x_BTD[:, -queries:], weight[:D], bias[:D])
+            q = linear(last(x_BTD, queries), weight[:D], bias[:D])
             k, v = self.split2(linear(x_BTD, weight[D:], bias[D:]))
         q_BHTd = self._split_heads(q) * (D // self.heads) ** -0.5
         attention = self.softmax(self.matmul_transposed(q_BHTd, self._split_heads(k)))
@@ -71,17 +75,19 @@ class Attention(nn.Cell):
         return x_BTD.reshape(B, T, self.heads, D // self.heads).transpose(0, 2, 1, 3)
 
 
-class Mlp(nn.Cell):
+class Mlp(Cell):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = Linear(dim, hidden)
         self.fc2 = Linear(hidden, dim)
+        self.normal_cdf = NormalCdf()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.fc2(ops.gelu(self.fc1(x), approximate="none"))
+        x = self.fc1(x)
+        return self.fc2(x * self.normal_cdf(x))
 
 
-class Block(nn.Cell):
+class Block(Cell):
     def __init__(self, dim: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
@@ -94,7 +100,7 @@ class Block(nn.Cell):
         """Pre-norm block; with `queries`, only the last tokens come out, the others serve as context."""
         queries = x_BTD.shape[1] if queries is None else queries
         attended = self.attn(self.norm1(x_BTD), queries)
-        x = x_BTD[:, -queries:] + self._drop(attended, keep_path_B2, 0)
+        x = last(x_BTD, queries) + self._drop(attended, keep_path_B2, 0)
         return x + self._drop(self.mlp(self.norm2(x)), keep_path_B2, 1)
 
     def _drop(self, branch: Tensor, keep_path_B2: Tensor | None, which: int) -> Tensor:
@@ -103,7 +109,7 @@ class Block(nn.Cell):
         return branch * (keep_path_B2[:, which].astype(branch.dtype) / (1 - self.drop_path)).reshape(-1, 1, 1)
 
 
-class PatchProjection(nn.Cell):
+class PatchProjection(Cell):
     """The weight has the layout of the convolution it equals, (D, C, p, p)."""
 
     def __init__(self, model: ModelConfig) -> None:
@@ -116,7 +122,7 @@ class PatchProjection(nn.Cell):
         return linear(x_BLP, weight_DP.astype(x_BLP.dtype), self.bias.astype(x_BLP.dtype))
 
 
-class PatchEmbed(nn.Cell):
+class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.proj = PatchProjection(model)
@@ -125,7 +131,7 @@ class PatchEmbed(nn.Cell):
         return self.proj(x_BLP)
 
 
-class VisionTransformer(nn.Cell):
+class VisionTransformer(Cell):
     """What pretraining and classification share: patches in, tokens after the last block out."""
 
     def __init__(self, model: ModelConfig) -> None:
@@ -218,8 +224,14 @@ class Classifier(VisionTransformer):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight.T + bias over the last axis."""
-    x_ND = x.reshape(-1, x.shape[-1])
-    return ops.bias_add(ops.matmul(x_ND, weight.T), bias).reshape(*x.shape[:-1], -1)
+    x_NF = x.reshape(-1, x.shape[-1])
+    return (matmul_transposed(x_NF, weight) + bias).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def last(x_BTD: Tensor, count: int) -> Tensor:
+    """The last tokens; a slice of all of them would be copied, and slowly."""
+    B, T, D = x_BTD.shape
+    return x_BTD if count == T else ops.slice(x_BTD, (0, T - count, 0), (B, count, D))
 
 
 def patchify(images_BHWC: Tensor, patch_size: int) -> Tensor:

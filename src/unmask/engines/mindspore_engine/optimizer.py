@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, ops
 from numpy.typing import NDArray
 
 from unmask.config.schema import OptimizerConfig
+from unmask.engines.mindspore_engine.operators import Cell
 from unmask.schedules import is_decayed, layer_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,7 +42,7 @@ def _adamw(
     return fused(weight, exp_avg, exp_avg_sq, lr * scale, beta1, beta2, eps, decay * share, gradient)
 
 
-class Optimizer(nn.Cell):
+class Optimizer(Cell):
     """Fused AdamW over the trained weights; whether the gradient is finite is decided inside the graph."""
 
     def __init__(self, weights: Mapping[str, Parameter], depth: int, config: OptimizerConfig) -> None:
@@ -69,7 +70,9 @@ class Optimizer(nn.Cell):
         if self.clip_grad is not None:
             excess = ops.maximum(norm / self.clip_grad, 1.0)
             divisor = excess if divisor is None else divisor * excess
-        finite = ops.isfinite(norm)
+        # MindSpore 2.10 sees new values of a parameter only if the graph names it outside of the branch.
+        parameters = (self.weights, self.exp_avg, self.exp_avg_sq, self.updates)
+        finite = ops.depend(ops.isfinite(norm), parameters)
         if finite:
             self.updates += 1
             # The kernel has no bias correction, so that is folded into the scalars it is given.

@@ -7,13 +7,12 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, float32, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, float32, ops
 
 from unmask.config.schema import TrainConfig
 from unmask.engines.loss_scale import GROWTH_INTERVAL, MIN_LOSS_SCALE
+from unmask.engines.mindspore_engine.operators import Cell
 from unmask.engines.mindspore_engine.optimizer import Optimizer
-
-Gradient = tuple[Tensor, ...]
 
 
 def _add(one: Tensor, other: Tensor) -> Tensor:
@@ -24,14 +23,15 @@ def _follow(step: Tensor, average: Parameter, weight: Parameter) -> Tensor:
     return ops.assign_add(average, (weight - average) * step)
 
 
-class Graph(nn.Cell):
+class Graph(Cell):
     """A method of a cell as a graph of its own.
 
+    Tensors enter a graph one by one: MindSpore takes a tuple for a constant, and compiles again for every other one.
     Graphs are cells, called in graph mode: a function under `ms.jit` (MindSpore 2.10, CPU) goes on with the weights
     of its first call when others are loaded.
     """
 
-    def __init__(self, cell: nn.Cell, method: str) -> None:
+    def __init__(self, cell: Cell, method: str) -> None:
         super().__init__(auto_prefix=False)
         self.cell = cell
         self.method = getattr(cell, method)
@@ -40,35 +40,37 @@ class Graph(nn.Cell):
         return self.method(*inputs)
 
 
-class Gradients(nn.Cell):
+class Gradients(Cell):
     """Of the loss times `loss_scale`."""
 
-    def __init__(self, loss: nn.Cell, weights: Iterable[Parameter], loss_scale: Parameter | None) -> None:
+    def __init__(self, loss: Cell, weights: Iterable[Parameter], loss_scale: Parameter | None) -> None:
         super().__init__(auto_prefix=False)
         self.loss = loss
         self.loss_scale = loss_scale
         self.value_and_grad = ms.value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
 
-    def construct(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, Gradient]:
-        """Loss and gradient of a micro-batch, times its `share` of the whole batch."""
+    def construct(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Loss and gradients of a micro-batch, times its `share` of the whole batch."""
         (_, loss), gradients = self.value_and_grad(share, *inputs)
-        return loss, gradients
+        return (loss, *gradients)
 
     def scaled(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         loss = self.loss(*inputs) * share
         return loss if self.loss_scale is None else loss * self.loss_scale, loss
 
 
-class Accumulate(nn.Cell):
+class Accumulate(Cell):
     def __init__(self) -> None:
         super().__init__()
         self.map = ops.HyperMap()
 
-    def construct(self, one: tuple[Tensor, Gradient], other: tuple[Tensor, Gradient]) -> tuple[Tensor, Gradient]:
-        return one[0] + other[0], self.map(_add, one[1], other[1])
+    def construct(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The sums of the first half and the second."""
+        half = len(tensors) // 2
+        return self.map(_add, tensors[:half], tensors[half:])
 
 
-class Update(nn.Cell):
+class Update(Cell):
     """Optimizer, moving average of the weights, loss scale: what changes after a step."""
 
     def __init__(
@@ -88,7 +90,7 @@ class Update(nn.Cell):
         self.loss_scale, self.good_steps = loss_scale, good_steps
         self.dynamic = train.loss_scale == "dynamic"
 
-    def construct(self, gradients: Gradient, lr: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def construct(self, lr: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor, Any]:
         """Returns the global norm (before clipping), 1.0 if the update was skipped, and the loss scale it was for."""
         loss_scale = None if self.loss_scale is None else self.loss_scale + 0  # a copy
         norm, finite = self.optimizer(gradients, lr, loss_scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, float16, float32, bfloat16, nn, ops
+from mindspore import Tensor, bfloat16, float16, float32, ops
 
 from unmask.config.schema import Config
 from unmask.engines.mindspore_engine.model import (
@@ -14,14 +14,15 @@ from unmask.engines.mindspore_engine.model import (
     reconstruction_target,
     select,
 )
+from unmask.engines.mindspore_engine.operators import Cell
 
 DTYPES = {"fp32": float32, "bf16": bfloat16, "fp16": float16}
 
 
-class Task(nn.Cell):
+class Task(Cell):
     """A model between images (B, H, W, C; uint8) and numbers in fp32."""
 
-    def __init__(self, model: nn.Cell, config: Config) -> None:
+    def __init__(self, model: Cell, config: Config) -> None:
         super().__init__(auto_prefix=False)  # the weights keep the names they have in the model
         self.model = model
         self.patch_size = config.model.patch_size
