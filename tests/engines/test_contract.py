@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import make_batch, make_config
 
+from engine_cases import make_batch, make_config
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines.base import Engine, EngineState

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_batch, make_config
 
+from engine_cases import make_batch, make_config
 from unmask.config.schema import Config
 from unmask.engines.base import EngineState
 from unmask.errors import EngineError
