@@ -7,11 +7,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask.api import finetune, pretrain
     from unmask.evaluate.model import Model, load
+
+# Importing Grain logs a warning for everyone who does not use JAX, once in every loader process.
+logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
 
 __all__ = ["Model", "finetune", "load", "pretrain"]
 
