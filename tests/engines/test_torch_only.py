@@ -1,0 +1,32 @@
+"""What only the PyTorch engine has."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from engine_cases import make_batch, make_config
+from unmask.engines import create_engine
+from unmask.engines.base import EngineState
+from unmask.errors import EngineError
+from unmask.init import initial_weights
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler about torch itself
+def test_a_compiled_step_gives_the_same_numbers() -> None:
+    batch = make_batch(make_config())
+    losses = list[list[float]]()
+    for compile in (False, True):
+        config = make_config(train={"compile": compile})
+        engine = create_engine(config)
+        engine.load(EngineState({**initial_weights(config.model, "pretrain", 0)}))
+        losses.append([engine.read(engine.train_step([batch], lr=1e-2))["loss"] for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    config = make_config().model_copy(update={"device": "cuda:99"})
+    with pytest.raises(EngineError, match="device=cuda:99 cannot be used"):
+        create_engine(config)
