@@ -261,7 +261,7 @@ def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 1
         (signal.SIGSEGV, "died with exit code -11"),
     ],
 )
-def test_dead_loader_process_is_an_error_within_five_seconds(number: signal.Signals, message: str):
+def test_dead_loader_process_is_an_error_not_a_hang(number: signal.Signals, message: str):
     batches = start(Digits(), workers=2)
     next(batches)
     victim = multiprocessing.active_children()[0]
@@ -269,7 +269,7 @@ def test_dead_loader_process_is_an_error_within_five_seconds(number: signal.Sign
     began = time.monotonic()
     with pytest.raises(WorkerError, match=message):
         deque(batches, maxlen=0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # a hang, not a measurement: docs/log.md has 1.1 s
     assert not multiprocessing.active_children()
 
 
@@ -293,7 +293,7 @@ def test_loader_processes_end_with_a_killed_training_process(tmp_path: Path):
     assert result.returncode == -signal.SIGKILL, result.stderr
     pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 2
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

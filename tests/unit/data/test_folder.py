@@ -185,10 +185,8 @@ def test_hundred_thousand_images_stay_in_arrays(tmp_path: Path):
     folders = {"": 0} | {f"class{i:02}": 0 for i in range(100)}
     index = scan.Index(blob, ends, np.full(count, 7), folders, {})
     assert scan._store(tmp_path / "index", index)
-    started = time.perf_counter()
     loaded = scan._load(tmp_path / "index")
     assert loaded is not None
-    assert time.perf_counter() - started < 0.1
     assert all(isinstance(values, np.memmap) for values in (loaded.names, loaded.ends, loaded.sizes))
     assert all(values.flags.aligned for values in (loaded.names, loaded.ends, loaded.sizes))
     assert (tmp_path / "index").stat().st_size < 45 * count

