@@ -24,6 +24,7 @@ from unmask.config.schema import DataConfig, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.samples import Arrays, EvalSamples, Task, TrainSamples
 from unmask.data.sources.base import Source
+from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
 
 _PART_ROWS = 32
@@ -134,7 +135,7 @@ def _steps(parts: _Parts, model: ModelConfig, workers: int) -> Generator[list[Ba
 def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
     dataset = grain.MapDataset.source(parts)
     if not workers:
-        threads = min(_MAX_THREADS, _cores())
+        threads = min(_MAX_THREADS, cores())
         return dataset.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
     buffer = max(1, ahead // (2 * workers))  # Grain has one in the worker and another here
     options = grain.MultiprocessingOptions(workers, buffer)
@@ -149,10 +150,6 @@ def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[li
             yield [_merge([_next(iterator) for _ in range(parts.per_micro)]) for _ in range(parts.accumulate)]
     finally:
         iterator.close()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(parts: _Parts, model: ModelConfig, workers: int) -> int:
