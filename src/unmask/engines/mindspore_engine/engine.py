@@ -11,6 +11,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore.device_context import ascend
 from numpy.typing import NDArray
 
 from unmask.config.schema import Config
@@ -18,8 +19,8 @@ from unmask.data.batch import Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
 from unmask.engines.mindspore_engine.model import Classifier, MaskedAutoencoder
-from unmask.engines.mindspore_engine.optimizer import Optimizer
-from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update, scalar
+from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
+from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
 from unmask.errors import EngineError
 from unmask.init import FIXED
@@ -45,7 +46,7 @@ class MindSporeEngine:
         self.averaged = self._make_model() if config.train.ema_decay else None
         self.averages = {} if self.averaged is None else _named(self.averaged, prefix="ema.")
         self.loss_scale = self._initial_loss_scale()
-        self.good_steps = scalar("good_steps", 0)
+        self.good_steps = untrained("good_steps", 0)
 
     def _make_model(self) -> MaskedAutoencoder | Classifier:
         return MaskedAutoencoder(self.config.model) if self.pretraining else Classifier(self.config.model)
@@ -152,7 +153,7 @@ class MindSporeEngine:
         if self.config.train.precision != "fp16":
             return None
         fixed = self.config.train.loss_scale
-        return scalar("loss_scale", INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed)
+        return untrained("loss_scale", INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         images = _tensor(batch.images)
@@ -173,10 +174,10 @@ def pick_device(name: str) -> str:
     """
     kind, _, number = name.partition(":")
     if kind == "auto":
-        kind = "ascend" if ms.device_context.ascend.is_available() else "cpu"
+        kind = "ascend" if ascend.is_available() else "cpu"
     if kind not in ("cpu", "ascend") or (number and not number.isdecimal()):
         raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1)")
-    if kind == "ascend" and not ms.device_context.ascend.is_available():
+    if kind == "ascend" and not ascend.is_available():
         raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
     target = "CPU" if kind == "cpu" else "Ascend"
     try:

@@ -17,6 +17,7 @@ from unmask.data.masking import drop_path_rates
 from unmask.engines.mindspore_engine.operators import Cell, NormalCdf, Normalize, Softmax
 
 EPS = 1e-6
+arange: Any = ops.arange
 matmul_transposed: Any = ops.MatMul(transpose_b=True)
 
 
@@ -245,7 +246,7 @@ def patchify(images_BHWC: Tensor, patch_size: int) -> Tensor:
 def select(x_BLP: Tensor, ids_BK: Tensor) -> Tensor:
     """(B, K, P): the patches with these numbers."""
     B, L, P = x_BLP.shape
-    rows_BK = ids_BK + ops.arange(0, B * L, L, dtype=int32).reshape(B, 1)
+    rows_BK = ids_BK + arange(0, B * L, L, dtype=int32).reshape(B, 1)
     return ops.gather(x_BLP.reshape(B * L, P), rows_BK, 0)
 
 

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from unmask.config.schema import OptimizerConfig
 from unmask.engines.mindspore_engine.operators import Cell
 from unmask.schedules import is_decayed, layer_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_l2_loss: Any = ops.L2Loss()
+_fused: Any = ops.AdamWeightDecay()
 
 
 def _square_sum(gradient: Tensor) -> Tensor:
-    return 2 * ops.L2Loss()(gradient)
+    return 2 * _l2_loss(gradient)
 
 
 def _divide(divisor: Tensor, gradient: Tensor) -> Tensor:
@@ -38,8 +40,7 @@ def _adamw(
     exp_avg_sq: Parameter,
     gradient: Tensor,
 ) -> Any:
-    fused = ops.AdamWeightDecay()
-    return fused(weight, exp_avg, exp_avg_sq, lr * scale, beta1, beta2, eps, decay * share, gradient)
+    return _fused(weight, exp_avg, exp_avg_sq, lr * scale, beta1, beta2, eps, decay * share, gradient)
 
 
 class Optimizer(Cell):
@@ -49,10 +50,10 @@ class Optimizer(Cell):
         super().__init__(auto_prefix=False)  # the weights keep the names they have in the model
         self.weights = ParameterTuple(weights.values())
         self.exp_avg, self.exp_avg_sq = (
-            ParameterTuple(zeros(f"{moment}.{name}", weight.shape) for name, weight in weights.items())
+            ParameterTuple(untrained(f"{moment}.{name}", np.zeros(weight.shape)) for name, weight in weights.items())
             for moment in MOMENTS
         )
-        self.updates = zeros("updates")
+        self.updates = untrained("updates", 0)
         self.scales = tuple(layer_scale(name, depth, config.layer_decay) for name in weights)
         self.decays = tuple(config.weight_decay if is_decayed(n, w.shape) else 0.0 for n, w in weights.items())
         self.beta1, self.beta2, self.eps, self.clip_grad = config.beta1, config.beta2, config.eps, config.clip_grad
@@ -100,5 +101,6 @@ class Optimizer(Cell):
         self.updates.set_data(Tensor(np.float32(updates)))
 
 
-def zeros(name: str, shape: tuple[int, ...] = ()) -> Parameter:
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+def untrained(name: str, value: ArrayLike) -> Parameter:
+    """State beside the weights, in fp32."""
+    return Parameter(Tensor(np.asarray(value, np.float32)), name=name, requires_grad=False)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, float32, ops
 
 from unmask.config.schema import TrainConfig
@@ -14,12 +13,14 @@ from unmask.engines.loss_scale import GROWTH_INTERVAL, MIN_LOSS_SCALE
 from unmask.engines.mindspore_engine.operators import Cell
 from unmask.engines.mindspore_engine.optimizer import Optimizer
 
+value_and_grad: Any = ms.value_and_grad
+
 
 def _add(one: Tensor, other: Tensor) -> Tensor:
     return one + other
 
 
-def _follow(step: Tensor, average: Parameter, weight: Parameter) -> Tensor:
+def _follow(step: Tensor, average: Parameter, weight: Parameter) -> Any:
     return ops.assign_add(average, (weight - average) * step)
 
 
@@ -47,7 +48,7 @@ class Gradients(Cell):
         super().__init__(auto_prefix=False)
         self.loss = loss
         self.loss_scale = loss_scale
-        self.value_and_grad = ms.value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
+        self.value_and_grad = value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
 
     def construct(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Loss and gradients of a micro-batch, times its `share` of the whole batch."""
@@ -86,7 +87,7 @@ class Update(Cell):
         self.optimizer = optimizer
         self.averages, self.weights = ParameterTuple(averages.values()), ParameterTuple(weights.values())
         self.map = ops.HyperMap()
-        self.ema_decay = train.ema_decay
+        self.ema_step = None if train.ema_decay is None else 1 - train.ema_decay
         self.loss_scale, self.good_steps = loss_scale, good_steps
         self.dynamic = train.loss_scale == "dynamic"
 
@@ -94,23 +95,16 @@ class Update(Cell):
         """Returns the global norm (before clipping), 1.0 if the update was skipped, and the loss scale it was for."""
         loss_scale = None if self.loss_scale is None else self.loss_scale + 0  # a copy
         norm, finite = self.optimizer(gradients, lr, loss_scale)
-        if self.ema_decay is not None:
-            self._average(finite)
-        if self.loss_scale is not None and self.dynamic:
+        if self.ema_step is not None:
+            follow = ops.partial(_follow, self.ema_step * finite.astype(float32))
+            self.map(follow, self.averages, self.weights)
+        if loss_scale is not None and self.dynamic:
             self._adjust_loss_scale(finite, loss_scale)
         return norm, 1 - finite.astype(float32), loss_scale
 
-    def _average(self, finite: Tensor) -> None:
-        step = (1 - self.ema_decay) * finite.astype(float32)
-        self.map(ops.partial(_follow, step), self.averages, self.weights)
-
-    def _adjust_loss_scale(self, finite: Tensor, loss_scale: Tensor) -> None:
+    def _adjust_loss_scale(self, finite: Tensor, loss_scale: Any) -> None:
         good_steps = ops.where(finite, self.good_steps + 1, 0.0)
         grow = good_steps >= GROWTH_INTERVAL
         changed = ops.where(finite, ops.where(grow, loss_scale * 2, loss_scale), loss_scale / 2)
         ops.assign(self.loss_scale, ops.maximum(changed, MIN_LOSS_SCALE))
         ops.assign(self.good_steps, ops.where(grow, 0.0, good_steps))
-
-
-def scalar(name: str, value: float) -> Parameter:
-    return Parameter(Tensor(np.float32(value)), name=name, requires_grad=False)

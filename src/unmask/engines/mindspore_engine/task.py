@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mindspore import Tensor, bfloat16, float16, float32, ops
 
@@ -16,6 +18,7 @@ from unmask.engines.mindspore_engine.model import (
 )
 from unmask.engines.mindspore_engine.operators import Cell
 
+one_hot: Any = ops.one_hot
 DTYPES = {"fp32": float32, "bf16": bfloat16, "fp16": float16}
 
 
@@ -93,5 +96,5 @@ class Classification(Task):
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """(B,): cross entropy with the labels (B,), the share `label_smoothing` of which goes to all classes alike."""
     classes = logits.shape[1]
-    target = ops.one_hot(labels, classes, 1 - label_smoothing, 0.0).astype(float32) + label_smoothing / classes
+    target = one_hot(labels, classes, 1 - label_smoothing, 0.0).astype(float32) + label_smoothing / classes
     return -(target * ops.log_softmax(logits, 1)).sum(1)
