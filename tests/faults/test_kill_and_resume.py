@@ -12,7 +12,8 @@ import pytest
 
 from runs import TINY_MODEL, start, unmask
 
-STEPS = 60
+STEPS = 300
+"""Enough that a signal sent after a few dozen steps finds the run at work on any machine."""
 RUN = [
     "pretrain",
     "mae-vit-tiny",
@@ -22,8 +23,8 @@ RUN = [
     "train.batch_size=16",
     "train.accumulate=2",
     f"train.epochs={STEPS * 16 / 4000}",
-    "train.checkpoint_every=0.028",  # 7 steps
-    "train.eval_every=0.1",  # 25 steps
+    "train.checkpoint_every=0.068",  # 17 steps
+    "train.eval_every=0.4",  # 100 steps
     "train.log_every=1",
     "train.ema_decay=0.9",
     "optimizer.base_lr=1e-2",
@@ -69,7 +70,7 @@ def interrupt(folder: Path, at_line: int, number: int) -> subprocess.Popen[str]:
 def test_sigkill_at_random_steps(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(3):
-        assert interrupt(tmp_path, rng.randint(1, 20), signal.SIGKILL).returncode == -signal.SIGKILL
+        assert interrupt(tmp_path, rng.randint(1, 60), signal.SIGKILL).returncode == -signal.SIGKILL
     finished = unmask(*RUN, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert contents(tmp_path) == uninterrupted

@@ -2,6 +2,7 @@ import json
 import math
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -135,26 +136,31 @@ def read_events(path: Path) -> list:
     return events
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Files may not grow beyond 4 KiB, which the system reports like a full disk, as an error of the write."""
+    """Files may not grow beyond 4 KiB, which the system reports like a full disk, as an error of the write.
+
+    That goes for the file pytest may be printing to as well: nothing but the log is to be written meanwhile.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("write", ["train", "val", "speed"])
 def test_a_write_that_fails_is_one_line_that_says_where_and_never_a_hang(tmp_path: Path, write: str) -> None:
     log = RunLog(tmp_path, resume_step=0)
     append = getattr(log, write)
-    with pytest.raises(UnmaskError, match="File too large") as caught:
-        [append(step, {"loss": 0.5}) for step in range(1000)]
+    with full_disk():
+        with pytest.raises(UnmaskError, match="File too large") as caught:
+            [append(step, {"loss": 0.5}) for step in range(1000)]
+        with pytest.raises(UnmaskError):
+            log.close()
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UnmaskError):
-        log.close()
 
 
 def test_a_folder_that_cannot_hold_the_log_is_refused(tmp_path: Path) -> None:
