@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ def run_demo(settings: Sequence[str] = ()) -> dict[str, float]:
     `settings` are `key=value` and apply to all three runs; `output` is the folder for them (default runs/demo).
     Returns the accuracy on 1,000 held-out digits of `pretrained` and `scratch`. The same call again resumes.
     """
-    # Products this small gain nothing from a second thread, and lose much when another process wants its core.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     began = time.monotonic()
     output = next((s.removeprefix("output=") for s in reversed(settings) if s.startswith("output=")), "runs/demo")
     settings = [s for s in settings if not s.startswith("output=")]
