@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, ModelConfig
+from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
 from unmask.data.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 
@@ -75,6 +75,7 @@ def ours(source: Source, workers: int, steps: int) -> Iterator[int]:
         task="pretrain",
         model=ModelConfig(image_size=(SIZE, SIZE)),
         data=DataConfig(workers=workers, max_bad_share=0),
+        augment=AugmentConfig(),
         seed=0,
         batch_size=BATCH,
         accumulate=1,

@@ -10,6 +10,7 @@ from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.masking import keep_path, random_mask
+from unmask.data.mixing import class_targets
 from unmask.data.rng import Op, generator
 
 TINY = {
@@ -36,11 +37,14 @@ def make_batch(config: Config, size: int = 6, index: int = 0) -> Batch:
     masks = [random_mask(generator(0, 0, index + i, Op.MASK), model.num_patches, model.num_keep) for i in range(size)]
     paths = [keep_path(generator(0, 0, index + i, Op.DROP_PATH), model.depth, model.drop_path) for i in range(size)]
     labelled = config.task == "finetune"
+    labels = rng.integers(0, model.num_classes or 1, size)
+    targets = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
     return Batch(
         images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(index, index + size),
         ids_keep=None if labelled else np.stack([keep for keep, _ in masks]),
         ids_mask=None if labelled else np.stack([mask for _, mask in masks]),
-        labels=rng.integers(0, model.num_classes or 1, size) if labelled else None,
+        labels=labels if labelled else None,
+        targets=targets if labelled else None,
         keep_path=np.stack(paths) if labelled and model.drop_path else None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
@@ -62,6 +63,9 @@ class FakeEngine:
         loss = -_log_softmax(logits)[rows, labels]
         sums = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
         return {name: value.sum() for name, value in sums.items()}
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}
@@ -131,15 +135,18 @@ class FakeEngine:
             return float(((bias - target) ** 2).mean()), {
                 "decoder_pred.bias": (2 * (bias - target).mean((0, 1)) / len(bias)).astype(np.float32)
             }
-        features, labels = self.embed(batch), batch.labels
-        assert labels is not None
+        features, targets = self.embed(batch), batch.targets
+        assert targets is not None
         logits = features @ self.weights["head.weight"].T + self.weights["head.bias"]
-        log_p = _log_softmax(logits)
-        classes = logits.shape[1]
-        target = np.eye(classes)[labels] * (1 - self.config.train.label_smoothing)
-        target += self.config.train.label_smoothing / classes
-        error = ((np.exp(log_p) - target) / len(batch)).astype(np.float32)
-        return float(-(target * log_p).sum(1).mean()), {"head.weight": error.T @ features, "head.bias": error.sum(0)}
+        if self.config.train.loss == "bce":
+            loss = (np.logaddexp(0, logits) - targets * logits).mean()
+            error = (1 / (1 + np.exp(-logits)) - targets) / targets.size
+        else:
+            log_p = _log_softmax(logits)
+            loss = -(targets * log_p).sum(1).mean()
+            error = (np.exp(log_p) * targets.sum(1, keepdims=True) - targets) / len(batch)
+        error = error.astype(np.float32)
+        return float(loss), {"head.weight": error.T @ features, "head.bias": error.sum(0)}
 
     def _errors(self, batch: Batch) -> np.ndarray:
         return ((self.ema or self.weights)["decoder_pred.bias"] - self._targets(batch)) ** 2

@@ -44,10 +44,9 @@ def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) 
 
 
 def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation:
-    """Read a YAML file of the MindSpore model zoo and print, in one process, what became of each of its keys."""
+    """Read a YAML file of the MindSpore model zoo and print what became of each of its keys."""
     translation = load_modelzoo(path, options, command)
-    if launched()[0] == 0:
-        table(translation.rows, ["key", "value", "what it becomes"])
+    table(translation.rows, ["key", "value", "what it becomes"])
     return translation
 
 
@@ -57,6 +56,8 @@ def run(config: Config, folder: Path) -> dict[str, float]:
     from unmask.train import train
 
     values = train(config, folder)
+    if launched()[0] != 0:
+        return values
     pictures = [curves(folder)]
     images = config.data.val or config.data.train
     if config.task == "pretrain" and images is not None:

@@ -48,9 +48,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def launched() -> tuple[int, int]:
-    """Rank of this process and how many were started together, as msrun, ModelArts or torchrun tell; (0, 1) alone."""
+    """Rank of this process and how many were started together, as msrun, ModelArts or torchrun tell; (0, 1) alone.
+
+    The scheduler that msrun starts beside the workers runs the same command; it has no share in the work: rank -1.
+    """
     env = os.environ
-    return int(env.get("RANK_ID") or env.get("RANK") or 0), int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1)
+    rank = -1 if env.get("MS_ROLE") == "MS_SCHED" else int(env.get("RANK_ID") or env.get("RANK") or 0)
+    return rank, int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1)
 
 
 def cores() -> int:

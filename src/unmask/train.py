@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from unmask.checkpoint.folder import Checkpoint
@@ -29,7 +30,7 @@ from unmask.data.batch import Batch
 from unmask.data.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
-from unmask.engines import create_engine
+from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, EngineState, StepResult
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
@@ -76,6 +77,7 @@ class Plan:
 def train(config: Config, folder: Path) -> dict[str, float]:
     """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
 
+    Of several processes, launched by torchrun or msrun, each calls this; the first one writes.
     Returns the last numbers of training and, with `data.val`, of evaluation (`val_loss`, `val_top1`, ...).
     Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
     SystemExit(143) after SIGTERM and SystemExit(130) after SIGINT, once the state is saved.
@@ -85,20 +87,36 @@ def train(config: Config, folder: Path) -> dict[str, float]:
     plan = Plan.of(config, len(source))
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(RunLock(folder))
+        rank, world = stack.enter_context(joined(config))
+        engine = stack.enter_context(closing(create_engine(config, world)))
+        if rank == 0:
+            stack.enter_context(RunLock(folder))
+        engine.sum(np.zeros(1))  # the others wait until the folder is ours
         store = stack.enter_context(closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep)))
         checkpoint = store.load() if store.steps() else None
         if checkpoint is not None:
             _check_same_run(config, source, checkpoint, folder)
-        engine = stack.enter_context(closing(create_engine(config)))
-        engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
-        _describe(config, folder)
         start = 0 if checkpoint is None else checkpoint.step
+        _check_same_start(engine, start, world, folder)
+        engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
+        output = None
+        if rank == 0:
+            _describe(config, folder)
+            output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
-        say(f"{config.task} in {folder}: {len(source)} images, {plan.total} steps{resumed}")
-        log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
-        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt")
-        return _Loop(config, plan, source, val, engine, store, log, bad_files).run(start)
+        processes = f", {world} processes" if world > 1 else ""
+        say(f"{config.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
+        bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
+        bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
+        return _Loop(config, plan, source, val, engine, output, bad_files, rank, world).run(start)
+
+
+@dataclass
+class _Output:
+    """What one process writes for all."""
+
+    store: CheckpointStore
+    log: RunLog
 
 
 @dataclass
@@ -108,9 +126,10 @@ class _Loop:
     source: Source
     val: Source | None
     engine: Engine
-    store: CheckpointStore
-    log: RunLog
+    output: _Output | None
     bad_files: BadFiles
+    rank: int
+    world: int
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[int, float, StepResult]] = []
@@ -128,18 +147,28 @@ class _Loop:
             for step, micro_batches in enumerate(batches, start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
-                save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step) or stop.received is not None
-                if save or len(self.unread) >= self.config.train.log_every or step == start + 1:
+                save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step)
+                read = save or len(self.unread) >= self.config.train.log_every or step == start + 1
+                stopped = self._agreed(stop) if read or self.world == 1 else None
+                if read or stopped:
                     self._read(bar)
-                if save:
+                if save or stopped:
                     self._save(step, metric=self._evaluate(step) if evaluate else None)
-                if stop.received is not None:
+                if stopped:
                     break
-            self.store.wait()
-        if stop.received is not None:
-            say(f"Stopped by {stop.received.name}, saved; the same command goes on from there")
-            sys.exit(128 + stop.received)
+            if self.output is not None:
+                self.output.store.wait()
+        if stopped:
+            say(f"Stopped by {stopped.name}, saved; the same command goes on from there")
+            sys.exit(128 + stopped)
         return self.latest
+
+    def _agreed(self, stop: StopRequest) -> signal.Signals | None:
+        """The signal that any of the processes received; they stop after the same step."""
+        received = np.zeros(self.world)
+        received[self.rank] = stop.received or 0
+        number = int(self.engine.sum(received).max())
+        return signal.Signals(number) if number else None
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
         for batch in micro_batches:
@@ -158,11 +187,14 @@ class _Loop:
         for step, lr, result in self.unread:
             values = self.engine.read(result)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
-            self.log.train(step, {"lr": lr} | values)
+            if self.output is not None:
+                self.output.log.train(step, {"lr": lr} | values)
             self.latest |= {"loss": values["loss"]}
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
         self.unread.clear()
-        self.log.speed(step, {"images_per_s": round(steps * self.config.train.batch_size / (now - self.read_at), 2)})
+        if self.output is not None:
+            rate = steps * self.config.train.batch_size / (now - self.read_at)
+            self.output.log.speed(step, {"images_per_s": round(rate, 2)})
         self.read_at = now
         bar.update(steps, loss=self.latest["loss"])
         if self.skipped_in_a_row > self.config.train.max_skipped:
@@ -178,20 +210,23 @@ class _Loop:
             return None
         values = measure(self.engine, self._val_batches(self.val))
         values.pop("count")
-        self.log.val(step, values)
+        if self.output is not None:
+            self.output.log.val(step, values)
         self.latest |= {f"val_{name}": value for name, value in values.items()}
         say(f"step {step}: " + "  ".join(f"val {name} {value:.4f}" for name, value in values.items()))
         return values.get("top1", -values["loss"])
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
+        if self.output is None:
+            return
         meta = {
             "config": to_dict(self.config),
             "class_names": self.source.class_names,
             "data": {"images": len(self.source), "fingerprint": self.source.fingerprint()},
             "versions": versions(),
         }
-        self.log.flush()
-        self.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
+        self.output.log.flush()
+        self.output.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
         self.read_at = time.monotonic()
 
     def _title(self) -> str:
@@ -203,11 +238,14 @@ class _Loop:
             task=self.config.task,
             model=self.config.model,
             data=self.config.data,
+            augment=self.config.augment,
             seed=self.config.seed,
             batch_size=self.config.train.batch_size,
             accumulate=self.config.train.accumulate,
             start_step=start,
             stop_step=self.plan.total,
+            rank=self.rank,
+            world=self.world,
         )
 
     def _val_batches(self, val: Source) -> Iterator[Batch]:
@@ -217,7 +255,9 @@ class _Loop:
             model=self.config.model,
             data=self.config.data,
             seed=self.config.seed,
-            batch_size=min(self.config.train.batch_size // self.config.train.accumulate, len(val)),
+            batch_size=min(self.config.train.batch_size // self.config.train.accumulate // self.world, len(val)),
+            rank=self.rank,
+            world=self.world,
         )
 
 
@@ -262,6 +302,13 @@ def _check_same_run(config: Config, source: Source, checkpoint: Checkpoint, fold
             f"data.train has changed since {folder} was started: {data['images']} images then, {len(source)} now, "
             "or other names, sizes or labels; restore it or choose another output=FOLDER"
         )
+
+
+def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> None:
+    """Processes on several machines must see the same run folder."""
+    sums = engine.sum(np.array([start, start**2], np.float64))
+    if sums[1] * world != sums[0] ** 2:  # the variance is not zero
+        raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on a shared file system")
 
 
 def _describe(config: Config, folder: Path) -> None:

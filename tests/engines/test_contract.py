@@ -36,6 +36,26 @@ def test_training_lowers_the_loss(build: Build, task: str) -> None:
     assert engine.read(engine.eval_step(batch))["loss"] / len(batch) < losses[0]
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_the_loss_of_a_classifier_is_that_of_soft_targets(build: Build, loss: str) -> None:
+    config = make_config("finetune", train={"loss": loss})
+    engine, batch = build(config), make_batch(config)
+    targets = np.random.default_rng(0).random((len(batch), 7)).astype(np.float32)
+    logits = engine.logits(batch).astype(np.float64)
+    if loss == "bce":
+        expected = (np.logaddexp(0, logits) - targets * logits).mean()
+    else:
+        expected = (targets * (np.log(np.exp(logits).sum(1, keepdims=True)) - logits)).sum(1).mean()
+    trained = engine.read(engine.train_step([dataclasses.replace(batch, targets=targets)], lr=LR))
+    assert trained["loss"] == pytest.approx(expected, rel=1e-5)
+    gradient = (1 / (1 + np.exp(-logits)) - targets).mean(0) / 7
+    if loss == "cross_entropy":
+        softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        gradient = (softmax * targets.sum(1, keepdims=True) - targets).mean(0)
+    moment = engine.state().optimizer["exp_avg.head.bias"]
+    np.testing.assert_allclose(moment, (1 - config.optimizer.beta1) * gradient, rtol=1e-3, atol=1e-7)
+
+
 def test_the_first_loss_is_that_of_the_weights_given(build: Build) -> None:
     config = make_config()
     engine, batch = build(config), make_batch(config)

@@ -47,7 +47,8 @@ def config_of(task: str) -> Config:
             "model": MODEL,
             "data": {"train": "bundled:mnist5k/train", "mean": [0.1307], "std": [0.3081], "labels_per_class": 10},
             "optimizer": {"layer_decay": 0.75 if task == "finetune" else 1.0, "clip_grad": 1.0},
-            "train": {"batch_size": 16, "accumulate": 2, "label_smoothing": 0.1, "ema_decay": 0.9},
+            "augment": {"label_smoothing": 0.1},
+            "train": {"batch_size": 16, "accumulate": 2, "ema_decay": 0.9},
         }
     )
 
@@ -60,6 +61,7 @@ def series(config: Config, engine: Engine) -> list[float]:
         task=config.task,
         model=config.model,
         data=config.data,
+        augment=config.augment,
         seed=config.seed,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,

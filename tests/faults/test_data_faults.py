@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmask.config.schema import DataConfig, ModelConfig
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.decode import DecodeError, Picture, decode
 from unmask.data.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
@@ -245,6 +245,7 @@ def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 1
         task="pretrain",
         model=MODEL,
         data=DataConfig(workers=workers),
+        augment=AugmentConfig(),
         seed=0,
         batch_size=batch_size,
         accumulate=1,

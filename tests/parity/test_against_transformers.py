@@ -18,6 +18,7 @@ from unmask.checkpoint.convert.transformers import read_transformers, write_tran
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
+from unmask.data.mixing import class_targets
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState, Tensors
 from unmask.init import FIXED, initial_weights
@@ -121,7 +122,8 @@ def test_classifier_equals_vit(measure: Any, tmp_path: Path) -> None:
     config = Config.model_validate({"task": "finetune", "model": SMALL | CLASSES})
     weights = random_weights(config)
     labels = np.array([3, 0, 6, 1, 3])
-    batch = Batch(random_images(config.model, len(labels)), np.arange(len(labels)), labels=labels)
+    targets = class_targets(labels, 7, smoothing=0)
+    batch = Batch(random_images(config.model, len(labels)), np.arange(len(labels)), labels=labels, targets=targets)
     reference = reference_with(tmp_path, weights, config.model)
     expected = reference(pixel_values=pixel_values(batch.images), labels=torch.from_numpy(labels))
     expected.loss.backward()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.masking import keep_path, random_mask
+from unmask.data.mixing import class_targets
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
 from unmask.init import initial_weights
@@ -27,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "finetune": {
         "task": "finetune",
         "model": MODEL | HEAD,
-        "train": {"label_smoothing": 0.1},
+        "augment": {"label_smoothing": 0.1},
         "optimizer": {"layer_decay": 0.75, "beta2": 0.999, "clip_grad": 1.0},
     },
 }
@@ -67,12 +68,15 @@ def make_batch(config: Config, step: int, size: int = 6) -> Batch:
     masks = [random_mask(rng, model.num_patches, model.num_keep) for _ in range(size)]
     paths = [keep_path(rng, model.depth, model.drop_path) for _ in range(size)]
     labelled = config.task == "finetune"
+    labels = rng.integers(0, model.num_classes or 1, size)
+    targets = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
     return Batch(
         images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(size),
         ids_keep=None if labelled else np.stack([keep for keep, _ in masks]),
         ids_mask=None if labelled else np.stack([mask for _, mask in masks]),
-        labels=rng.integers(0, model.num_classes or 1, size) if labelled else None,
+        labels=labels if labelled else None,
+        targets=targets if labelled else None,
         keep_path=np.stack(paths) if labelled else None,
     )
 

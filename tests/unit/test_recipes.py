@@ -73,7 +73,7 @@ def test_pretraining(size: str) -> None:
     assert (model.mask_ratio, model.norm_pix_loss, model.drop_path) == (0.75, True, 0)
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.95, 0.05, 0)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(2.4e-3, rel=1e-12)
-    assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, train.label_smoothing) == (1, None, None, 0)
+    assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, config.augment.label_smoothing) == (1, None, None, 0)
     assert (config.data.crop_scale, config.data.flip, config.data.interpolation) == ((0.2, 1.0), 0.5, "bicubic")
 
 
@@ -86,7 +86,7 @@ def test_finetuning_follows_the_official_code(size: str, published: tuple[float,
     assert (optimizer.layer_decay, model.drop_path, model.pool) == (layer_decay, drop_path, "mean")
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.999, 0.05, 1e-6)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(4 * base_lr, rel=1e-12)
-    assert (train.label_smoothing, train.ema_decay, optimizer.clip_grad) == (0.1, None, None)
+    assert (config.augment.label_smoothing, train.ema_decay, optimizer.clip_grad) == (0.1, None, None)
     assert (config.data.flip, config.data.eval_crop, config.data.interpolation) == (0.5, 224 / 256, "bicubic")
 
 
@@ -99,7 +99,7 @@ def test_training_from_scratch_follows_the_paper(size: str, published: tuple[flo
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.95, 0.3)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(1.6e-3, rel=1e-12)
     assert (model.drop_path, optimizer.layer_decay) == (drop_path, 1)
-    assert (train.label_smoothing, train.ema_decay) == (0.1, 0.9999)
+    assert (config.augment.label_smoothing, train.ema_decay) == (0.1, 0.9999)
 
 
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])

@@ -149,13 +149,13 @@ def _loss_name(value: Any, _: Flat) -> str:
 def _label_smoothing(value: Any, flat: Flat) -> dict[str, Any] | str:
     if flat.get("loss_name", "soft_ce") != "soft_ce":
         return f"without meaning here: loss_name={flat.get('loss_name')} is smoothed by label_smooth_factor"
-    return {"train.label_smoothing": value}
+    return {"augment.label_smoothing": value}
 
 
 def _label_smooth_factor(_: Any, flat: Flat) -> dict[str, Any] | str:
     if flat.get("loss_name", "soft_ce") == "soft_ce":
         return "without meaning here: loss_name=soft_ce is smoothed by label_smoothing"
-    return {"train.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
+    return {"augment.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
 
 
 def _mode(value: Any, flat: Flat) -> dict[str, Any] | str:

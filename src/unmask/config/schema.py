@@ -127,6 +127,13 @@ class DataConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """How training images and targets are varied, beyond the crop and flip of `data`."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that goes to all classes alike."""
+
+
 class OptimizerConfig(Section):
     """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed."""
 
@@ -155,8 +162,10 @@ class TrainConfig(Section):
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
     compile: bool | None = None
-    """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode (PyNative mode,
+    to debug: false)."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Of a classifier, against soft targets; bce: a yes or no to each class, averaged over the classes."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
     max_skipped: int = Field(default=20, ge=0)
@@ -191,6 +200,7 @@ class Config(Section):
     """Fine-tuning: the pretrained weights to start from (run, checkpoint, official .pth, transformers folder)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
 

@@ -25,7 +25,9 @@ class Batch:
     ids_mask: NDArray[np.int32] | None = None
     """(B, L - K) patches to reconstruct, ascending. Pretraining only."""
     labels: NDArray[np.int64] | None = None
-    """(B,) class of each image. Fine-tuning and evaluation only."""
+    """(B,) class of each image: what an evaluation compares with."""
+    targets: NDArray[np.float32] | None = None
+    """(B, num_classes) what the training loss compares with: one-hot, smoothed and mixed. Fine-tuning only."""
     keep_path: NDArray[np.bool_] | None = None
     """(B, depth, 2) whether the attention and MLP branch of each block is kept. Fine-tuning with drop path only."""
     valid: NDArray[np.bool_] | None = None

@@ -20,7 +20,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from unmask.config.schema import DataConfig, ModelConfig
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.samples import Arrays, EvalSamples, Task, TrainSamples
 from unmask.data.sources.base import Source
@@ -44,6 +44,7 @@ def train_batches(
     task: Task,
     model: ModelConfig,
     data: DataConfig,
+    augment: AugmentConfig,
     seed: int,
     batch_size: int,
     accumulate: int,
@@ -65,7 +66,7 @@ def train_batches(
         raise ConfigError(
             f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
         )
-    samples = TrainSamples(source, task, model, data, seed)
+    samples = TrainSamples(source, task, model, data, seed, augment)
     share = batch_size // world
     first = start_step * batch_size + rank * share
     parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step)
@@ -73,15 +74,25 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, *, task: Task, model: ModelConfig, data: DataConfig, seed: int, batch_size: int
+    source: Source,
+    *,
+    task: Task,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> Generator[Batch]:
-    """Every image once, in order; the last batch is filled up with rows whose `valid` is False and `index` is -1.
+    """Every image once, in order; the end is filled up with rows whose `valid` is False and `index` is -1.
 
+    Of `world` processes, this one gets every `world`-th batch; all get as many.
     For pretraining each image gets the mask of epoch 0. Raises as `train_batches`, but an image that cannot be decoded
     only becomes a row that is not valid.
     """
     samples = EvalSamples(source, task, model, data, seed)
-    parts = _Parts(samples, 0, batch_size, batch_size, 1, -(-len(source) // batch_size))
+    stride = world * batch_size
+    parts = _Parts(samples, rank * batch_size, stride, batch_size, 1, -(-len(source) // stride))
     return _singles(_steps(parts, model, data.workers))
 
 

@@ -12,14 +12,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import DataConfig, ModelConfig
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.augment import RESAMPLING, center_crop, random_resized_crop_box
 from unmask.data.decode import Picture
 from unmask.data.masking import keep_path, random_mask
+from unmask.data.mixing import class_targets
 from unmask.data.order import sample_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
-from unmask.errors import DataError
+from unmask.errors import ConfigError, DataError
 
 Task = Literal["pretrain", "finetune"]
 Arrays = dict[str, NDArray[Any]]
@@ -53,8 +54,11 @@ class Samples:
         return {"ids_keep": np.stack([keep for keep, _ in masks]), "ids_mask": np.stack([mask for _, mask in masks])}
 
 
+@dataclass(frozen=True, eq=False)
 class TrainSamples(Samples):
     """Randomly cropped and flipped; an image that cannot be decoded is replaced by another."""
+
+    augment: AugmentConfig
 
     def __call__(self, positions: range) -> Arrays:
         """Raises DataError when one image after the other cannot be decoded."""
@@ -69,10 +73,16 @@ class TrainSamples(Samples):
             return arrays | self._masks(keys)
         if self.source.labels is not None:
             arrays["labels"] = self.source.labels[shown]
+            arrays["targets"] = self._targets(arrays["labels"])
         if self.model.drop_path > 0:
             rngs = (generator(self.seed, *key, Op.DROP_PATH) for key in keys)
             arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
         return arrays
+
+    def _targets(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        if self.model.num_classes is None:
+            raise ConfigError("model.num_classes is not set")
+        return class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
 
     def _fill(self, out: NDArray[np.uint8], epoch: int, index: int, bad: list[int]) -> int:
         """Write one training image; returns its index, which is another than asked for when that one is bad."""

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 from unmask.config.schema import Config
 from unmask.engines.base import Engine
+from unmask.environment import launched
 from unmask.errors import EngineError
 
 
-def create_engine(config: Config) -> Engine:
-    """The engine the config names, its weights not yet set. Raises EngineError if its package or device is missing."""
-    try:
+def create_engine(config: Config, world: int = 1) -> Engine:
+    """The engine the config names, its weights not yet set; one of `world` processes that are `joined`.
+
+    Raises EngineError if its package or device is missing.
+    """
+    with _missing_package(config.engine):
         if config.engine == "torch":
             from unmask.engines.torch_engine.engine import TorchEngine
 
-            return TorchEngine(config)
+            return TorchEngine(config, world=world)
         from unmask.engines.mindspore_engine.engine import MindSporeEngine
 
-        return MindSporeEngine(config)
+        return MindSporeEngine(config, world=world)
+
+
+@contextmanager
+def joined(config: Config) -> Generator[tuple[int, int]]:
+    """Connect the processes that were launched together; gives the rank of this one and how many they are.
+
+    Waits until all are there. Alone (0, 1), and nothing happens. Raises as `create_engine`.
+    """
+    rank, world = launched()
+    if world == 1:
+        yield 0, 1
+        return
+    with _missing_package(config.engine):
+        if config.engine == "torch":
+            from unmask.engines.torch_engine.parallel import connect
+        else:
+            from unmask.engines.mindspore_engine.parallel import connect
+    with connect(config.device):
+        yield rank, world
+
+
+@contextmanager
+def _missing_package(engine: str) -> Generator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
-        if error.name != config.engine:
+        if error.name != engine:
             raise
         raise EngineError(
-            f"engine={config.engine} needs the package {config.engine}: pip install 'unmask[{config.engine}]'"
+            f"engine={engine} needs the package {engine}: pip install 'unmask[{engine}]'"
         ) from None

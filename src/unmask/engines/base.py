@@ -36,20 +36,27 @@ class EngineState:
 
 
 class Engine(Protocol):
-    """One model on one framework and device."""
+    """One model on one framework and device; of several processes each has its own, and they stay equal."""
 
     def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
-        """One update from the mean gradient of equally large micro-batches.
+        """One update from the mean gradient of equally large micro-batches, over all processes of the run.
 
-        `loss`: mean over the micro-batches; `grad_norm`: global, before clipping; `skipped`: 1 when a non-finite
+        `loss`: mean over these micro-batches; `grad_norm`: global, before clipping; `skipped`: 1 when a non-finite
         gradient left weights, moments and average untouched; fp16 also `loss_scale`. Does not wait for the device.
         """
         ...
 
     def eval_step(self, batch: Batch) -> StepResult:
-        """Sums over the valid rows, with the averaged weights if there are any.
+        """Sums over the valid rows of this process, with the averaged weights if there are any.
 
         `count`, `loss` and, for a classifier, `top1` and `top5`. Does not wait for the device.
+        """
+        ...
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over all processes of the run, each of which must call this; the same array where there is one.
+
+        The same bits in every process. Waits for the others.
         """
         ...
 

@@ -12,13 +12,16 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from unmask.environment import launched
+
 PLAIN_LINE_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""
 
 
 def say(message: str) -> None:
-    """Print one line, at once and as it is; above the bar while one is shown."""
-    print(message, flush=True)
+    """Print one line, at once and as it is; above the bar while one is shown. Of several processes the first speaks."""
+    if launched()[0] == 0:
+        print(message, flush=True)
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:

@@ -104,7 +104,7 @@ def test_fine_tuning_has_a_learning_rate_and_layer_decay() -> None:
     assert config.optimizer.base_lr == 5e-4
     assert config.optimizer.layer_decay == 0.75
     assert (config.init, config.model.num_classes) == ("mae-vit-base-p16.ckpt", 1001)
-    assert (config.train.label_smoothing, config.data.interpolation) == (0.1, "bicubic")
+    assert (config.augment.label_smoothing, config.data.interpolation) == (0.1, "bicubic")
     assert (config.device, config.train.batch_size) == ("npu:0", 32)
     assert config.train.ema_decay is config.optimizer.clip_grad is None
     assert "arrives with the fine-tuning augmentations" in row(translation, "mixup")
@@ -175,7 +175,7 @@ def test_what_an_option_sets(options: list[str], setting: str, value: object) ->
 )
 def test_which_of_two_smoothings_counts(options: list[str], value: float) -> None:
     both = ["--label_smoothing", "0.2", "--label_smooth_factor", "0.3"]
-    assert translate(FINETUNE, *both, *options).config.train.label_smoothing == value
+    assert translate(FINETUNE, *both, *options).config.augment.label_smoothing == value
 
 
 @pytest.mark.parametrize("variable", ["RANK_SIZE", "WORLD_SIZE"])

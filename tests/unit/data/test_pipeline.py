@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from unmask.config.schema import DataConfig, ModelConfig
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.order import sample_at
 from unmask.data.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.errors import ConfigError, DataError
 
-MODEL = ModelConfig(image_size=(32, 32), patch_size=8, depth=3, drop_path=0.3)
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8, depth=3, drop_path=0.3, num_classes=2)
 DATA = DataConfig()
 
 
@@ -34,6 +34,7 @@ def train(source: Source, **changes: Any) -> Iterator[list[Batch]]:
         "task": "pretrain",
         "model": MODEL,
         "data": DATA,
+        "augment": AugmentConfig(),
         "seed": 5,
         "batch_size": 8,
         "accumulate": 1,
@@ -227,7 +228,7 @@ def loaders(threads: list[threading.Thread]) -> list[str]:
 PROBE = """
 import sys
 from pathlib import Path
-from unmask.config.schema import DataConfig, ModelConfig
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.pipeline import train_batches
 from unmask.data.sources import open_source
 from unmask.data.sources.base import Item
@@ -243,8 +244,8 @@ class Modules:
 
 if __name__ == "__main__":
     data, model = DataConfig(workers=1), ModelConfig(image_size=32)
-    list(train_batches(Modules(), task="pretrain", model=model, data=data, seed=0, batch_size=4, accumulate=1,
-                       start_step=0, stop_step=3))
+    list(train_batches(Modules(), task="pretrain", model=model, data=data, augment=AugmentConfig(), seed=0, batch_size=4,
+                       accumulate=1, start_step=0, stop_step=3))
 """
 
 

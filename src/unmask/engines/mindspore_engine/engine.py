@@ -11,15 +11,16 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
-from mindspore.device_context import ascend
 from numpy.typing import NDArray
 
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
+from unmask.engines.mindspore_engine.device import pick_device
 from unmask.engines.mindspore_engine.model import Classifier, MaskedAutoencoder
 from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
+from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
 from unmask.errors import EngineError
@@ -29,11 +30,13 @@ from unmask.init import FIXED
 class MindSporeEngine:
     """See `unmask.engines.base.Engine`."""
 
-    def __init__(self, config: Config, *, graph: bool = True) -> None:
+    def __init__(self, config: Config, *, world: int = 1) -> None:
         self.config = config
+        self.world = world
         self.device = pick_device(config.device)
         if config.train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
+        graph = config.train.compile is not False
         ms.set_context(mode=ms.GRAPH_MODE if graph else ms.PYNATIVE_MODE)
         if not graph:
             _wake_pynative()
@@ -67,6 +70,10 @@ class MindSporeEngine:
         return Accumulate()
 
     @cached_property
+    def _sum(self) -> Sum:
+        return Sum()
+
+    @cached_property
     def _update(self) -> Update:
         averaged = {name: self.weights[name] for name in self.averages}
         return Update(self.optimizer, self.averages, averaged, self.loss_scale, self.good_steps, self.config.train)
@@ -97,10 +104,12 @@ class MindSporeEngine:
     # --- steps ---
 
     def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
-        share = Tensor(np.float32(1 / len(batches)))
+        share = Tensor(np.float32(1 / (len(batches) * self.world)))
         total = self._gradients(share, *self._inputs(batches[0]))
         for batch in batches[1:]:
             total = self._accumulate(*total, *self._gradients(share, *self._inputs(batch)))
+        if self.world > 1:
+            total = self._sum(*total)
         loss, *gradients = total
         norm, skipped, loss_scale = self._update(Tensor(np.float32(lr)), *gradients)
         result = {"loss": loss, "grad_norm": norm, "skipped": skipped}
@@ -109,8 +118,12 @@ class MindSporeEngine:
     def eval_step(self, batch: Batch) -> StepResult:
         valid = np.ones(len(batch)) if batch.valid is None else batch.valid
         names = ("count", "loss") if self.pretraining else ("count", "loss", "top1", "top5")
-        sums = self._measure(Tensor(valid.astype(np.float32)), *self._inputs(batch)[: 3 if self.pretraining else 2])
+        inputs = self._inputs(batch) if self.pretraining else (_tensor(batch.images), self._labels(batch))
+        sums = self._measure(Tensor(valid.astype(np.float32)), *inputs)
         return dict(zip(names, sums, strict=True))
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values if self.world == 1 else sum_over_processes(values)
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value.asnumpy()) for name, value in result.items()}
@@ -161,30 +174,15 @@ class MindSporeEngine:
             if batch.ids_keep is None or batch.ids_mask is None:
                 raise ValueError("the batch has no mask")
             return images, _tensor(batch.ids_keep), _tensor(batch.ids_mask)
+        if batch.targets is None:
+            raise ValueError("the batch has no targets")
+        targets = _tensor(batch.targets)
+        return (images, targets) if batch.keep_path is None else (images, targets, _tensor(batch.keep_path))
+
+    def _labels(self, batch: Batch) -> Tensor:
         if batch.labels is None:
             raise ValueError("the batch has no labels")
-        labels = _tensor(batch.labels.astype(np.int32))
-        return (images, labels) if batch.keep_path is None else (images, labels, _tensor(batch.keep_path))
-
-
-def pick_device(name: str) -> str:
-    """Select the device of this name for the process; `auto` takes Ascend, then the CPU. Returns MindSpore's name.
-
-    Raises EngineError if it is not there.
-    """
-    kind, _, number = name.partition(":")
-    if kind == "auto":
-        kind = "ascend" if ascend.is_available() else "cpu"
-    if kind not in ("cpu", "ascend") or (number and not number.isdecimal()):
-        raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1)")
-    if kind == "ascend" and not ascend.is_available():
-        raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
-    target = "CPU" if kind == "cpu" else "Ascend"
-    try:
-        ms.set_device(target, int(number)) if number else ms.set_device(target)
-    except (RuntimeError, ValueError) as error:
-        raise EngineError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
-    return target
+        return _tensor(batch.labels.astype(np.int32))
 
 
 def _wake_pynative() -> None:

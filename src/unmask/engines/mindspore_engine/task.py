@@ -72,17 +72,17 @@ class Pretraining(Task):
 class Classification(Task):
     def __init__(self, model: Classifier, config: Config) -> None:
         super().__init__(model, config)
-        self.label_smoothing = config.train.label_smoothing
+        self.loss = binary_cross_entropy if config.train.loss == "bce" else cross_entropy
 
-    def construct(self, images: Tensor, labels: Tensor, keep_path: Tensor | None = None) -> Tensor:
+    def construct(self, images: Tensor, targets: Tensor, keep_path: Tensor | None = None) -> Tensor:
         """The loss."""
         logits = self.model(self.patches(images), keep_path).astype(float32)
-        return cross_entropy(logits, labels, self.label_smoothing).mean()
+        return self.loss(logits, targets).mean()
 
     def measure(self, valid: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sums over the valid rows: count, loss, top1, top5."""
         logits = self.logits(images)
-        loss = cross_entropy(logits, labels, 0.0)
+        loss = cross_entropy(logits, one_hot(labels, logits.shape[1], 1.0, 0.0).astype(float32))
         score = ops.gather_elements(logits, 1, labels.reshape(-1, 1))
         rank = (logits > score).astype(float32).sum(1)  # how many classes score higher than the true one
         top1, top5 = (rank < 1).astype(float32), (rank < 5).astype(float32)
@@ -93,8 +93,11 @@ class Classification(Task):
         return self.model(self.patches(images)).astype(float32)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """(B,): cross entropy with the labels (B,), the share `label_smoothing` of which goes to all classes alike."""
-    classes = logits.shape[1]
-    target = one_hot(labels, classes, 1 - label_smoothing, 0.0).astype(float32) + label_smoothing / classes
-    return -(target * ops.log_softmax(logits, 1)).sum(1)
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B,), of targets (B, classes)."""
+    return -(targets * ops.log_softmax(logits, 1)).sum(1)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(B,), of targets (B, classes); mean over the classes."""
+    return -(targets * ops.logsigmoid(logits) + (1 - targets) * ops.logsigmoid(-logits)).mean(1)

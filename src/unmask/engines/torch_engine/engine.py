@@ -6,6 +6,7 @@ import copy
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
+from unmask.engines.torch_engine.device import pick_device
 from unmask.engines.torch_engine.model import (
     Classifier,
     MaskedAutoencoder,
@@ -28,7 +30,7 @@ from unmask.engines.torch_engine.model import (
     select,
 )
 from unmask.engines.torch_engine.optimizer import Optimizer
-from unmask.errors import EngineError
+from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
 from unmask.init import FIXED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,8 +39,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TorchEngine:
     """See `unmask.engines.base.Engine`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, world: int = 1) -> None:
         self.config = config
+        self.world = world
         self.device = pick_device(config.device)
         self.dtype = DTYPES[config.train.precision]
         self.mean = torch.tensor(config.data.mean, device=self.device)
@@ -53,6 +56,8 @@ class TorchEngine:
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema_decay else None
         self.loss_scale, self.good_steps = self._initial_loss_scale()
         loss: Callable[..., Tensor] = self._pretrain_loss if self.pretraining else self._classify_loss
+        self._replicas = None if world == 1 else Replicas(self.model, loss)
+        loss = self._replicas or loss
         self._loss: Callable[..., Tensor] = torch.compile(loss, dynamic=False) if config.train.compile else loss
 
     @cached_property
@@ -68,9 +73,12 @@ class TorchEngine:
         self.model.train()
         total = torch.zeros((), device=self.device)
         for batch in batches:
-            loss = self._loss(*self._inputs(batch)) / len(batches)
-            (loss if self.loss_scale is None else loss * self.loss_scale).backward()
+            with nullcontext() if self._replicas is None else self._replicas.exchange(batch is batches[-1]):
+                loss = self._loss(*self._inputs(batch)) / len(batches)
+                (loss if self.loss_scale is None else loss * self.loss_scale).backward()
             total += loss.detach()
+        if self._replicas is not None:
+            self._replicas.average(total)
         norm, finite = self.optimizer.update(lr, self.loss_scale)
         result = {"loss": total, "grad_norm": norm, "skipped": ~finite}
         if self.loss_scale is not None:
@@ -98,6 +106,9 @@ class TorchEngine:
             "top1": ((rank < 1) * valid).sum(),
             "top5": ((rank < 5) * valid).sum(),
         }
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values if self.world == 1 else sum_over_processes(values, self.device)
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}
@@ -148,10 +159,12 @@ class TorchEngine:
     def _pretrain_loss(self, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         return self._errors(self.model, images, ids_keep, ids_mask).mean()
 
-    def _classify_loss(self, images: Tensor, labels: Tensor, keep_path: Tensor | None) -> Tensor:
+    def _classify_loss(self, images: Tensor, targets: Tensor, keep_path: Tensor | None) -> Tensor:
         patches = normalize(patchify(images, self.config.model.patch_size), self.mean, self.std)
-        logits = self.model(patches.to(self.dtype), keep_path)
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.config.train.label_smoothing)
+        logits = self.model(patches.to(self.dtype), keep_path).float()
+        if self.config.train.loss == "bce":
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        return -(targets * F.log_softmax(logits, 1)).sum(1).mean()
 
     def _errors(self, model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Squared error (B, M, P) of the masked patches, in fp32."""
@@ -199,7 +212,9 @@ class TorchEngine:
         images = self._to(batch.images)
         if self.pretraining:
             return images, *self._mask(batch)
-        return images, self._labels(batch), None if batch.keep_path is None else self._to(batch.keep_path)
+        if batch.targets is None:
+            raise ValueError("the batch has no targets")
+        return images, self._to(batch.targets), None if batch.keep_path is None else self._to(batch.keep_path)
 
     def _patches(self, batch: Batch) -> Tensor:
         patches = patchify(self._to(batch.images), self.config.model.patch_size)
@@ -220,30 +235,6 @@ class TorchEngine:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this name; `auto` takes CUDA, then Ascend, then the CPU. Raises EngineError if it is not there."""
-    if "npu" in name or name == "auto":
-        _import_torch_npu(required=name != "auto")
-    if name == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "npu" if "torch_npu" in sys.modules else "cpu"
-        return torch.device(kind)
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise EngineError(f"device={name} cannot be used: {reason} `unmask doctor` shows what is there") from None
-    return device
-
-
-def _import_torch_npu(*, required: bool) -> None:
-    try:
-        import torch_npu  # pyright: ignore  # noqa: F401
-    except ImportError:
-        if required:
-            raise EngineError("device=npu needs the package torch_npu, which is not installed") from None
 
 
 def _keep_freed_memory() -> None:
