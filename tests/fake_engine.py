@@ -21,7 +21,7 @@ from unmask.schedules import is_decayed, layer_scale
 
 
 class FakeEngine:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: int = 1) -> None:
         self.config = config
         self.shapes = parameter_shapes(config.model, config.task)
         self.weights: Tensors = {name: np.full(shape, np.nan, np.float32) for name, shape in self.shapes.items()}

@@ -144,6 +144,7 @@ class _Loop:
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
             batches = stack.enter_context(closing(self._batches(start)))
             self.read_at = time.monotonic()
+            stopped = None
             for step, micro_batches in enumerate(batches, start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
@@ -308,7 +309,7 @@ def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> N
     """Processes on several machines must see the same run folder."""
     sums = engine.sum(np.array([start, start**2], np.float64))
     if sums[1] * world != sums[0] ** 2:  # the variance is not zero
-        raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on a shared file system")
+        raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
 
 
 def _describe(config: Config, folder: Path) -> None:

@@ -16,13 +16,15 @@ from unmask.errors import EngineError
 from unmask.init import initial_weights
 
 pytest.importorskip("mindspore", reason="mindspore is not installed")
+import mindspore as ms
+
 from unmask.engines.mindspore_engine.engine import MindSporeEngine
 
 LR = 1e-2
 
 
-def make_engine(config: Config, *, graph: bool = True) -> MindSporeEngine:
-    engine = MindSporeEngine(config, graph=graph)
+def make_engine(config: Config) -> MindSporeEngine:
+    engine = MindSporeEngine(config)
     engine.load(EngineState({**initial_weights(config.model, config.task, 0)}))
     return engine
 
@@ -85,11 +87,15 @@ def test_what_is_not_there_is_refused_in_one_line(config: dict[str, object], mes
 
 
 def test_pynative_mode_gives_the_numbers_of_graph_mode() -> None:
-    small = {"depth": 1, "decoder_depth": 1}
-    config = make_config(model=small, train={"ema_decay": 0.9}, optimizer={"clip_grad": 0.1})
-    batches = [make_batch(config, size=2, index=10 * i) for i in range(2)]
-    engines = [make_engine(config, graph=graph) for graph in (True, False)]
-    (one, ours), (other, expected) = ((e.read(e.train_step(batches, lr=LR)), e.state()) for e in engines)
+    results: list[tuple[dict[str, float], EngineState]] = []
+    for compile in (True, False):  # one after the other: the mode is the process's
+        train = {"ema_decay": 0.9, "compile": compile}
+        config = make_config(model={"depth": 1, "decoder_depth": 1}, train=train, optimizer={"clip_grad": 0.1})
+        engine = make_engine(config)
+        assert (ms.get_context("mode") == ms.GRAPH_MODE) == compile
+        step = engine.train_step([make_batch(config, size=2, index=10 * i) for i in range(2)], lr=LR)
+        results.append((engine.read(step), engine.state()))
+    (one, ours), (other, expected) = results
     assert one == pytest.approx(other, rel=1e-5)
     for name, weight in expected.weights.items():
         np.testing.assert_allclose(ours.weights[name], weight, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -52,6 +52,4 @@ def _missing_package(engine: str) -> Generator[None]:
     except ModuleNotFoundError as error:
         if error.name != engine:
             raise
-        raise EngineError(
-            f"engine={engine} needs the package {engine}: pip install 'unmask[{engine}]'"
-        ) from None
+        raise EngineError(f"engine={engine} needs the package {engine}: pip install 'unmask[{engine}]'") from None

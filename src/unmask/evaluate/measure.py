@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from unmask.data.batch import Batch
 from unmask.engines.base import Engine
 from unmask.errors import DataError
@@ -19,6 +21,7 @@ def measure(engine: Engine, batches: Iterable[Batch]) -> dict[str, float]:
     for result in results:
         for name, value in engine.read(result).items():
             sums[name] = sums.get(name, 0.0) + value
+    sums = dict(zip(sums, engine.sum(np.array(list(sums.values()))).tolist(), strict=True))
     count = sums.pop("count", 0.0)
     if not count:
         raise DataError("no image of the evaluation data could be read")

@@ -1,0 +1,28 @@
+"""From the name of a device to MindSpore's."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore.device_context import ascend
+
+from unmask.errors import EngineError
+
+
+def pick_device(name: str) -> str:
+    """Select the device of this name for the process; `auto` takes Ascend, then the CPU. Returns MindSpore's name.
+
+    Raises EngineError if it is not there.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = "ascend" if ascend.is_available() else "cpu"
+    if kind not in ("cpu", "ascend") or (number and not number.isdecimal()):
+        raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1)")
+    if kind == "ascend" and not ascend.is_available():
+        raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
+    target = "CPU" if kind == "cpu" else "Ascend"
+    try:
+        ms.set_device(target, int(number)) if number else ms.set_device(target)
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+    return target
