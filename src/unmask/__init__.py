@@ -11,15 +11,22 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmask.api import finetune, pretrain
+    from unmask.api import finetune, pretrain, sweep_labels
+    from unmask.evaluate.knn import knn
     from unmask.evaluate.model import Model, load
+    from unmask.evaluate.probe import probe
 
 # Importing Grain logs a warning for everyone who does not use JAX, once in every loader process.
 logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
 
-__all__ = ["Model", "finetune", "load", "pretrain"]
+__all__ = ["Model", "finetune", "knn", "load", "pretrain", "probe", "sweep_labels"]
 
-_HOME = {"Model": "unmask.evaluate.model", "load": "unmask.evaluate.model"}
+_HOME = {
+    "Model": "unmask.evaluate.model",
+    "knn": "unmask.evaluate.knn",
+    "load": "unmask.evaluate.model",
+    "probe": "unmask.evaluate.probe",
+}
 
 
 def __getattr__(name: str) -> Any:

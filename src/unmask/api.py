@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,6 +14,9 @@ from unmask.config.schema import Config
 from unmask.environment import launched
 from unmask.errors import ConfigError
 from unmask.report.progress import say, table
+
+if TYPE_CHECKING:
+    from unmask.evaluate.few_labels import Result
 
 
 def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -28,6 +31,24 @@ def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> P
 def finetune(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
     """Train a classifier from pretrained weights (`init`) or from scratch. As `pretrain` otherwise."""
     return run_recipe(recipe, _overrides(settings), task="finetune")
+
+
+def sweep_labels(
+    recipe: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    labels: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int | None = None,
+) -> list[Result]:
+    """Accuracy against labels per class: fine-tuned from `init`, from scratch, and of a linear probe.
+
+    `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`; see `unmask.evaluate.few_labels`.
+    The same call again goes on. Raises the errors of `unmask.errors`.
+    """
+    from unmask.evaluate.few_labels import sweep_labels
+
+    return sweep_labels(load_config(recipe, _overrides(settings)), labels=labels, seeds=seeds, steps=steps)
 
 
 def run_recipe(recipe: str | Path, overrides: Sequence[str], *, task: str) -> Path:

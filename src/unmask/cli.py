@@ -67,23 +67,94 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
             help="for example data.train=FOLDER train.epochs=100 output=runs/first; the same command again resumes",
         )
 
-    sub = command("evaluate", commands.evaluate, "measure loss and, for a classifier, accuracy")
+    sub = command("evaluate", commands.evaluate, "measure loss and, for a classifier, accuracy class by class")
     _add_config_path(sub, instead_of="MODEL and FOLDER")
     if not flat:
         _add_model(sub)
         sub.add_argument("images", metavar="FOLDER", help="class folders")
-    sub.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there too")
+        classes = sub.add_mutually_exclusive_group()
+        classes.add_argument(
+            "--class-map",
+            type=Path,
+            metavar="FILE",
+            help="which class of the model each class folder is, by number or name: JSON {folder: class}, or CSV with "
+            "the header folder,class; for folders named otherwise, or fewer than the model's classes",
+        )
+        classes.add_argument(
+            "--label-offset",
+            type=int,
+            metavar="N",
+            help="the i-th class folder is class i + N of the model: 1 for a head of 1001 classes whose class 0 is "
+            "background, 0 for a head with unused classes at its end",
+        )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write metrics.json, per_class.csv, confusion.csv, confusion.png and worst.png there",
+    )
 
     sub = command("predict", commands.predict, "classify images: the likeliest classes with their probabilities")
     _add_model(sub)
     _add_images(sub)
     sub.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default 5)")
-    sub.add_argument("--out", type=Path, metavar="FILE", help=".csv or .json (default: CSV on the screen)")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".csv, .jsonl or .parquet (default: CSV on the screen); interrupted, the same command goes on",
+    )
 
     sub = command("embed", commands.embed, "write the feature vector of each image")
     _add_model(sub)
     _add_images(sub)
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help=".parquet, or .npy with the names beside")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".parquet, or .npy with the names beside; interrupted, the same command goes on",
+    )
+
+    sub = command("knn", commands.knn, "accuracy of the nearest training images' classes, by the model's features")
+    _add_model(sub)
+    _add_labelled(sub)
+    sub.add_argument("--k", type=int, default=20, metavar="N", help="neighbours that vote (default 20)")
+    sub.add_argument(
+        "--temperature", type=float, default=0.07, metavar="T", help="of their weights exp(cosine/T) (default 0.07)"
+    )
+
+    sub = command("probe", commands.probe, "accuracy of a linear classifier on the frozen model's features")
+    sub.description = (
+        "Accuracy of a linear classifier on the frozen model's features, which are computed once, without "
+        "augmentation. Several learning rates are fitted at once; the one that counts is chosen on a fifth of TRAIN "
+        "held out for that, never on VAL. The published probe, with augmentation, is a recipe of `unmask finetune`."
+    )
+    _add_model(sub)
+    _add_labelled(sub)
+    sub.add_argument("--labels-per-class", type=int, metavar="N", help="train on a balanced subset of TRAIN")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that subset and of the order (default 0)")
+    sub.add_argument(
+        "--learning-rates", type=float, nargs="+", metavar="LR", help="default: 9 from 0.0001 to 1, for batches of 256"
+    )
+
+    sub = command(
+        "sweep-labels",
+        commands.sweep_labels,
+        "draw accuracy against the number of labels: pretrained, from scratch, and linear probe",
+    )
+    sub.add_argument("recipe", metavar="RECIPE", help="of `unmask finetune`: a name or the path of a YAML file")
+    sub.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="init=MODEL data.train=FOLDER data.val=FOLDER output=FOLDER …; the same command again resumes",
+    )
+    sub.add_argument("--labels", type=int, nargs="+", required=True, metavar="N", help="labels per class")
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    sub.add_argument(
+        "--steps", type=int, metavar="N", help="updates of every run, in place of train.epochs; warmup keeps its share"
+    )
 
     sub = command("reconstruct", commands.reconstruct, "draw images original, masked, and painted again")
     _add_model(sub)
@@ -124,6 +195,20 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     sub.add_argument("--batch-size", type=int, default=64, metavar="N")
+
+
+def _add_labelled(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("train", metavar="TRAIN", help="class folders of training images")
+    sub.add_argument("val", metavar="VAL", help="class folders of validation images")
+    sub.add_argument(
+        "--pool", choices=("mean", "cls"), help="features: mean of the patch tokens or the cls token (default: model's)"
+    )
+    sub.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the features there, for the same command when interrupted and for others on the same images",
+    )
 
 
 def _add_images(sub: argparse.ArgumentParser) -> None:

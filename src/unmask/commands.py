@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -23,13 +22,21 @@ def train(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
+    from contextlib import closing
+
+    from unmask.evaluate.output import write_evaluation
     from unmask.report.progress import say, table
 
-    model, images = _load_modelzoo(options) if options.config_path else (_load(options), options.images)
-    values = model.evaluate(images)
+    if options.config_path:
+        model, images = _load_modelzoo(options)
+        # As there: the first folder is the head's first class, and the last classes may be unused.
+        class_map, label_offset = None, None if model.class_names else 0
+    else:
+        model, images = _load(options, join=True), options.images
+        class_map, label_offset = options.class_map, options.label_offset
+    with closing(model):
+        values = write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
     table([[name, f"{value:.4f}" if name != "count" else int(value)] for name, value in values.items()], ["", "value"])
-    if options.out:
-        options.out.write_text(json.dumps(values, indent=2) + "\n")
     if "top1" in values:
         say(f"accuracy={values['top1']:.3f}")
 
@@ -46,6 +53,49 @@ def embed(options: Namespace) -> None:
 
     model = _load(options)
     write_embeddings(model, _images(options), options.out)
+
+
+def knn(options: Namespace) -> None:
+    from unmask.evaluate.knn import knn
+    from unmask.report.progress import say
+
+    model = _load(options, _pool(options))
+    values = knn(model, options.train, options.val, k=options.k, temperature=options.temperature, cache=options.cache)
+    say(f"{values['count']:.0f} images, top-5 {values['top5']:.3f}")
+    say(f"accuracy={values['top1']:.3f}")
+
+
+def probe(options: Namespace) -> None:
+    from unmask.evaluate.probe import LEARNING_RATES, probe
+    from unmask.report.progress import say, table
+
+    result = probe(
+        _load(options, _pool(options)),
+        options.train,
+        options.val,
+        labels_per_class=options.labels_per_class,
+        seed=options.seed,
+        learning_rates=options.learning_rates or LEARNING_RATES,
+        cache=options.cache,
+    )
+    table(
+        [
+            [f"{rate:g}", f"{held_out:.3f}", f"{val:.3f}", "chosen" if number == result.chosen else ""]
+            for number, (rate, held_out, val) in enumerate(
+                zip(result.learning_rates, result.held_out, result.val, strict=True)
+            )
+        ],
+        ["learning rate", "held out of train", "val", ""],
+    )
+    say(f"accuracy={result.accuracy:.3f}")
+
+
+def sweep_labels(options: Namespace) -> None:
+    from unmask.config.load import load_config
+    from unmask.evaluate.few_labels import sweep_labels
+
+    config = load_config(options.recipe, options.settings)
+    sweep_labels(config, labels=options.labels, seeds=options.seeds, steps=options.steps)
 
 
 def reconstruct(options: Namespace) -> None:
@@ -77,7 +127,11 @@ def doctor(_options: Namespace) -> None:
     report()
 
 
-def _load(options: Namespace, settings: dict[str, object] | None = None) -> Model:
+def _pool(options: Namespace) -> dict[str, object]:
+    return {"model.pool": options.pool} if options.pool else {}
+
+
+def _load(options: Namespace, settings: dict[str, object] | None = None, *, join: bool = False) -> Model:
     from unmask.evaluate.model import load
 
     return load(
@@ -87,6 +141,7 @@ def _load(options: Namespace, settings: dict[str, object] | None = None) -> Mode
         precision=options.precision,
         batch_size=options.batch_size,
         settings=settings or {},
+        join=join,
     )
 
 
@@ -111,6 +166,7 @@ def _load_modelzoo(options: Namespace) -> tuple[Model, str]:
             for key, value in translation.settings.items()
             if key.startswith(("model.", "data.")) or key == "train.compile"
         },
+        join=True,
     )
     return model, config.data.val
 

@@ -69,12 +69,13 @@ def test_a_run_folder_holds_everything_about_the_run(mae: Path) -> None:
 def test_evaluate_ends_with_the_accuracy(
     classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "numbers.json"
+    out = tmp_path / "out"
     assert main(["evaluate", str(classifier), str(photos), "--out", str(out)]) == 0
-    numbers = json.loads(out.read_text())
+    numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["count"] == 59
     assert main(["evaluate", str(classifier), str(photos), "--out", str(out), "--batch-size", "16"]) == 0
-    assert json.loads(out.read_text()) == pytest.approx(numbers, rel=1e-5), "the last batch is filled up, not counted"
+    again = json.loads((out / "metrics.json").read_text())
+    assert again == pytest.approx(numbers, rel=1e-5), "the last batch is filled up, not counted"
     assert capsys.readouterr().out.splitlines()[-1] == f"accuracy={numbers['top1']:.3f}"
 
 
@@ -84,7 +85,7 @@ def test_evaluate_refuses_other_classes(
     (tmp_path / "eleven").mkdir()
     Image.new("L", (28, 28)).save(tmp_path / "eleven" / "0.png")
     assert main(["evaluate", str(classifier), str(tmp_path)]) == 3
-    assert "unknown ['eleven']" in capsys.readouterr().err
+    assert "only the images ['eleven']" in capsys.readouterr().err
 
 
 def test_predict_writes_the_same_as_csv_json_and_on_the_screen(
@@ -92,11 +93,11 @@ def test_predict_writes_the_same_as_csv_json_and_on_the_screen(
 ) -> None:
     assert main(["predict", str(classifier), str(photos), "--top", "3"]) == 0
     screen = capsys.readouterr().out
-    for name in ("p.csv", "p.json"):
+    for name in ("p.csv", "p.jsonl"):
         assert main(["predict", str(classifier), str(photos), "--top", "3", "--out", str(tmp_path / name)]) == 0
     assert (tmp_path / "p.csv").read_text() == screen
     rows = list(csv.DictReader(screen.splitlines()))
-    records = json.loads((tmp_path / "p.json").read_text())
+    records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert len(rows) == len(records) == 59
     for row, record in zip(rows, records, strict=True):
         assert row["file"] == record["file"]
@@ -112,9 +113,9 @@ def test_a_bad_file_among_the_images_has_no_prediction_and_stops_nothing(
     good = next((photos / "3").iterdir())
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:40])
-    out = tmp_path / "p.json"
+    out = tmp_path / "p.jsonl"
     assert main(["predict", str(classifier), str(good), str(bad), "--out", str(out)]) == 0
-    first, second = json.loads(out.read_text())
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert len(first["predictions"]) == 5
     assert second == {"file": str(bad), "predictions": []}
 

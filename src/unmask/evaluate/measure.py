@@ -7,8 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from unmask.data.batch import Batch
-from unmask.engines.base import Engine
+from unmask.engines.base import Engine, StepResult
 from unmask.errors import DataError
+
+_UNREAD = 64
+"""Batches after which the device is waited for: seldom, and the memory of their results stays bounded."""
 
 
 def measure(engine: Engine, batches: Iterable[Batch]) -> dict[str, float]:
@@ -16,11 +19,20 @@ def measure(engine: Engine, batches: Iterable[Batch]) -> dict[str, float]:
 
     Raises DataError when not one image could be read.
     """
-    results = [engine.eval_step(batch) for batch in batches]
     sums: dict[str, float] = {}
-    for result in results:
-        for name, value in engine.read(result).items():
-            sums[name] = sums.get(name, 0.0) + value
+    unread: list[StepResult] = []
+
+    def read() -> None:
+        for result in unread:
+            for name, value in engine.read(result).items():
+                sums[name] = sums.get(name, 0.0) + value
+        unread.clear()
+
+    for batch in batches:
+        unread.append(engine.eval_step(batch))
+        if len(unread) == _UNREAD:
+            read()
+    read()
     sums = dict(zip(sums, engine.sum(np.array(list(sums.values()))).tolist(), strict=True))
     count = sums.pop("count", 0.0)
     if not count:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.checkpoint.convert import read_foreign
-from unmask.config.load import check_config
+from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.pipeline import eval_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.listed import ListSource
-from unmask.engines import create_engine
+from unmask.data.sources.subset import SubsetSource
+from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import ConfigError, DataError
+from unmask.evaluate.classes import head_classes
+from unmask.evaluate.classification import ClassificationReport, Tally, log_softmax
 from unmask.evaluate.measure import measure
 from unmask.evaluate.reconstruct import Reconstruction, paint
 
 Images = str | Path | Sequence[str | Path | NDArray[np.uint8]] | Source
 """A folder, a file, `bundled:mnist5k/val`, a list of files and (H, W, C) uint8 arrays, or an opened source."""
 
-Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""(n,) positions in the source and (n, values) what the model says of each."""
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model says of some images."""
+
+    index: NDArray[np.int64]
+    """(n,) positions in the source."""
+    values: NDArray[np.float32]
+    """(n, values); NaN where the image could not be decoded."""
+    valid: NDArray[np.bool_]
+    """(n,) False where the image could not be decoded."""
 
 
 class Model:
@@ -36,43 +53,83 @@ class Model:
     `predict`) or is left out (`evaluate`, `reconstruct`).
     """
 
-    def __init__(self, config: Config, weights: Tensors, class_names: tuple[str, ...] | None, batch_size: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        weights: Tensors,
+        class_names: tuple[str, ...] | None,
+        batch_size: int,
+        *,
+        join: bool = False,
+    ) -> None:
         self.config = config
         self.class_names = class_names
         self.batch_size = batch_size
-        self._engine = create_engine(config)
+        self._open = ExitStack()
+        self.rank, self.world = self._open.enter_context(joined(config)) if join else (0, 1)
+        self._engine = self._open.enter_context(closing(create_engine(config, self.world)))
         self._engine.load(EngineState(weights))
+
+    def close(self) -> None:
+        """Release the device; end the connection to the other processes."""
+        self._open.close()
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """(N, width): the mean patch token (or cls token, `model.pool=cls`) of each whole image after the last norm."""
-        return np.concatenate([embeddings for _, embeddings in self.embed_batches(as_source(images))])
+        return np.concatenate([rows.values for rows in self.embed_batches(as_source(images))])
 
-    def embed_batches(self, source: Source) -> Iterator[Rows]:
-        """The same batch by batch, in order; for any number of images."""
-        for batch in self._batches(source):
+    def embed_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
+        """The same batch by batch, in order, from image `start` on; for any number of images."""
+        for batch in self._batches(source, start):
             yield _rows(batch, self._engine.embed(batch))
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
-        return np.concatenate([probabilities for _, probabilities in self.predict_batches(as_source(images))])
+        return np.concatenate([rows.values for rows in self.predict_batches(as_source(images))])
 
-    def predict_batches(self, source: Source) -> Iterator[Rows]:
-        """The same batch by batch, in order; for any number of images."""
-        if self.config.task != "finetune":
-            raise ConfigError("this model cannot predict, it has no classification head; fine-tune it first")
-        return (_rows(batch, _softmax(self._engine.logits(batch))) for batch in self._batches(source))
+    def predict_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
+        """The same batch by batch, in order, from image `start` on; for any number of images."""
+        self._check_classifier("predict")
+        for batch in self._batches(source, start):
+            probabilities = np.exp(log_softmax(self._engine.logits(batch)))
+            yield _rows(batch, probabilities.astype(np.float32))
 
-    def evaluate(self, images: Images) -> dict[str, float]:
-        """`count`, mean `loss`, and for a classifier `top1` and `top5` (shares), on images in class folders.
+    def evaluate(
+        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
+    ) -> dict[str, float]:
+        """`count` and mean `loss`; for a classifier also the other figures of `ClassificationReport.metrics`.
 
-        Raises DataError, with the difference, if the classes are not those of the model.
+        Arguments and errors as for `classification_report`.
         """
-        source = as_source(images, labels=self.config.task == "finetune")
-        if self.config.task == "finetune" and self.class_names and source.class_names != self.class_names:
-            missing = sorted(set(self.class_names) - set(source.class_names or ()))
-            unknown = sorted(set(source.class_names or ()) - set(self.class_names))
-            raise DataError(f"{images} has other classes than the model: missing {missing}, unknown {unknown}")
-        return measure(self._engine, self._batches(source))
+        if self.config.task == "finetune":
+            return self.classification_report(images, class_map=class_map, label_offset=label_offset).metrics()
+        return measure(self._engine, self._share(as_source(images)))
+
+    def classification_report(
+        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
+    ) -> ClassificationReport:
+        """Everything about how well the classifier does on images with labels, such as class folders.
+
+        The classes must be those of the model; `class_map` (a file) and `label_offset` are for others, see
+        `unmask.evaluate.classes`. Raises DataError, with the difference, if they do not go together, and ConfigError
+        for a model without a classification head.
+        """
+        self._check_classifier("classify")
+        source = as_source(images, labels=True)
+        if source.class_names is None:
+            raise DataError("the images have no labels to evaluate with; give class folders")
+        names, classes = source.class_names, self.config.model.num_classes or 0
+        numbers = head_classes(
+            names, head=classes, head_names=self.class_names, class_map=class_map, label_offset=label_offset
+        )
+        tally = Tally(classes)
+        for batch in self._share(source):
+            rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
+            if len(rows) and batch.labels is not None:
+                tally.add(batch.index[rows], numbers[batch.labels[rows]], self._engine.logits(batch)[rows])
+        tally.over_processes(self._engine.sum, self.rank, self.world)
+        known = dict(enumerate(self.class_names) if self.class_names else zip(numbers.tolist(), names, strict=True))
+        return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
 
     def reconstruct(self, images: Images) -> Reconstruction:
         """The images masked (`model.mask_ratio` and `seed` of the run) and painted again, from visible pixels alone.
@@ -91,16 +148,44 @@ class Model:
             raise DataError("not one of the images can be decoded")
         return result
 
-    def _batches(self, source: Source) -> Iterator[Batch]:
+    def fingerprint(self) -> str:
+        """SHA-256 over config, batch size and weights: what decides every number the model gives."""
+        config = json.dumps([to_dict(self.config), self.batch_size], sort_keys=True)
+        digest = hashlib.sha256(config.encode())
+        for name, tensor in sorted(self._engine.state().weights.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+        return digest.hexdigest()
+
+    def center_crops(self, source: Source) -> NDArray[np.uint8]:
+        """(N, H, W, C): the images as the model sees them."""
+        return np.concatenate(
+            [batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self._batches(source)]
+        )
+
+    def _share(self, source: Source) -> Iterator[Batch]:
+        """The batches of this process."""
+        return self._batches(source, rank=self.rank, world=self.world)
+
+    def _check_classifier(self, what: str) -> None:
+        if self.config.task != "finetune":
+            raise ConfigError(f"this model cannot {what}, it has no classification head; fine-tune it first")
+
+    def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
         config = self.config
-        return eval_batches(
-            source,
+        batches = eval_batches(
+            SubsetSource(source, np.arange(start, len(source))) if start else source,
             task=config.task,
             model=config.model,
             data=config.data,
             seed=config.seed,
             batch_size=min(self.batch_size, len(source)),
+            rank=rank,
+            world=world,
         )
+        for batch in batches:
+            yield dataclasses.replace(batch, index=np.where(batch.index >= 0, batch.index + start, -1))
 
 
 def load(
@@ -111,12 +196,14 @@ def load(
     precision: str = "fp32",
     batch_size: int = 64,
     settings: Mapping[str, Any] | None = None,
+    join: bool = False,
 ) -> Model:
     """The model at `path`: a run folder (its newest checkpoint), a checkpoint, or a model of another format.
 
     Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
-    `{"model.mask_ratio": 0.5}`. Raises CheckpointError, ConfigError or EngineError.
+    `{"model.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of `evaluate`
+    between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
     """
     found = read_foreign(path)
     if "heads" not in found.model and "model.heads" not in (settings or {}):
@@ -128,7 +215,7 @@ def load(
     for key, value in (settings or {}).items():
         section, _, name = key.rpartition(".")
         values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}
-    return Model(check_config(values), found.weights, found.class_names, batch_size)
+    return Model(check_config(values), found.weights, found.class_names, batch_size, join=join)
 
 
 def as_source(images: Images, *, labels: bool = False) -> Source:
@@ -141,14 +228,9 @@ def as_source(images: Images, *, labels: bool = False) -> Source:
 
 
 def _rows(batch: Batch, values: NDArray[np.float32]) -> Rows:
-    """Without the rows that fill up the last batch; NaN where the image could not be decoded."""
+    """Without the rows that only fill up the last batch."""
     if batch.valid is None:
-        return batch.index, values
+        return Rows(batch.index, values, np.ones(len(batch), bool))
     values = np.where(batch.valid[:, None], values, np.float32(np.nan))
     real = batch.index >= 0
-    return batch.index[real], values[real]
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    exp = np.exp(logits - logits.max(-1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
+    return Rows(batch.index[real], values[real], batch.valid[real])

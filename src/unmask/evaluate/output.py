@@ -1,12 +1,13 @@
-"""Predictions, embeddings and reconstructions as files. Rows are written as they come: memory does not grow."""
+"""Predictions, embeddings, evaluations and reconstructions as files, for any number of images."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import shutil
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,53 +15,150 @@ from typing import Any, TextIO
 import numpy as np
 
 from unmask.data.sources import Source
-from unmask.data.sources.subset import spread
+from unmask.data.sources.base import printable
+from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import ConfigError, UnmaskError
+from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.model import Images, Model, Rows, as_source
-from unmask.report.figures import reconstruction_grid
-from unmask.report.progress import progress, say
+from unmask.evaluate.rows import Records, collect
+from unmask.report.charts import confusion_chart
+from unmask.report.figures import contact_sheet, reconstruction_grid
+from unmask.report.progress import say
+
+_CHUNK = 4096
+"""Rows that are read back and written at a time: those of a row group of a Parquet file."""
+
+Prediction = tuple[str, list[tuple[str, float]]]
+"""Name of an image, and its likeliest classes with their probabilities: none where it could not be decoded."""
 
 
 def write_predictions(model: Model, images: Images, out: Path | None, top: int) -> None:
-    """The `top` likeliest classes of each image with their probabilities, as CSV or JSON; None: CSV on stdout.
+    """The `top` likeliest classes of each image with their probabilities; `out` None: as CSV on stdout.
 
-    CSV: `file, class_1, probability_1, ...`. JSON: `[{"file": ..., "predictions": [[class, probability], ...]}]`.
-    An image that cannot be decoded has no predictions. Raises ConfigError for another file type.
+    CSV and Parquet: `file, class_1, probability_1, ...`. JSONL: `{"file": ..., "predictions": [[class, probability],
+    ...]}` a line. An image that cannot be decoded has no predictions. Killed on the way, the same call goes on from
+    what is in `OUT.partial`. Raises ConfigError for another file type.
     """
-    _check_suffix(out, (".csv", ".json"))
+    _check_suffix(out, (".csv", ".jsonl", ".parquet"))
     source = as_source(images)
-    rows = _predictions(model, source, top, quiet=out is None)
+    top = min(top, model.config.model.num_classes or top)
+    dtype = np.dtype([("valid", "?"), ("class", "<i4", (top,)), ("probability", "<f4", (top,))])
+
+    def compute(start: int) -> Iterator[Records]:
+        return (_likeliest(rows, dtype) for rows in model.predict_batches(source, start))
+
     if out is None:
-        _write_csv(sys.stdout, rows, top)
+        _write_csv(sys.stdout, _named(model, source, compute(0)), top)
         return
-    with _aside(out) as path, path.open("w", encoding="utf-8", newline="") as file:
-        if out.suffix == ".csv":
-            _write_csv(file, rows, top)
+    with _collected(model, source, out, "predict", dtype, compute) as records, _aside(out) as path:
+        chunks = _named(model, source, _chunks(records))
+        if out.suffix == ".parquet":
+            _write_predictions_parquet(path, chunks, top)
         else:
-            _write_json(file, rows)
+            with path.open("w", encoding="utf-8", newline="") as file:
+                _write_csv(file, chunks, top) if out.suffix == ".csv" else _write_jsonl(file, chunks)
     say(f"{len(source)} predictions in {out}")
 
 
 def write_embeddings(model: Model, images: Images, out: Path) -> None:
     """One feature vector per image, as Parquet (`file`, `embedding`) or .npy (N, width) float32 with `.names.txt`.
 
-    An image that cannot be decoded has a vector of NaN. Raises ConfigError for another file type.
+    An image that cannot be decoded has a vector of NaN. Killed on the way, the same call goes on from what is in
+    `OUT.partial`. Raises ConfigError for another file type.
     """
     _check_suffix(out, (".parquet", ".npy"))
     source = as_source(images)
-    rows = _counted("embed", source, model.embed_batches(source))
     width = model.config.model.width
-    with _aside(out) as path:
+    dtype = embedding_records(width)
+
+    def compute(start: int) -> Iterator[Records]:
+        return embeddings(model, source, start)
+
+    with _collected(model, source, out, "embed", dtype, compute) as records, _aside(out) as path:
         if out.suffix == ".parquet":
-            _write_parquet(path, source, rows, width)
+            _write_embeddings_parquet(path, source, records, width)
         else:
             array = np.lib.format.open_memmap(path, "w+", np.float32, (len(source), width))
-            for index, embeddings in rows:
-                array[index] = embeddings
+            for start in range(0, len(source), _CHUNK):
+                array[start : start + _CHUNK] = records["embedding"][start : start + _CHUNK]
             array.flush()
-            names = "".join(f"{source.name(i)}\n" for i in range(len(source)))
-            out.with_suffix(".names.txt").write_text(names, "utf-8", "surrogateescape")
+            _write_lines(out.with_suffix(".names.txt"), (printable(source.name(i)) for i in range(len(source))))
     say(f"{len(source)} embeddings of width {width} in {out}")
+
+
+def embedding_records(width: int) -> np.dtype[np.void]:
+    return np.dtype([("valid", "?"), ("embedding", "<f4", (width,))])
+
+
+def embeddings(model: Model, source: Source, start: int) -> Iterator[Records]:
+    """Records of `embedding_records`, batch by batch, from image `start` on."""
+    dtype = embedding_records(model.config.model.width)
+    for rows in model.embed_batches(source, start):
+        records = np.empty(len(rows.index), dtype)
+        records["valid"], records["embedding"] = rows.valid, rows.values
+        yield records
+
+
+def write_evaluation(
+    model: Model,
+    images: Images,
+    out: Path | None,
+    *,
+    class_map: Path | None = None,
+    label_offset: int | None = None,
+) -> dict[str, float]:
+    """What `Model.evaluate` returns, written to the folder `out` as `metrics.json`.
+
+    For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
+    for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
+    """
+    report = None
+    if model.config.task == "finetune":
+        images = as_source(images, labels=True)
+        report = model.classification_report(images, class_map=class_map, label_offset=label_offset)
+    values = report.metrics() if report else model.evaluate(images)
+    if out is None or model.rank != 0:
+        return values
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        if report is not None:
+            _write_per_class(report, out / "per_class.csv")
+            _write_confusion(report, out)
+            _write_worst(report, model, as_source(images, labels=True), out / "worst.png")
+    say(f"evaluation in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return values
+
+
+def _write_per_class(report: ClassificationReport, out: Path) -> None:
+    each = report.per_class()
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "images", "precision", "recall", "f1"])
+        columns = (report.class_names, each.support, each.precision, each.recall, each.f1)
+        for name, support, *shares in zip(*columns, strict=True):
+            cells = ("" if np.isnan(share) else f"{share:.6f}" for share in shares)
+            writer.writerow([printable(name), int(support), *cells])
+
+
+def _write_confusion(report: ClassificationReport, folder: Path) -> None:
+    occurs = np.flatnonzero(report.confusion.any(0) | report.confusion.any(1))
+    counts, names = report.confusion[np.ix_(occurs, occurs)], [printable(report.class_names[i]) for i in occurs]
+    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    confusion_chart(counts, names, folder / "confusion.png")
+
+
+def _write_worst(report: ClassificationReport, model: Model, source: Source, out: Path) -> None:
+    names = [printable(name) for name in report.class_names]
+    crops = model.center_crops(SubsetSource(source, np.array([mistake.index for mistake in report.worst])))
+    captions = [
+        f"is {names[m.true]}\ntaken for {names[m.predicted]} {m.confidence:.0%}\nloss {m.loss:.2f}"
+        for m in report.worst
+    ]
+    contact_sheet(crops, out, captions=captions)
 
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
@@ -74,68 +172,127 @@ def write_reconstruction(model: Model, images: Images, out: Path, count: int) ->
     say(f"{len(painted.original)} reconstructions in {out}")
 
 
-def _predictions(
-    model: Model, source: Source, top: int, *, quiet: bool
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-    """(file, [(class, probability), ...])."""
-    names = model.class_names
-    batches = model.predict_batches(source)
-    for index, probabilities in batches if quiet else _counted("predict", source, batches):
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        for i, row, classes in zip(index, probabilities, best, strict=True):
-            known = [] if np.isnan(row).any() else classes.tolist()
-            yield source.name(int(i)), [(names[c] if names else str(c), float(row[c])) for c in known]
+@contextmanager
+def _collected(
+    model: Model,
+    source: Source,
+    out: Path,
+    title: str,
+    dtype: np.dtype[np.void],
+    compute: Callable[[int], Iterator[Records]],
+) -> Generator[Records]:
+    """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`."""
+    folder = out.with_name(f"{out.name}.partial")
+    job = {"command": title, "model": model.fingerprint(), "images": source.fingerprint()}
+    size = min(model.batch_size, len(source))
+    records = collect(folder, job, dtype, len(source), compute, batch_size=size, title=title)
+    yield records
+    bad = np.flatnonzero(~records["valid"])
+    bad_list = out.with_name(f"{out.name}.bad.txt")
+    bad_list.unlink(missing_ok=True)
+    if len(bad):
+        _write_lines(bad_list, (printable(source.name(int(i))) for i in bad))
+        say(f"{len(bad)} of {len(source)} images cannot be decoded; they are listed in {bad_list}")
+    shutil.rmtree(folder)
 
 
-def _counted(title: str, source: Source, batches: Iterator[Rows]) -> Iterator[Rows]:
-    with progress(title, total=len(source), unit="image") as bar:
-        for index, values in batches:
-            yield index, values
-            bar.update(len(index))
+def _likeliest(rows: Rows, dtype: np.dtype[np.void]) -> Records:
+    top = dtype["class"].shape[0]
+    best = np.argsort(-rows.values, axis=1, kind="stable")[:, :top]
+    records = np.empty(len(rows.index), dtype)
+    records["valid"], records["class"] = rows.valid, best
+    records["probability"] = np.take_along_axis(rows.values, best, axis=1)
+    return records
 
 
-def _write_csv(file: TextIO, rows: Iterator[tuple[str, list[tuple[str, float]]]], top: int) -> None:
+def _chunks(records: Records) -> Iterator[Records]:
+    return (records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK))
+
+
+def _named(model: Model, source: Source, chunks: Iterable[Records]) -> Iterator[list[Prediction]]:
+    names = dict(enumerate(model.class_names or ()))
+    index = 0
+    for chunk in chunks:
+        predictions: list[Prediction] = []
+        columns = (chunk[name].tolist() for name in ("valid", "class", "probability"))
+        for valid, classes, shares in zip(*columns, strict=True):
+            best = [(names.get(c, str(c)), p) for c, p in zip(classes, shares, strict=True)]
+            predictions.append((printable(source.name(index)), best if valid else []))
+            index += 1
+        yield predictions
+
+
+def _write_csv(file: TextIO, chunks: Iterable[list[Prediction]], top: int) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["file", *(column for k in range(1, top + 1) for column in (f"class_{k}", f"probability_{k}"))])
-    for name, best in rows:
-        writer.writerow([name, *(cell for label, p in best for cell in (label, f"{p:.6f}"))])
+    writer.writerow(["file", *_columns(top)])
+    for chunk in chunks:
+        writer.writerows([name, *(cell for label, p in best for cell in (label, f"{p:.6f}"))] for name, best in chunk)
 
 
-def _write_json(file: TextIO, rows: Iterator[tuple[str, list[tuple[str, float]]]]) -> None:
-    separator = "[\n"
-    for name, best in rows:
-        file.write(separator + json.dumps({"file": name, "predictions": best}, ensure_ascii=False))
-        separator = ",\n"
-    file.write("\n]\n")
+def _write_jsonl(file: TextIO, chunks: Iterable[list[Prediction]]) -> None:
+    for chunk in chunks:
+        for name, best in chunk:
+            file.write(json.dumps({"file": name, "predictions": best}, ensure_ascii=False) + "\n")
 
 
-def _write_parquet(path: Path, source: Source, rows: Iterator[Rows], width: int) -> None:
+def _write_predictions_parquet(path: Path, chunks: Iterable[list[Prediction]], top: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = [pa.string(), *[pa.string(), pa.float32()] * top]
+    schema = pa.schema(list(zip(["file", *_columns(top)], types, strict=True)))
+    with pq.ParquetWriter(path, schema) as writer:
+        for chunk in chunks:
+            rows = [(name, *(cell for pair in best or [(None, None)] * top for cell in pair)) for name, best in chunk]
+            arrays = [pa.array(column, type) for column, type in zip(zip(*rows, strict=True), types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def _write_embeddings_parquet(path: Path, source: Source, records: Records, width: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     embedding: Any = pa.list_(pa.float32(), width)
     schema = pa.schema([("file", pa.string()), ("embedding", embedding)])
+    index = 0
     with pq.ParquetWriter(path, schema) as writer:
-        for index, embeddings in rows:
-            names = pa.array([source.name(int(i)) for i in index], pa.string())
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), width)
+        for chunk in _chunks(records):
+            names = pa.array([printable(source.name(i)) for i in range(index, index + len(chunk))], pa.string())
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk["embedding"].reshape(-1)), width)
             writer.write_batch(pa.record_batch([names, vectors], schema=schema))
+            index += len(chunk)
 
 
-def _check_suffix(out: Path | None, allowed: tuple[str, ...]) -> None:
+def _columns(top: int) -> list[str]:
+    return [column for k in range(1, top + 1) for column in (f"class_{k}", f"probability_{k}")]
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _check_suffix(out: Path | None, allowed: Sequence[str]) -> None:
     if out is not None and out.suffix not in allowed:
         raise ConfigError(f"--out {out}: the file's name must end in {' or '.join(allowed)}")
+
+
+@contextmanager
+def _writing(out: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 @contextmanager
 def _aside(out: Path) -> Generator[Path]:
     """A path to write to that becomes `out` when all is written: there is no half a file under that name."""
     path = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-        path.replace(out)
-    except OSError as error:
-        raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        path.unlink(missing_ok=True)
+    with _writing(out):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield path
+            path.replace(out)
+        finally:
+            path.unlink(missing_ok=True)

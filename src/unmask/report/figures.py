@@ -1,4 +1,4 @@
-"""Pictures of a run, as PNG: its curves, and grids of reconstructions."""
+"""Pictures of a run, as PNG: its curves, grids of reconstructions, and contact sheets."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CELL = 160
 """Least side of an image in a grid, in pixels; smaller ones are scaled up."""
 _GAP, _FONT_SIZE, _LINE = 8, 15, 26
+_SMALL_FONT_SIZE, _SMALL_LINE = 13, 17
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -95,6 +96,35 @@ def reconstruction_grid(
     for row, caption in enumerate(captions):
         draw.text((_GAP, _LINE + row * row_height + height + _LINE // 2), caption, _INK, font, anchor="lm")
     draw.text((_GAP, size[1] - _LINE // 2 - 2), note, _INK, font, anchor="lm")
+    sheet.save(out, format="PNG")
+    return out
+
+
+def contact_sheet(images: NDArray[Any], out: Path, *, captions: Sequence[str], columns: int = 6) -> Path:
+    """Draw images (B, H, W, C), as `reconstruction_grid` takes them, row by row, each with its caption below.
+
+    A caption may have several lines; what is too wide for the image is cut off. Writes PNG to `out` and returns it.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    count, height, width = images.shape[:3]
+    factor = max(1, -(-CELL // min(height, width)))
+    height, width = height * factor, width * factor
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    cell_height = height + lines * _SMALL_LINE + 2 * _GAP
+    columns = max(1, min(columns, count))
+    size = (_GAP + columns * (width + _GAP), _GAP + -(-count // columns) * cell_height)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_SMALL_FONT_SIZE)
+    for number, (image, caption) in enumerate(zip(_to_rgb(images), captions, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = _GAP + column * (width + _GAP), _GAP + row * cell_height
+        sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        for line, text in enumerate(caption.split("\n")):
+            while text and draw.textlength(text, font) > width:
+                text = text[:-1]
+            draw.text((left, top + height + 4 + line * _SMALL_LINE), text, _INK, font)
     sheet.save(out, format="PNG")
     return out
 

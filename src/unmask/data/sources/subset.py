@@ -40,7 +40,7 @@ class SubsetSource:
         return hashlib.sha256(self.parent.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()
 
 
-def subset(source: Source, labels_per_class: int, seed: int) -> Source:
+def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:
     """The same number of images of each class, chosen at random by `seed`, in the order of `source`.
 
     A larger subset of the same seed contains the smaller ones. Raises DataError when a class has too few images.

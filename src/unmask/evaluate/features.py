@@ -1,0 +1,96 @@
+"""Features of labelled images, computed once: what the read-outs of a frozen model work on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.sources import Source
+from unmask.errors import DataError
+from unmask.evaluate.classes import check_same_classes
+from unmask.evaluate.model import Images, Model, as_source
+from unmask.evaluate.output import embedding_records, embeddings
+from unmask.evaluate.rows import Records, collect
+from unmask.report.progress import say
+
+
+@dataclass(frozen=True)
+class Features:
+    """One feature vector and class for each image."""
+
+    values: NDArray[np.float32]
+    """(N, width), memory-mapped; NaN where the image could not be decoded."""
+    labels: NDArray[np.int64]
+    """(N,) class of each image; -1 where it could not be decoded."""
+
+    def rows(self, index: NDArray[np.int64]) -> Features:
+        """Some of the images, in memory."""
+        return Features(self.values[index], self.labels[index])
+
+
+@contextmanager
+def features_of(
+    model: Model, train: Images, val: Images, cache: Path | None = None
+) -> Generator[tuple[Features, Features, int]]:
+    """Features of training and validation images, and the number of classes.
+
+    With `cache`, a folder, they stay there: interrupted, the same call goes on, and later ones for the same model and
+    images find them. Without, they lie in a temporary folder while the context lasts. Raises DataError if the classes
+    of the two are not the same.
+    """
+    sources = [labelled(train, "train"), labelled(val, "val")]
+    names = [source.class_names or () for source in sources]
+    check_same_classes(names[0], names[1], "train", "val")
+    with tempfile.TemporaryDirectory(prefix="unmask-") if cache is None else _kept(cache) as folder:
+        found = [
+            embed_labelled(model, source, Path(folder), f"embed {title}")
+            for source, title in zip(sources, ("train", "val"), strict=True)
+        ]
+        yield found[0], found[1], len(names[0])
+
+
+def labelled(images: Images, what: str) -> Source:
+    """The images as a source with labels. Raises DataError if they have none."""
+    source = as_source(images, labels=True)
+    if source.labels is None or source.class_names is None:
+        raise DataError(f"{what}: the images have no labels; give class folders")
+    return source
+
+
+def embed_labelled(model: Model, source: Source, folder: Path, title: str) -> Features:
+    """Features of a source with labels, kept below `folder` under a name of their own."""
+    job = {"command": "embed", "model": model.fingerprint(), "images": source.fingerprint()}
+    name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+
+    def compute(start: int) -> Iterator[Records]:
+        return embeddings(model, source, start)
+
+    records = collect(
+        folder / name,
+        job,
+        embedding_records(model.config.model.width),
+        len(source),
+        compute,
+        batch_size=min(model.batch_size, len(source)),
+        title=title,
+    )
+    valid = np.asarray(records["valid"])
+    if not valid.any():
+        raise DataError(f"{title}: not one of the images can be decoded")
+    if not valid.all():
+        say(f"{title}: {np.count_nonzero(~valid)} of {len(source)} images cannot be decoded and are left out")
+    labels = np.where(valid, source.labels, -1) if source.labels is not None else np.full(len(source), -1)
+    return Features(records["embedding"], labels)
+
+
+@contextmanager
+def _kept(folder: Path) -> Generator[Path]:
+    yield folder

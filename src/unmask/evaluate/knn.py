@@ -1,0 +1,102 @@
+"""Weighted k-nearest-neighbour classification on embeddings, as in Wu et al. 2018 and DINO; exact, in blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.errors import ConfigError
+from unmask.evaluate.features import features_of
+from unmask.evaluate.model import Images, Model
+from unmask.report.progress import progress
+
+_QUERIES, _DATABASE = 1024, 16384
+"""Rows of the two in a block: 64 MiB of similarities."""
+
+
+def knn(
+    model: Model, train: Images, val: Images, *, k: int = 20, temperature: float = 0.07, cache: Path | None = None
+) -> dict[str, float]:
+    """`count`, `top1` and `top5` (shares) on `val`, of the classes of the `k` most similar training images.
+
+    A neighbour of cosine similarity s votes for its class with weight exp(s / temperature). Images that cannot be
+    decoded neither vote nor count. `cache`: see `features_of`, as for errors.
+    """
+    if k < 1 or temperature <= 0:
+        raise ConfigError(f"k={k}, temperature={temperature}: both must be positive")
+    with features_of(model, train, val, cache) as (database, queries, classes):
+        similarity, index = nearest(queries.values, database.values, k, valid=database.labels >= 0)
+        neighbours = np.where(np.isfinite(similarity), database.labels[index], -1)
+        counted = np.flatnonzero(queries.labels >= 0)
+        hits = np.zeros(2)
+        for rows in np.array_split(counted, -(-len(counted) // _QUERIES)):
+            scores = vote(similarity[rows], neighbours[rows], classes, temperature)
+            ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+            right = (ranked == queries.labels[rows, None]) & (np.take_along_axis(scores, ranked, 1) > 0)
+            hits += [right[:, :1].sum(), right.sum()]
+    top1, top5 = hits / len(counted)
+    return {"count": float(len(counted)), "top1": float(top1), "top5": float(top5)}
+
+
+def nearest(
+    queries: NDArray[np.float32], database: NDArray[np.float32], k: int, *, valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(Q, k) cosine similarities, highest first, and positions of the most similar rows of `database`, exactly.
+
+    queries (Q, width) and database (N, width) may be memory-mapped: the database is read once, block by block, and
+    beside the result only a few blocks are in memory. Rows of the database that are not `valid` are no one's
+    neighbours; where there are fewer than `k`, the similarity is -inf. A query of NaN has arbitrary neighbours.
+    """
+    similarity = np.full((len(queries), k), -np.inf, np.float32)
+    index = np.zeros((len(queries), k), np.int64)
+    with progress("nearest neighbours", total=len(database), unit="image") as bar:
+        for first in range(0, len(database), _DATABASE):
+            block = _normalized(database[first : first + _DATABASE])
+            ignored = None if valid is None else ~valid[first : first + _DATABASE]
+            for start in range(0, len(queries), _QUERIES):
+                rows = slice(start, start + _QUERIES)
+                found = _normalized(queries[rows]) @ block.T
+                if ignored is not None:
+                    found[:, ignored] = -np.inf
+                _merge(similarity[rows], index[rows], found, first)
+            bar.update(len(block))
+    order = np.lexsort((index, -similarity), axis=1)
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(index, order, 1)
+
+
+def vote(
+    similarity: NDArray[np.float32], labels: NDArray[np.int64], classes: int, temperature: float
+) -> NDArray[np.float64]:
+    """(Q, classes) sums of exp(similarity / temperature) over the (Q, k) neighbours of each class; -1 does not vote.
+
+    Relative to the most similar neighbour, whose weight is 1: only the order and the ratios of scores mean anything.
+    """
+    known = labels >= 0
+    with np.errstate(invalid="ignore"):
+        weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
+    scores = np.zeros((len(labels), classes))
+    rows = np.broadcast_to(np.arange(len(labels))[:, None], labels.shape)
+    np.add.at(scores, (rows[known], labels[known]), weight[known])
+    return scores
+
+
+def _merge(similarity: NDArray[np.float32], index: NDArray[np.int64], found: NDArray[np.float32], first: int) -> None:
+    """Update the best k of each query, in place, by its similarities (Q, n) to rows `first`... of the database."""
+    k = similarity.shape[1]
+    better = np.flatnonzero(found.max(1) > similarity.min(1))  # late in a large database, few queries
+    if not len(better):
+        return
+    found = found[better]
+    best = np.argpartition(found, -k, axis=1)[:, -k:] if found.shape[1] > k else np.arange(found.shape[1])[None]
+    best = np.broadcast_to(best, (len(better), best.shape[1]))
+    candidates = np.concatenate([similarity[better], np.take_along_axis(found, best, 1)], axis=1)
+    positions = np.concatenate([index[better], best + first], axis=1)
+    keep = np.argpartition(candidates, -k, axis=1)[:, -k:]
+    similarity[better] = np.take_along_axis(candidates, keep, 1)
+    index[better] = np.take_along_axis(positions, keep, 1)
+
+
+def _normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
