@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from unmask.data.policies import parse_policy
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -18,8 +20,16 @@ def _pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _jitter(value: Any) -> Any:
+    return (value, value, value, 0.0) if isinstance(value, int | float) else value
+
+
 Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
 """Height and width in pixels; a single number stands for a square."""
+
+
+Jitter = Annotated[tuple[float, float, float, float], BeforeValidator(_jitter)]
+"""Brightness, contrast, saturation, hue; a single number stands for the first three."""
 
 
 class Section(BaseModel):
@@ -104,6 +114,8 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     eval_crop: float = Field(default=224 / 256, gt=0, le=1)
     """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """Factor on each class in the cross entropy: in their order, or `balanced`: inversely to their number of images."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process."""
@@ -124,14 +136,62 @@ class DataConfig(Section):
                 raise ValueError(f"{name}=[{low}, {high}] is not a range of positive numbers")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale={list(self.crop_scale)} goes beyond the whole image (1.0)")
+        if isinstance(self.class_weights, tuple) and min(self.class_weights, default=-1) < 0:
+            raise ValueError("class_weights must not be negative")
         return self
 
 
 class AugmentConfig(Section):
     """How training images and targets are varied, beyond the crop and flip of `data`."""
 
+    policy: str | None = None
+    """In timm's notation: rand-m9-mstd0.5-inc1 (RandAugment), original, originalr, v0, v0r (AutoAugment), 3a."""
+    color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    erase_prob: float = Field(default=0.0, ge=0, le=1)
+    """Probability that boxes of an image are erased."""
+    erase_mode: Literal["const", "rand", "pixel"] = "const"
+    """With the mean colour, one random colour a box, or noise."""
+    erase_count: int = Field(default=1, ge=1)
+    """Most boxes in an image; they share the area of one."""
+    mixup: float = Field(default=0.0, ge=0)
+    """Alpha of the Beta distribution of shares; 0: no mixup."""
+    cutmix: float = Field(default=0.0, ge=0)
+    """Alpha of the Beta distribution of shares; 0: no cutmix."""
+    cutmix_minmax: tuple[float, float] | None = None
+    """Cutmix with boxes whose sides are shares of the image's, uniform between these, in place of cutmix."""
+    mix_prob: float = Field(default=1.0, ge=0, le=1)
+    """Probability of mixing at all."""
+    mix_switch_prob: float = Field(default=0.5, ge=0, le=1)
+    """Probability of cutmix where both are on."""
+    mix_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What has one share and box: the batch of a step, two images mixed with one another, or each image."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that goes to all classes alike."""
+    repeats: int = Field(default=1, ge=1)
+    """Repeated augmentation: how many times in a row each image is shown, differently augmented."""
+
+    @property
+    def cuts(self) -> bool:
+        return self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup > 0 or self.cuts
+
+    @model_validator(mode="after")
+    def _possible(self) -> AugmentConfig:
+        if self.policy is not None:
+            try:
+                parse_policy(self.policy)
+            except ValueError as error:
+                raise ValueError(f"policy={error}") from None
+        if min(self.color_jitter) < 0:
+            raise ValueError(f"color_jitter={list(self.color_jitter)} must not be negative")
+        if self.color_jitter[3] > 0.5:
+            raise ValueError(f"color_jitter: a hue of {self.color_jitter[3]} is beyond half the colour circle (0.5)")
+        if self.cutmix_minmax is not None and not 0 <= self.cutmix_minmax[0] < self.cutmix_minmax[1] <= 1:
+            raise ValueError(f"cutmix_minmax={list(self.cutmix_minmax)} is not a range within 0 to 1")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -213,4 +273,8 @@ class Config(Section):
             )
         if self.task == "pretrain" and self.init is not None:
             raise ValueError("init is for task=finetune; a pretraining run continues by itself from its output folder")
+        if self.task == "pretrain" and (self.augment.mixes or self.augment.erase_prob):
+            raise ValueError("augment: mixup, cutmix and erasing are for task=finetune; set them to 0")
+        if self.data.class_weights is not None and self.train.loss == "bce":
+            raise ValueError("data.class_weights is for train.loss=cross_entropy; leave it out")
         return self

@@ -1,14 +1,23 @@
-"""Crops and flips. Only the size of an image enters, so that its pixels need not be decoded first."""
+"""What happens to one image: crops, of which only the size enters so that its pixels need not be decoded first, and
+then the operations on its pixels.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unmask.config.schema import AugmentConfig, DataConfig
 from unmask.data.decode import Box, Picture
+from unmask.data.erasing import RandomErasing
+from unmask.data.operations import OPERATIONS, Canvas, ColorJitter
+from unmask.data.policies import Policy, parse_policy
+from unmask.data.rng import Op
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -60,3 +69,43 @@ def center_crop(
     pixels = picture.crop((0, 0, picture.width, picture.height), (height, width), resample, reduce=False)
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return pixels[top : top + size[0], left : left + size[1]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A policy's operations, colour jitter and erasing of one training image; each may be absent."""
+
+    policy: Policy | None
+    jitter: ColorJitter | None
+    erasing: RandomErasing | None
+    canvas: Canvas
+
+    @classmethod
+    def of(cls, augment: AugmentConfig, data: DataConfig) -> Augmentation:
+        fill = [min(255, round(255 * mean)) for mean in data.mean]
+        # Pillow cannot transform with Lanczos.
+        resample = Image.Resampling.BILINEAR if data.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        return cls(
+            policy=None if augment.policy is None else parse_policy(augment.policy),
+            jitter=ColorJitter(*augment.color_jitter) if any(augment.color_jitter) else None,
+            erasing=RandomErasing(augment.erase_prob, augment.erase_mode, augment.erase_count, data.mean, data.std)
+            if augment.erase_prob
+            else None,
+            canvas=Canvas(tuple(fill) if len(fill) > 1 else fill[0], resample),
+        )
+
+    def __call__(self, pixels: NDArray[np.uint8], generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
+        """The augmented image (H, W, C); `generator` makes the random numbers of each operation."""
+        if self.policy is not None or self.jitter is not None:
+            image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+            if self.policy is not None:
+                rng = generator(Op.POLICY)
+                for name, magnitude in self.policy.draw(rng):
+                    image = OPERATIONS[name](image, magnitude, rng, self.canvas)
+            if self.jitter is not None:
+                image = self.jitter(image, generator(Op.JITTER))
+            pixels = np.asarray(image).reshape(pixels.shape)
+        if self.erasing is not None:
+            pixels = pixels.copy()  # what Pillow hands out cannot be written to
+            self.erasing(pixels, generator(Op.ERASE))
+        return pixels

@@ -9,16 +9,22 @@ from grain.experimental import index_shuffle
 from unmask.data.rng import Op, generator
 
 
-def sample_at(position: int, count: int, seed: int) -> tuple[int, int]:
-    """Epoch and image at a position of the stream over `count` images.
+def sample_at(position: int, count: int, seed: int, repeats: int = 1) -> tuple[int, int]:
+    """How often the image at a position of the stream over `count` images was shown before, and which image it is.
 
-    Every epoch is a permutation of all images, computed for one position at a time (a cipher over the index), so
-    that no list of them is ever held.
+    Every pass is a permutation of all images, computed for one position at a time (a cipher over the index), so that
+    no list of them is ever held. The two numbers returned are different at every position.
+
+    With `repeats` (repeated augmentation, Hoffer et al. 2019) 2 x repeats positions show two images in turn, so that
+    neighbours, which are mixed with one another, remain different images. A pass then takes `repeats` times as many
+    positions, while an epoch of the configuration remains `count` of them.
     """
-    epoch, place = divmod(position, count)
-    return epoch, index_shuffle(place, max_index=count - 1, seed=_epoch_seed(seed, epoch), rounds=4)
+    block, place = divmod(position, 2 * repeats)
+    copy, which = divmod(place, 2)
+    number, place = divmod(2 * block + which, count)
+    return number * repeats + copy, index_shuffle(place, max_index=count - 1, seed=_pass_seed(seed, number), rounds=4)
 
 
 @lru_cache(maxsize=16)
-def _epoch_seed(seed: int, epoch: int) -> int:
-    return int(generator(seed, epoch, 0, Op.ORDER).integers(2**32))
+def _pass_seed(seed: int, number: int) -> int:
+    return int(generator(seed, number, 0, Op.ORDER).integers(2**32))

@@ -59,14 +59,19 @@ def train_batches(
     batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
     processes.
 
-    Raises ConfigError when `batch_size` or `model.channels` is not possible, DataError when too many images in a row
-    cannot be decoded, and WorkerError when a loader process dies.
+    Raises ConfigError when `batch_size`, `model.channels` or the class weights are not possible, DataError when too
+    many images in a row cannot be decoded, and WorkerError when a loader process dies.
     """
     if batch_size % (world * accumulate):
         raise ConfigError(
             f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
         )
-    samples = TrainSamples(source, task, model, data, seed, augment)
+    if augment.mixes and batch_size // (world * accumulate) % 2:
+        raise ConfigError(
+            f"mixup and cutmix mix pairs of images, but train.batch_size={batch_size} over {world} processes x "
+            f"train.accumulate={accumulate} makes micro-batches of {batch_size // (world * accumulate)}; make them even"
+        )
+    samples = TrainSamples(source, task, model, data, seed, augment, batch_size)
     share = batch_size // world
     first = start_step * batch_size + rank * share
     parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step)

@@ -1,6 +1,7 @@
 """The one place that makes random generators.
 
-Every random choice derives from (seed, epoch, sample index, operation), so neither the order in which samples are
+Every random choice derives from (seed, epoch, sample index, operation), where the epoch counts how often the sample was
+shown before, so neither the order in which samples are
 made nor the number of workers, processes or restarts enters any result.
 """
 
@@ -30,6 +31,14 @@ class Op(IntEnum):
     """Images of a class in a smaller training set."""
     INIT = 8
     """Initial value of a weight; the index is a hash of its name."""
+    POLICY = 9
+    """Operations of an augmentation policy."""
+    JITTER = 10
+    """Colour jitter."""
+    ERASE = 11
+    """Random erasing."""
+    MIX = 12
+    """Mixup and cutmix; the index is the number of the batch, the pair or the position."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op) -> np.random.Generator:

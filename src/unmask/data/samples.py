@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.augment import RESAMPLING, center_crop, random_resized_crop_box
+from unmask.data.augment import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
 from unmask.data.decode import Picture
 from unmask.data.masking import keep_path, random_mask
-from unmask.data.mixing import class_targets
+from unmask.data.mixing import Mixing, class_targets
 from unmask.data.order import sample_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
@@ -56,13 +57,21 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class TrainSamples(Samples):
-    """Randomly cropped and flipped; an image that cannot be decoded is replaced by another."""
+    """Randomly cropped, flipped and augmented; an image that cannot be decoded is replaced by another."""
 
     augment: AugmentConfig
+    batch_size: int
+    """Images of a step, over all processes."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
+        if self.task == "finetune" and self.source.labels is not None:
+            self._targets(self.source.labels[:1])
 
     def __call__(self, positions: range) -> Arrays:
         """Raises DataError when one image after the other cannot be decoded."""
-        keys = [sample_at(position, len(self.source), self.seed) for position in positions]
+        repeats = self.augment.repeats
+        keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
         images = self._images(len(keys))
         shown = np.empty(len(keys), np.int64)
         bad: list[int] = []
@@ -74,6 +83,8 @@ class TrainSamples(Samples):
         if self.source.labels is not None:
             arrays["labels"] = self.source.labels[shown]
             arrays["targets"] = self._targets(arrays["labels"])
+            if self.augment.mixes:
+                Mixing(self.augment, self.seed, self.batch_size)(positions, images, arrays["targets"])
         if self.model.drop_path > 0:
             rngs = (generator(self.seed, *key, Op.DROP_PATH) for key in keys)
             arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
@@ -82,7 +93,25 @@ class TrainSamples(Samples):
     def _targets(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         if self.model.num_classes is None:
             raise ConfigError("model.num_classes is not set")
-        return class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
+        targets = class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
+        return targets if self._class_weights is None else targets * self._class_weights
+
+    @cached_property
+    def _class_weights(self) -> NDArray[np.float32] | None:
+        """(num_classes,)."""
+        weights, classes = self.data.class_weights, self.model.num_classes
+        if weights is None or self.source.labels is None:
+            return None
+        if weights == "balanced":
+            images = np.bincount(self.source.labels, minlength=classes or 0)
+            return (images.sum() / np.count_nonzero(images) / np.maximum(images, 1)).astype(np.float32)
+        if len(weights) != classes:
+            raise ConfigError(f"data.class_weights has {len(weights)} values for {classes} classes")
+        return np.array(weights, np.float32)
+
+    @cached_property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.of(self.augment, self.data)
 
     def _fill(self, out: NDArray[np.uint8], epoch: int, index: int, bad: list[int]) -> int:
         """Write one training image; returns its index, which is another than asked for when that one is bad."""
@@ -108,7 +137,8 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.CROP)
         box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
         flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
-        return picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        return self._augmentation(pixels, lambda op: generator(self.seed, epoch, index, op))
 
 
 class EvalSamples(Samples):
@@ -129,7 +159,7 @@ class EvalSamples(Samples):
         if self.task == "pretrain":
             return arrays | self._masks([(0, position) for position in positions])
         if self.source.labels is not None:
-            arrays["labels"] = np.where(index >= 0, self.source.labels[index], 0)
+            arrays["labels"] = self.source.labels[np.maximum(index, 0)]
         return arrays
 
     def _crop(self, index: int) -> NDArray[np.uint8]:
