@@ -172,6 +172,10 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     formats = ("facebook", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
+    sub = command("export", commands.export, "write a model as a graph that runs without unmask")
+    sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")
+
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"

@@ -115,6 +115,14 @@ def convert(options: Namespace) -> None:
     say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {len(found.weights)} tensors")
 
 
+def export(options: Namespace) -> None:
+    from unmask.export import export as write
+    from unmask.report.progress import say
+
+    write(options.model, options.out)
+    say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
+
+
 def demo(options: Namespace) -> None:
     from unmask.demo import run_demo
 

@@ -40,7 +40,7 @@ ENGINES = [
 
 
 def launch(engine: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Two processes, under the launcher that comes with the engine; each in a session of its own or of the launcher."""
+    """Two processes, under the launcher that comes with the engine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

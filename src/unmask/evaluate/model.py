@@ -67,8 +67,8 @@ class Model:
         self.batch_size = batch_size
         self._open = ExitStack()
         self.rank, self.world = self._open.enter_context(joined(config)) if join else (0, 1)
-        self._engine = self._open.enter_context(closing(create_engine(config, self.world)))
-        self._engine.load(EngineState(weights))
+        self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
+        self.engine.load(EngineState(weights))
 
     def close(self) -> None:
         """Release the device; end the connection to the other processes."""
@@ -81,7 +81,7 @@ class Model:
     def embed_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
         for batch in self._batches(source, start):
-            yield _rows(batch, self._engine.embed(batch))
+            yield _rows(batch, self.engine.embed(batch))
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
@@ -91,7 +91,7 @@ class Model:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
         self._check_classifier("predict")
         for batch in self._batches(source, start):
-            probabilities = np.exp(log_softmax(self._engine.logits(batch)))
+            probabilities = np.exp(log_softmax(self.engine.logits(batch)))
             yield _rows(batch, probabilities.astype(np.float32))
 
     def evaluate(
@@ -103,7 +103,7 @@ class Model:
         """
         if self.config.task == "finetune":
             return self.classification_report(images, class_map=class_map, label_offset=label_offset).metrics()
-        return measure(self._engine, self._share(as_source(images)))
+        return measure(self.engine, self._share(as_source(images)))
 
     def classification_report(
         self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
@@ -126,8 +126,8 @@ class Model:
         for batch in self._share(source):
             rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
             if len(rows) and batch.labels is not None:
-                tally.add(batch.index[rows], numbers[batch.labels[rows]], self._engine.logits(batch)[rows])
-        tally.over_processes(self._engine.sum, self.rank, self.world)
+                tally.add(batch.index[rows], numbers[batch.labels[rows]], self.engine.logits(batch)[rows])
+        tally.over_processes(self.engine.sum, self.rank, self.world)
         known = dict(enumerate(self.class_names) if self.class_names else zip(numbers.tolist(), names, strict=True))
         return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
 
@@ -141,7 +141,7 @@ class Model:
         data, model = self.config.data, self.config.model
         painted: list[Reconstruction] = []
         for batch in self._batches(as_source(images)):
-            reconstruction = paint(self._engine.predict_patches(batch), batch, model, data.mean, data.std)
+            reconstruction = paint(self.engine.predict_patches(batch), batch, model, data.mean, data.std)
             painted.append(reconstruction if batch.valid is None else reconstruction.rows(batch.valid))
         result = Reconstruction.concatenate(painted)
         if not len(result.original):
@@ -152,7 +152,7 @@ class Model:
         """SHA-256 over config, batch size and weights: what decides every number the model gives."""
         config = json.dumps([to_dict(self.config), self.batch_size], sort_keys=True)
         digest = hashlib.sha256(config.encode())
-        for name, tensor in sorted(self._engine.state().weights.items()):
+        for name, tensor in sorted(self.engine.state().weights.items()):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(tensor).data)
         return digest.hexdigest()

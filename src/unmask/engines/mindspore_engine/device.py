@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import mindspore as ms
 from mindspore.device_context import ascend
 
 from unmask.errors import EngineError
 
 
+@cache  # once processes are connected, MindSpore does not take even the same device again
 def pick_device(name: str) -> str:
     """Select the device of this name for the process; `auto` takes Ascend, then the CPU. Returns MindSpore's name.
 

@@ -50,6 +50,7 @@ class MindSporeEngine:
         self.averages = {} if self.averaged is None else _named(self.averaged, prefix="ema.")
         self.loss_scale = self._initial_loss_scale()
         self.good_steps = untrained("good_steps", 0)
+        self._graphs: dict[str, Graph] = {}
 
     def _make_model(self) -> MaskedAutoencoder | Classifier:
         return MaskedAutoencoder(self.config.model) if self.pretraining else Classifier(self.config.model)
@@ -82,21 +83,11 @@ class MindSporeEngine:
     def _evaluated(self) -> Any:
         return self._task(self.averaged or self.model)
 
-    @cached_property
-    def _measure(self) -> Graph:
-        return Graph(self._evaluated, "measure")
-
-    @cached_property
-    def _logits(self) -> Graph:
-        return Graph(self._evaluated, "logits")
-
-    @cached_property
-    def _embed(self) -> Graph:
-        return Graph(self._evaluated, "embed")
-
-    @cached_property
-    def _predict_patches(self) -> Graph:
-        return Graph(self._evaluated, "predict_patches")
+    def graph(self, method: str) -> Graph:
+        """Of a method of the task: measure, logits, embed or predict_patches."""
+        if method not in self._graphs:
+            self._graphs[method] = Graph(self._evaluated, method)
+        return self._graphs[method]
 
     def _task(self, model: nn.Cell) -> Task:
         return Pretraining(model, self.config) if self.pretraining else Classification(model, self.config)
@@ -119,7 +110,7 @@ class MindSporeEngine:
         valid = np.ones(len(batch)) if batch.valid is None else batch.valid
         names = ("count", "loss") if self.pretraining else ("count", "loss", "top1", "top5")
         inputs = self._inputs(batch) if self.pretraining else (_tensor(batch.images), self._labels(batch))
-        sums = self._measure(Tensor(valid.astype(np.float32)), *inputs)
+        sums = self.graph("measure")(Tensor(valid.astype(np.float32)), *inputs)
         return dict(zip(names, sums, strict=True))
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,13 +120,13 @@ class MindSporeEngine:
         return {name: float(value.asnumpy()) for name, value in result.items()}
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
-        return self._logits(_tensor(batch.images)).asnumpy()
+        return self.graph("logits")(_tensor(batch.images)).asnumpy()
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
-        return self._embed(_tensor(batch.images)).asnumpy()
+        return self.graph("embed")(_tensor(batch.images)).asnumpy()
 
     def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
-        return self._predict_patches(*self._inputs(batch)).asnumpy()
+        return self.graph("predict_patches")(*self._inputs(batch)).asnumpy()
 
     # --- state ---
 
@@ -157,8 +148,9 @@ class MindSporeEngine:
             self.good_steps.set_data(Tensor(np.float32(state.scalars["good_steps"])))
 
     def close(self) -> None:
-        ms.runtime.synchronize()
-        ms.runtime.empty_cache()
+        if self.device != "CPU":  # for which MindSpore prints an error
+            ms.runtime.synchronize()
+            ms.runtime.empty_cache()
 
     # --- inputs ---
 
