@@ -96,7 +96,7 @@ def test_a_box_within_bounds_has_sides_between_the_two_shares() -> None:
         heights.append(box[0].stop - box[0].start)
         widths.append(box[1].stop - box[1].start)
         assert share == pytest.approx(1 - heights[-1] * widths[-1] / (SIZE[0] * SIZE[1]))
-        assert 0 <= box[0].start
+        assert box[0].start >= 0
         assert box[1].stop <= SIZE[1]
     assert (min(heights), max(heights)) == (8, 23)
     assert (min(widths), max(widths)) == (12, 35)

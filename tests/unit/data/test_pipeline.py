@@ -67,6 +67,7 @@ def test_fine_tuning_batch(source: Source):
     assert batch.ids_keep is batch.ids_mask is batch.valid is None
     assert batch.labels is not None
     assert batch.keep_path is not None
+    assert_array_equal(batch.targets, np.eye(2)[batch.labels])
     assert [source.name(i).split("/")[0] for i in batch.index] == [("even", "odd")[c] for c in batch.labels]
     assert (batch.keep_path.shape, batch.keep_path.dtype) == ((8, 3, 2), np.bool_)
     assert next(train(source, task="finetune", model=MODEL.model_copy(update={"drop_path": 0.0})))[0].keep_path is None
@@ -244,8 +245,8 @@ class Modules:
 
 if __name__ == "__main__":
     data, model = DataConfig(workers=1), ModelConfig(image_size=32)
-    list(train_batches(Modules(), task="pretrain", model=model, data=data, augment=AugmentConfig(), seed=0, batch_size=4,
-                       accumulate=1, start_step=0, stop_step=3))
+    list(train_batches(Modules(), task="pretrain", model=model, data=data, augment=AugmentConfig(), seed=0,
+                       batch_size=4, accumulate=1, start_step=0, stop_step=3))
 """
 
 

@@ -170,6 +170,6 @@ def test_three_augment_does_one_of_three_things() -> None:
     ],
 )
 def test_what_is_no_policy_is_refused_in_one_line(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         parse_policy(text)
     assert message in str(error.value)
