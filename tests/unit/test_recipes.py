@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unmask.config.schema import Config
+from unmask.config.schema import AugmentConfig, Config
 from unmask.schedules import peak_lr
 
 RECIPES = Path(__file__).parents[2] / "src/unmask/recipes"
@@ -29,6 +29,13 @@ FINETUNE = {
 }
 #         epochs, drop path
 SCRATCH = {"base": (300, 0.1), "large": (200, 0.2), "huge": (200, 0.2)}
+
+#             RandAugment, mixup, cutmix, smoothing, erasing and its mode
+AUGMENTATION = {
+    "mae": (None, 0, 0, 0, 0, "const"),  # random resized crop and flip alone
+    "finetune": ("rand-m9-mstd0.5-inc1", 0.8, 1.0, 0.1, 0.25, "pixel"),
+    "scratch": ("rand-m9-mstd0.5-inc1", 0.8, 1.0, 0.1, 0, "const"),
+}
 
 
 def load(name: str) -> Config:
@@ -73,7 +80,12 @@ def test_pretraining(size: str) -> None:
     assert (model.mask_ratio, model.norm_pix_loss, model.drop_path) == (0.75, True, 0)
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.95, 0.05, 0)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(2.4e-3, rel=1e-12)
-    assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, config.augment.label_smoothing) == (1, None, None, 0)
+    assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, config.augment.label_smoothing) == (
+        1,
+        None,
+        None,
+        0,
+    )
     assert (config.data.crop_scale, config.data.flip, config.data.interpolation) == ((0.2, 1.0), 0.5, "bicubic")
 
 
@@ -100,6 +112,31 @@ def test_training_from_scratch_follows_the_paper(size: str, published: tuple[flo
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(1.6e-3, rel=1e-12)
     assert (model.drop_path, optimizer.layer_decay) == (drop_path, 1)
     assert (config.augment.label_smoothing, train.ema_decay) == (0.1, 0.9999)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("kind", "published"), AUGMENTATION.items())
+def test_augmentation(kind: str, size: str, published: tuple[str | None, float, float, float, float, str]) -> None:
+    policy, mixup, cutmix, smoothing, erase_prob, erase_mode = published
+    config = load(f"{kind}-vit-{size}")
+    assert config.augment == AugmentConfig.model_validate(
+        {
+            "policy": policy,
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "label_smoothing": smoothing,
+            "erase_prob": erase_prob,
+            "erase_mode": erase_mode,
+            # what timm calls Mixup's defaults, and no repeats
+            "mix_prob": 1.0,
+            "mix_switch_prob": 0.5,
+            "mix_mode": "batch",
+            "erase_count": 1,
+            "repeats": 1,
+        }
+    )
+    assert config.data.crop_scale == ((0.2, 1.0) if kind == "mae" else (0.08, 1.0))
+    assert (config.data.flip, config.data.interpolation, config.train.loss) == (0.5, "bicubic", "cross_entropy")
 
 
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])

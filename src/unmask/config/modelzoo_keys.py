@@ -209,7 +209,6 @@ def _output(_: Any, flat: Flat) -> dict[str, Any]:
     return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
 
 
-_LATER = "not applied yet: arrives with the fine-tuning augmentations"
 NOT_TRAINED = "without meaning here: evaluating trains nothing"
 _COMPILER = "MindSpore's own switch; unmask sets what it needs"
 _SPLIT = "the gradients of all processes are averaged, each holds the whole model"
@@ -237,10 +236,15 @@ TABLE: Mapping[str, Rule] = {
     "num_workers": _to("data.workers"),
     "interpolation": _interpolation,
     "crop_min": _crop_min,
-    **dict.fromkeys(
-        ("auto_augment", "mixup", "cutmix", "mixup_prob", "switch_prob", "re_prop", "re_mode", "re_count"),
-        lambda _, flat: NOT_TRAINED if flat.command == "evaluate" else _LATER,
-    ),
+    "auto_augment": _to("augment.policy"),
+    "color_jitter": _to("augment.color_jitter"),
+    "mixup": _to("augment.mixup"),
+    "cutmix": _to("augment.cutmix"),
+    "mixup_prob": _to("augment.mix_prob"),
+    "switch_prob": _to("augment.mix_switch_prob"),
+    "re_prop": _to("augment.erase_prob"),
+    "re_mode": _to("augment.erase_mode"),
+    "re_count": _to("augment.erase_count"),
     "dataset_name": _nothing("the class folders say what the classes are"),
     "eval_engine": _nothing("evaluation is the same for every data set"),
     # training

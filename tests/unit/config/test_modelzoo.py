@@ -107,8 +107,20 @@ def test_fine_tuning_has_a_learning_rate_and_layer_decay() -> None:
     assert (config.augment.label_smoothing, config.data.interpolation) == (0.1, "bicubic")
     assert (config.device, config.train.batch_size) == ("npu:0", 32)
     assert config.train.ema_decay is config.optimizer.clip_grad is None
-    assert "arrives with the fine-tuning augmentations" in row(translation, "mixup")
     assert "without dropout" in row(translation, "dropout")
+
+
+def test_fine_tuning_is_augmented_as_its_file_says() -> None:
+    augment = translate(
+        FINETUNE, *TORCH, "--mixup_prob", "0.9", "--switch_prob", "0.4", "--re_count", "2"
+    ).config.augment
+    assert (augment.policy, augment.mixup, augment.cutmix) == ("rand-m9-mstd0.5-inc1", 0.8, 1.0)
+    assert (augment.mix_prob, augment.mix_switch_prob, augment.mix_mode) == (0.9, 0.4, "batch")
+    assert (augment.erase_prob, augment.erase_mode, augment.erase_count) == (0.5, "pixel", 2)
+    assert translate(SCRATCH, *TORCH).config.augment.erase_prob == 0.25
+    jittered = translate(FINETUNE, *TORCH, "--color_jitter", "0.4", "--auto_augment", "original")
+    assert jittered.config.augment.color_jitter == (0.4, 0.4, 0.4, 0)
+    assert row(jittered, "auto_augment") == "-> augment.policy=original"
 
 
 def test_from_scratch_averages_weights_and_decays_no_layers() -> None:
@@ -222,6 +234,8 @@ def test_a_key_of_ours_wins_and_the_table_shows_what_it_replaced() -> None:
         (["--start_learning_rate", "high"], ["start_learning_rate: must be a number, not 'high'"]),
         (["--use_ckpt", "mae.ckpt"], ["command line: use_ckpt: a pretraining continues by itself"]),
         (["--engine", "jax"], ["engine", "'torch' or 'mindspore'"]),
+        (["--auto_augment", "augmix-m3"], ["augment: policy='augmix-m3': AugMix is not supported; take rand-m9"]),
+        (["--re_mode", "noise"], ["command line: re_mode: augment.erase_mode: ", "'pixel'"]),
         (["--masking_ratio", "1"], ["command line: masking_ratio: model.mask_ratio", "less than 1"]),
     ],
 )
