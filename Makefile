@@ -19,20 +19,23 @@ export RUFF_CACHE_DIR := $(CACHE)/ruff
 export PYRIGHT_PYTHON_CACHE_DIR := $(CACHE)/pyright
 export PYTEST_DEBUG_TEMPROOT := $(CACHE)
 
+# The engine of the demo: torch or mindspore.
+ENGINE ?= torch
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean
 
 help:
-	@echo 'make demo    pretrain, fine-tune and compare on 5,000 real digits; options: make demo ARGS="engine=..."'
+	@echo 'make demo    pretrain, fine-tune and compare on 5,000 real digits; make demo ENGINE=mindspore ARGS="seed=1"'
 	@echo 'make test    what CI runs: ruff, pyright, pytest; options for pytest: make test ARGS="-k name"'
 	@echo 'make lint    the part of it that runs nothing: ruff, pyright'
 	@echo 'make clean   remove .venv, caches and build folders; keeps runs'
 	@echo
-	@echo 'PYTHON=python3.13 make ...   another Python (3.11 or newer) for a new .venv'
+	@echo 'PYTHON=python3.12 make ...   another Python (3.11 or newer) for a new .venv'
 	@echo 'PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...   the small PyTorch, without CUDA'
 
-demo: $(VENV)/.demo
-	$(BIN)/unmask demo $(ARGS)
+demo: $(VENV)/.demo-$(ENGINE)
+	$(BIN)/unmask demo engine=$(ENGINE) $(ARGS)
 
 test: lint
 	$(BIN)/pytest $(ARGS)
@@ -46,13 +49,15 @@ clean:
 	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The stamps are renewed when the requirements change. What the tests need includes what the demo needs.
-$(VENV)/.demo: EXTRAS := torch,demo
-$(VENV)/.test: EXTRAS := torch,demo,test
-$(VENV)/.demo $(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.demo-$(ENGINE): EXTRAS := $(ENGINE),demo
+$(VENV)/.test: EXTRAS := torch,mindspore,demo,test
+$(VENV)/.demo-$(ENGINE) $(VENV)/.test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'unmask needs Python 3.11 or newer; name one: PYTHON=python3.13 make ...'; exit 1; }
+		{ echo 'unmask needs Python 3.11 or newer; name one: PYTHON=python3.12 make ...'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit("mindspore" in "$(EXTRAS)" and sys.version_info >= (3, 13))' || \
+		{ echo 'MindSpore has no wheels for Python 3.13 yet; name another: PYTHON=python3.12 make ...'; exit 1; }
 	@echo 'Installing unmask[$(EXTRAS)] into $(VENV); the first time this takes a few minutes'
 	@mkdir -p $(CACHE)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
-	@touch $(VENV)/.demo $@
+	@touch $@ $(if $(findstring .test,$@),$(VENV)/.demo-torch $(VENV)/.demo-mindspore)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -44,7 +45,7 @@ class Sum(Cell):
 class _Gather(Cell):
     def __init__(self) -> None:
         super().__init__()
-        self.all_gather = ops.AllGather()
+        self.all_gather: Any = ops.AllGather()
 
     def construct(self, values: Tensor) -> Tensor:
         return self.all_gather(values)
