@@ -38,7 +38,7 @@ def _torch() -> list[str]:
 def _mindspore() -> list[str]:
     if find_spec("mindspore") is None:
         return ["mindspore", "no", "", "pip install 'unmask[mindspore]'"]
-    import mindspore  # pyright: ignore[reportMissingImports]
+    from mindspore.device_context import ascend
 
-    ascend = mindspore.device_context.ascend.is_available()
-    return ["mindspore", "yes", "cpu, ascend" if ascend else "cpu", "" if ascend else "for Ascend install CANN"]
+    found = ascend.is_available()
+    return ["mindspore", "yes", "cpu, ascend" if found else "cpu", "" if found else "for Ascend install CANN"]

@@ -70,6 +70,7 @@ def make_batch(config: Config, step: int, size: int = 6) -> Batch:
     labelled = config.task == "finetune"
     labels = rng.integers(0, model.num_classes or 1, size)
     targets = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
+    targets = np.float32(0.7) * targets + np.float32(0.3) * targets[::-1]  # as mixup does
     return Batch(
         images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(size),
