@@ -160,7 +160,7 @@ def test_links_and_special_files_are_not_followed(tmp_path: Path):
         server.bind(str(root / "a" / "socket.jpg"))
     source = open_source(str(root), key="data.train", labels=False)
     assert [source.name(i) for i in range(len(source))] == ["a/inside.jpg", "a/real.jpg"]
-    skipped = source.index.skipped  # pyright: ignore
+    skipped = source.index.meta["skipped"]  # pyright: ignore
     assert skipped == {"links out of the folder": 4, "links to folders": 1, "broken links": 2, "special files": 2}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmask.data.sources import open_source, scan
+from unmask.data.sources import open_source, table
 from unmask.data.sources.folder import FolderSource
 from unmask.errors import DataError
 
@@ -99,7 +99,7 @@ def test_unusable_folder_is_refused(tmp_path: Path, files: list[str], labels: bo
 def test_missing_folder_and_file_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"data\.train=.*nowhere: no such folder"):
         open_folder(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"data\.train=.*a\.jpg is not a folder"):
+    with pytest.raises(DataError, match=r"data\.train=.*a\.jpg is not a folder of images"):
         open_folder(touch(tmp_path, "a.jpg") / "a.jpg")
 
 
@@ -183,15 +183,15 @@ def test_hundred_thousand_images_stay_in_arrays(tmp_path: Path):
     blob = np.frombuffer(b"".join(paths), np.uint8)
     ends = np.cumsum([len(path) for path in paths])
     folders = {"": 0} | {f"class{i:02}": 0 for i in range(100)}
-    index = scan.Index(blob, ends, np.full(count, 7), folders, {})
-    assert scan._store(tmp_path / "index", index)
-    loaded = scan._load(tmp_path / "index")
+    index = table.Table(blob, ends, {"size": np.full(count, 7)}, {"folders": folders})
+    assert table.store(tmp_path / "index", index)
+    loaded = table.load(tmp_path / "index")
     assert loaded is not None
-    assert all(isinstance(values, np.memmap) for values in (loaded.names, loaded.ends, loaded.sizes))
-    assert all(values.flags.aligned for values in (loaded.names, loaded.ends, loaded.sizes))
+    arrays = (loaded.names, loaded.ends, loaded.columns["size"])
+    assert all(isinstance(values, np.memmap) and values.flags.aligned for values in arrays)
     assert (tmp_path / "index").stat().st_size < 45 * count
-    assert [loaded.path(i) for i in (0, 54_321, count - 1)] == [paths[0], paths[54_321], paths[-1]]
-    assert loaded.fingerprint() == index.fingerprint()
+    assert [loaded.name(i) for i in (0, 54_321, count - 1)] == [paths[0], paths[54_321], paths[-1]]
+    assert loaded.fingerprint("size") == index.fingerprint("size")
 
 
 def test_image_outside_the_index_is_an_error(tmp_path: Path):

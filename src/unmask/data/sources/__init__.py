@@ -1,23 +1,91 @@
-"""Where images come from. A further kind of source is a module beside these and a line in `open_source`."""
+"""Where images come from. A further kind of source is a module beside these and a line in `open_source`.
+
+| what `data.train` names | source |
+|---|---|
+| a folder | its images; class folders |
+| `.txt`, `.csv`, `.tsv`, `.json` | the files listed there |
+| `.tar`, `{000000..000146}.tar`, `*.tar` | images in tars, read in place; WebDataset; ImageNet's tars as shipped |
+| `.parquet`, `.arrow`, a folder of them, `*.parquet` | Hugging Face layout |
+| `.npy`, `.npz` | arrays |
+| `bundled:mnist5k` | digits |
+
+Each but the last may lie behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (a class a line,
+in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
-from unmask.data.sources.base import Item, Source
+from unmask.data.sources import arrays, files, imagenet, listfile
+from unmask.data.sources.base import Item, Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
-from unmask.data.sources.folder import FolderSource
+from unmask.data.sources.folder import FolderSource, NoImagesError
 from unmask.data.sources.subset import subset
+from unmask.data.sources.tars import TarSource
+from unmask.errors import DataError
 
 __all__ = ["Item", "Source", "open_source", "subset"]
 
+_COLUMNAR = (".parquet", ".arrow")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
+
 
 def open_source(spec: str, *, key: str, labels: bool) -> Source:
-    """Open the images that `spec` names: a folder, or `bundled:mnist5k/train`.
+    """Open the images that `spec` names, of any kind in this module's table.
 
-    `key` is the configuration key `spec` came from, for messages. With `labels`, every image must belong to a class:
-    its first folder below the root. Raises DataError when there is nothing usable.
+    `key` is the configuration key `spec` came from, for messages. With `labels`, every image must have a class. Raises
+    DataError when there is nothing usable.
     """
+    what = f"{key}={printable(spec)}"
     if spec.startswith(PREFIX):
         return open_bundled(spec, key=key)
-    return FolderSource.open(Path(spec), key=key, labels=labels)
+    path, options = _options(spec, what)
+    kind = path.lower().rstrip("/")
+    if kind.endswith(_COMPRESSED):
+        raise DataError(f"{what} is compressed and cannot be read at random; unpack it to a folder or a plain .tar")
+    if kind.endswith(".tar"):
+        paths = files.expand(path, what)
+        labels_file = options.get("labels") or (imagenet.ground_truth(paths[0]) if labels else None)
+        return TarSource.open(paths, what=what, labels=labels, labels_file=labels_file)
+    if kind.endswith(_COLUMNAR):
+        return _open_columnar(files.expand(path, what), options, what=what, labels=labels)
+    if kind.endswith(arrays.SUFFIXES):
+        return arrays.open_arrays(path, what=what, labels=labels)
+    if kind.endswith(listfile.SUFFIXES):
+        return listfile.ListFileSource.open(path, what=what, labels=labels)
+    try:
+        return FolderSource.open(path, what=what, labels=labels)
+    except NoImagesError:
+        if paths := _columnar_files(files.absolute(path)):
+            return _open_columnar(paths, options, what=what, labels=labels)
+        raise
+
+
+def _open_columnar(paths: list[str], options: dict[str, str], *, what: str, labels: bool) -> Source:
+    from unmask.data.sources.parquet import ParquetSource  # Arrow takes half a second to import
+
+    return ParquetSource(paths, what=what, labels=labels, image=options.get("image"), label=options.get("label"))
+
+
+def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
+    """`spec` without what follows `#`, and that as a map."""
+    path, mark, tail = spec.rpartition("#")
+    pairs = [pair.partition("=") for pair in tail.split("&")]
+    if not mark or not all(equals for _, equals, _ in pairs):
+        return spec, {}
+    if unknown := [name for name, _, _ in pairs if name not in ("labels", "image", "label")]:
+        raise DataError(f"{what}: no such option {unknown[0]}; there are labels, image and label")
+    return path, {name: value for name, _, value in pairs}
+
+
+def _columnar_files(path: str) -> list[str]:
+    """The Parquet or Arrow files right in a folder."""
+    names = sorted(name for name, _, is_folder in files.listing(path) if name.endswith(_COLUMNAR) and not is_folder)
+    names = [name for name in names if not name.startswith("cache-")]  # intermediate results of `datasets`
+    splits = {found[1] for name in names if (found := re.fullmatch(r"(.+)-\d{5}-of-\d{5}(?:-\w+)?\.\w+", name))}
+    if len(splits) > 1:
+        raise DataError(
+            f"{path} holds {', '.join(sorted(splits))}; name one of them, such as {path}/{min(splits)}-*.parquet"
+        )
+    return [f"{path}/{name}" for name in names]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.data.sources.base import Item
+from unmask.data.sources.arrays import ArraySource
 from unmask.errors import DataError
 
 PREFIX = "bundled:"
@@ -18,30 +17,6 @@ _SIDE = 28
 _CLASSES = 10
 _TRAIN_PER_CLASS = 400
 """The first 400 of the 500 digits of a class are for training, the last 100 for validation."""
-
-
-class ArraySource:
-    """Images held in memory, all of one size."""
-
-    def __init__(self, name: str, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]):
-        self._name = name
-        self._images = images
-        self.labels = labels
-        self.class_names = class_names
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int) -> Item:
-        return Item(self._images[index], int(self.labels[index]), self.name(index))
-
-    def name(self, index: int) -> str:
-        return f"{self._name}/{index}"
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self._name} {self._images.shape}".encode())
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
 
 
 def open_bundled(spec: str, *, key: str) -> ArraySource:

@@ -1,124 +1,84 @@
-"""The index of an image folder: built by one bounded walk, held in arrays, kept in a cache file.
-
-A million images take some 60 MB here, mapped from the cache rather than read, and shared by all loader processes.
-"""
+"""The index of an image folder on this machine: built by one bounded walk, kept in a cache file."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import secrets
 import stat
 import time
-from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from unmask.errors import DataError
+from unmask.data.sources import files
+from unmask.data.sources.table import Table, TableBuilder, cache_folder, load, store
 
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
-_VERSION = 1
 _SETTLED_NS = 2_000_000_000
 """A folder changed more recently than this may change again without a new modification time."""
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """All images below a folder, in byte order of their paths."""
+def index_folder(root: Path) -> Table:
+    """The images below `root` in byte order of their paths, with the column `size` in bytes; from the cache when no
+    folder changed since it was built.
 
-    names: NDArray[np.uint8]
-    """Paths below the root, one after the other, without separators."""
-    ends: NDArray[np.int64]
-    """(N,) where each path ends in `names`."""
-    sizes: NDArray[np.int64]
-    """(N,) bytes in each file."""
-    folders: dict[str, int]
-    """Modification time in ns of each folder below the root, as `os.fsdecode` names them; "" is the root."""
-    skipped: dict[str, int]
-    """How many links and special files were not taken, by kind."""
-    token: str = ""
-    """Names this very index: a cache file may be replaced while the arrays mapped from it are in use."""
-    cache: Path | None = None
-    """File these arrays are mapped from."""
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Loader processes map the same file instead of receiving a copy.
-        if self.cache is not None and (current := _load(self.cache)) is not None and current.token == self.token:
-            return _reopen, (self.cache, self.token)
-        arrays = (np.array(values) for values in (self.names, self.ends, self.sizes))
-        return Index, (*arrays, self.folders, self.skipped)
-
-    def path(self, index: int) -> bytes:
-        """Path of one image below the root."""
-        if not 0 <= index < len(self.ends):
-            raise IndexError(f"image {index} of {len(self.ends)}")
-        start = int(self.ends[index - 1]) if index else 0
-        return self.names[start : int(self.ends[index])].tobytes()
-
-    def fingerprint(self) -> str:
-        """SHA-256 over paths and sizes."""
-        digest = hashlib.sha256()
-        for values in (self.names, self.ends, self.sizes):
-            digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
-        return digest.hexdigest()
-
-
-def _reopen(cache: Path, token: str) -> Index:
-    index = _load(cache)
-    if index is None or index.token != token:
-        raise DataError(f"{cache} was replaced while a loader process was starting; start again")
-    return index
-
-
-def index_folder(root: Path) -> Index:
-    """The index of `root`, from the cache when no folder changed since it was built.
-
-    Only a folder's modification time is looked at: a file overwritten in place keeps its place in the index. Raises
-    OSError when `root` cannot be listed.
+    `meta["folders"]` has the modification time in ns of each folder below the root, "" being the root itself, and
+    `meta["skipped"]` how many links and special files were not taken, by kind. Only a folder's modification time is
+    looked at: a file overwritten in place keeps its place in the index. Raises OSError when `root` cannot be listed.
     """
-    cache = _cache_file(root)
-    if (index := _load(cache)) is not None and _unchanged(root, index):
+    cache = cache_folder() / f"folder-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index"
+    if (index := load(cache)) is not None and _unchanged(root, index):
         return index
     started = time.time_ns()
     index = scan(root)
-    settled = max(index.folders.values()) < started - _SETTLED_NS
-    if len(index) and settled and _store(cache, index):
-        return _load(cache) or index
+    settled = max(index.meta["folders"].values()) < started - _SETTLED_NS
+    if len(index) and settled and store(cache, index):
+        return load(cache) or index
     return index
 
 
-def scan(root: Path) -> Index:
+def scan(root: Path) -> Table:
     """Walk `root`. Links to folders are not followed, nor links to files outside of it; hidden names are left out."""
-    names, ends, sizes = bytearray(), array("q"), array("q")
     folders: dict[str, int] = {}
     skipped: Counter[str] = Counter()
     inside = os.fsencode(root.resolve()) + b"/"
+
+    def children(path: bytes) -> Iterator[tuple[bytes, int]]:
+        folder = root / os.fsdecode(path)
+        folders[os.fsdecode(path[:-1])] = folder.stat().st_mtime_ns
+        return _list(folder, inside, skipped)
+
+    return _walk(children).build(folders=folders, skipped=skipped)
+
+
+def scan_remote(url: str) -> Table:
+    """The images below a folder of an object store or web server. Never kept: nothing tells whether it changed."""
+    folders: dict[str, int] = {}
+
+    def children(path: bytes) -> Iterator[tuple[bytes, int]]:
+        folders[os.fsdecode(path[:-1])] = 0
+        for name, size, is_folder in files.listing(f"{url}/{os.fsdecode(path)}"):
+            if is_folder:
+                yield os.fsencode(name) + b"/", 0
+            elif os.fsencode(name).lower().endswith(EXTENSIONS):
+                yield os.fsencode(name), size
+
+    return _walk(children).build(folders=folders, skipped={})
+
+
+def _walk(children: Callable[[bytes], Iterator[tuple[bytes, int]]]) -> TableBuilder:
+    """All images in byte order of their paths; `children` gives those right in a folder, and folders with a slash."""
+    rows = TableBuilder("size")
     # A folder sorts as its name with a slash, so that walking in this order yields whole paths in byte order.
     pending = [(b"", 0)]
     while pending:
         path, size = pending.pop()
         if path and not path.endswith(b"/"):
-            names += path
-            ends.append(len(names))
-            sizes.append(size)
-            continue
-        folder = root / os.fsdecode(path)
-        folders[os.fsdecode(path[:-1])] = folder.stat().st_mtime_ns
-        children = sorted(_list(folder, inside, skipped), reverse=True)
-        pending.extend((path + child, size) for child, size in children)
-    return Index(
-        np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64), np.array(sizes, np.int64), folders, skipped
-    )
+            rows.add(path, size)
+        else:
+            found = sorted(children(path), reverse=True)
+            pending.extend((path + child, size) for child, size in found)
+    return rows
 
 
 def _list(folder: Path, inside: bytes, skipped: Counter[str]) -> Iterator[tuple[bytes, int]]:
@@ -150,60 +110,8 @@ def _size(entry: os.DirEntry[bytes], inside: bytes) -> int | str:
     return status.st_size if stat.S_ISREG(status.st_mode) else "special files"
 
 
-def _unchanged(root: Path, index: Index) -> bool:
+def _unchanged(root: Path, index: Table) -> bool:
     try:
-        return all((root / path).stat().st_mtime_ns == modified for path, modified in index.folders.items())
+        return all((root / path).stat().st_mtime_ns == modified for path, modified in index.meta["folders"].items())
     except OSError:
         return False
-
-
-def _cache_file(root: Path) -> Path:
-    folder = os.environ.get("UNMASK_CACHE")
-    base = Path(folder or "~/.cache/unmask").expanduser()
-    return base / f"folder-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index"
-
-
-def _store(cache: Path, index: Index) -> bool:
-    """Write the cache file in one step. False where that is not possible, which costs only the next scan."""
-    aside = cache.with_name(f"{cache.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    head = {
-        "version": _VERSION,
-        "token": aside.name,
-        "images": len(index),
-        "folders": index.folders,
-        "skipped": index.skipped,
-    }
-    line = json.dumps(head).encode()
-    line += b" " * (-(len(line) + 1) % 8) + b"\n"  # so that the numbers are aligned
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("xb") as file:
-                file.write(line)
-                for values in (index.ends, index.sizes, index.names):
-                    file.write(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
-            aside.replace(cache)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
-
-
-def _load(cache: Path) -> Index | None:
-    """The index in a cache file, mapped into memory; None when there is none that can be used."""
-    try:
-        with cache.open("rb") as file:
-            line = file.readline()
-            head = json.loads(line)
-            values = np.memmap(file, np.uint8, "r", len(line))
-        if head["version"] != _VERSION:
-            return None
-        count = head["images"]
-        ends, sizes = (values[8 * count * i : 8 * count * (i + 1)].view("<i8") for i in range(2))
-        names = values[16 * count :]
-        if ends[-1] != len(names):
-            return None
-        return Index(names, ends, sizes, head["folders"], head["skipped"], head["token"], cache)
-    except (OSError, ValueError, LookupError, TypeError):
-        return None

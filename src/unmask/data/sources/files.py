@@ -1,0 +1,135 @@
+"""Files by path, here or behind a URL (`s3://`, `gs://`, `https://`, `hf://` …): one way to read both.
+
+A path is a string; with "://" in it, it is an fsspec URL. All functions raise DataError.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmask.data.sources import remote
+from unmask.data.sources.base import printable
+from unmask.errors import DataError
+
+_MOST_FILES = 100_000
+"""A pattern that names more files than this is a mistake."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file was when it was looked at."""
+
+    size: int
+    version: str
+    """Changes when the file does: time of modification, or the store's own tag."""
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """`path` as it stays valid in every working folder."""
+    return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().absolute())
+
+
+def beside(path: str, name: str) -> str:
+    """`name` as seen from the folder of the file `path`."""
+    if is_remote(name) or name.startswith("/"):
+        return name
+    return f"{path.rpartition('/')[0]}/{name}"
+
+
+def state(path: str) -> State:
+    if is_remote(path):
+        return State(*remote.state(path))
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise _failed(path, error) from None
+    return State(status.st_size, f"{status.st_mtime_ns}")
+
+
+def exists(path: str) -> bool:
+    return remote.exists(path) if is_remote(path) else Path(path).exists()
+
+
+def read(path: str, start: int = 0, length: int | None = None, *, version: str = "") -> bytes:
+    """Exactly `length` bytes from `start`, or the whole file. `version` is its State's, where it is known."""
+    if is_remote(path):
+        return remote.read(path, start, length, version)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if length is None:
+                length = os.fstat(file).st_size - start
+            data = os.pread(file, length, start)
+            while 0 < len(data) < length and (more := os.pread(file, length - len(data), start + len(data))):
+                data += more  # a signal, or more than 2 GiB
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _failed(path, error) from None
+    if len(data) != length:
+        raise DataError(f"{printable(path)} ends before byte {start + length}; it was truncated")
+    return data
+
+
+def listing(folder: str) -> Iterator[tuple[str, int, bool]]:
+    """Name, size and whether it is a folder, of everything directly in `folder`; hidden names are left out."""
+    if is_remote(folder):
+        yield from remote.listing(folder)
+        return
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    yield entry.name, 0, entry.is_dir()
+    except OSError as error:
+        raise _failed(folder, error) from None
+
+
+def expand(pattern: str, what: str) -> list[str]:
+    """The files that `{000000..000146}`, `{a,b}` and `*` stand for; `*` in byte order."""
+    if not re.search(r"[{*]", pattern) or (not is_remote(pattern) and Path(pattern).exists()):
+        return [pattern]
+    paths: list[str] = []
+    for path in _braces(pattern):
+        folder, _, name = path.rpartition("/")
+        if "*" not in name:
+            paths.append(path)
+            continue
+        found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder) if not is_folder)
+        paths += [f"{folder}/{os.fsdecode(f)}" for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
+        if len(paths) > _MOST_FILES:
+            break
+    if len(paths) > _MOST_FILES:
+        raise DataError(f"{what} names more than {_MOST_FILES:,} files; name fewer and larger ones")
+    if not paths:
+        raise DataError(f"{what}: no file is named like this")
+    return paths
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """As the shell does: {a,b} and {1..3}, with the leading zeros of the first number."""
+    if not (found := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
+        yield pattern
+        return
+    first, last, words = found.groups()
+    if words is None:
+        step = 1 if int(first) <= int(last) else -1
+        numbers = range(int(first), int(last) + step, step)[: _MOST_FILES + 1]
+        values = (str(number).zfill(len(first)) for number in numbers)
+    else:
+        values = iter(words.split(","))
+    for value in values:
+        yield from _braces(pattern[: found.start()] + value + pattern[found.end() :])
+
+
+def _failed(path: str, error: OSError) -> DataError:
+    return DataError(f"{printable(path)} cannot be read: {error.strerror}")

@@ -1,0 +1,274 @@
+"""Images in Parquet and Arrow files as Hugging Face datasets has them: a struct `image` with bytes, a `label`.
+
+Parquet is compressed by row group: reading one image at random reads its whole group, so a few groups are kept in
+each process. Where groups are large, packing the images once is faster. Arrow files are mapped, and need no cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import RawIOBase
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from unmask.data.sources import files
+from unmask.data.sources.base import Item, printable
+from unmask.data.sources.labels import numbered
+from unmask.errors import DataError
+
+SUFFIXES = (".parquet", ".arrow")
+_CACHE_BYTES = 256 << 20
+"""Row groups kept in a process."""
+_IMAGES = ("image", "img", "jpg", "png", "picture")
+_LABELS = ("label", "labels", "fine_label", "cls")
+
+
+@dataclass(frozen=True)
+class Columns:
+    image: str
+    label: str | None
+    class_names: tuple[str, ...] | None
+    """From the schema's ClassLabel."""
+
+
+class ParquetSource:
+    """Images in the order of the files and of the rows in them."""
+
+    def __init__(self, paths: list[str], *, what: str, labels: bool, image: str | None, label: str | None) -> None:
+        """Read the metadata and labels of all files. Raises DataError when the layout is another."""
+        self._paths = [files.absolute(path) for path in paths]
+        self._states = [files.state(path) for path in self._paths]
+        self._what = what
+        tables = [_open(path, state.size, what) for path, state in zip(self._paths, self._states, strict=True)]
+        self._columns = _columns(tables[0].schema, what, image, label)
+        groups = [table.groups() for table in tables]
+        self._group_ends = np.cumsum([rows for lengths in groups for rows in lengths], dtype=np.int64)
+        self._file_groups = np.cumsum([0, *(len(lengths) for lengths in groups)], dtype=np.int64)
+        if not len(self._group_ends) or not self._group_ends[-1]:
+            raise DataError(f"{what} holds no images")
+        self.labels: NDArray[np.int64] | None = None
+        self.class_names: tuple[str, ...] | None = None
+        if labels:
+            self.labels, self.class_names = _labels(tables, self._columns, what)
+        self._groups = _Groups()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_groups": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._groups = _Groups()
+
+    def __len__(self) -> int:
+        return int(self._group_ends[-1])
+
+    def read(self, index: int) -> Item:
+        name = self.name(index)
+        group, row = self._place(index)
+        value = self._groups.get(group, self._load)[row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None:
+            raise DataError(f"{name} has no bytes, only the path {value and value.get('path')}; embed the images")
+        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+
+    def name(self, index: int) -> str:
+        """File and row."""
+        group, row = self._place(index)
+        file = self._file(group)
+        first = int(self._file_groups[file])
+        start = int(self._group_ends[first - 1]) if first else 0
+        before = int(self._group_ends[group - 1]) if group else 0
+        return f"{self._paths[file].rpartition('/')[2]}/{before + row - start}"
+
+    def fingerprint(self) -> str:
+        parts = [(path.rpartition("/")[2], state.size) for path, state in zip(self._paths, self._states, strict=True)]
+        digest = hashlib.sha256(json.dumps([len(self), parts]).encode())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Row group, of all, and row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        group = int(np.searchsorted(self._group_ends, index, side="right"))
+        return group, index - (int(self._group_ends[group - 1]) if group else 0)
+
+    def _file(self, group: int) -> int:
+        return int(np.searchsorted(self._file_groups, group, side="right")) - 1
+
+    def _load(self, group: int) -> Any:
+        file = self._file(group)
+        table = _open(self._paths[file], self._states[file].size, self._what, self._states[file].version)
+        return table.read(group - int(self._file_groups[file]), self._columns.image)
+
+
+class _Groups:
+    """The row groups used last, up to a number of bytes; for all threads of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, group: int, load: Any) -> Any:
+        with self._lock:
+            if group in self._kept:
+                self._kept.move_to_end(group)
+                return self._kept[group]
+        values = load(group)
+        with self._lock:
+            if group not in self._kept:
+                self._kept[group] = values
+                self._bytes += values.nbytes
+            while self._bytes > _CACHE_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return values
+
+
+class _Parquet:
+    def __init__(self, path: str, size: int, version: str) -> None:
+        source = pa.PythonFile(_Ranges(path, size, version), mode="r") if files.is_remote(path) else path
+        self._file = pq.ParquetFile(source, memory_map=not files.is_remote(path))
+        self.schema: Any = self._file.schema_arrow
+
+    def groups(self) -> list[int]:
+        return [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+
+    def read(self, group: int, column: str) -> Any:
+        return self._file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
+
+    def column(self, name: str) -> Any:
+        return self._file.read(columns=[name], use_threads=False).column(0)
+
+
+class _Arrow:
+    """What `datasets` saves: the stream format; or the file format. Mapped, so opening reads nothing."""
+
+    def __init__(self, path: str) -> None:
+        if files.is_remote(path):
+            raise DataError(f"{path}: .arrow files cannot be read at random from afar; use Parquet, or download them")
+        mapped = pa.memory_map(path)
+        try:
+            reader = pa.ipc.open_file(mapped)
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            reader = pa.ipc.open_stream(mapped)
+            self._batches = list(reader)
+        self.schema: Any = reader.schema
+
+    def groups(self) -> list[int]:
+        return [batch.num_rows for batch in self._batches]
+
+    def read(self, group: int, column: str) -> Any:
+        return self._batches[group].column(column)
+
+    def column(self, name: str) -> Any:
+        return pa.chunked_array([batch.column(name) for batch in self._batches], self.schema.field(name).type)
+
+
+class _Ranges(RawIOBase):
+    """A remote file as Arrow wants one."""
+
+    def __init__(self, path: str, size: int, version: str) -> None:
+        self._path, self._size, self._version, self._position = path, size, version, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def size(self) -> int:
+        return self._size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        count = left if size is None or size < 0 else min(size, left)
+        data = files.read(self._path, self._position, count, version=self._version)
+        self._position += count
+        return data
+
+
+def _open(path: str, size: int, what: str, version: str = "") -> _Parquet | _Arrow:
+    try:
+        return _Arrow(path) if path.lower().endswith(".arrow") else _Parquet(path, size, version)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        kind = path.rpartition(".")[2].capitalize()
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{what}: {printable(path)} is not a whole {kind} file: {reason}") from None
+
+
+def _columns(schema: Any, what: str, image: str | None, label: str | None) -> Columns:
+    features = _features(schema)
+    images = [image] if image else [*_of_type(features, "Image"), *(name for name in _IMAGES if name in schema.names)]
+    labels = [label] if label else [*(n for n in _LABELS if n in schema.names), *_of_type(features, "ClassLabel")]
+    if not images or images[0] not in schema.names:
+        raise DataError(f"{what} has no image column among {', '.join(schema.names)}; name it with #image=COLUMN")
+    if label is not None and label not in schema.names:
+        raise DataError(f"{what} has no column {label}; there are {', '.join(schema.names)}")
+    kind = schema.field(images[0]).type
+    whole = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    if not whole and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+        raise DataError(
+            f"{what}: column {images[0]} is {kind}, not images with their bytes; name one with #image=COLUMN"
+        )
+    chosen = labels[0] if labels else None
+    names = features.get(chosen, {}).get("names") if chosen else None
+    return Columns(images[0], chosen, tuple(str(name) for name in names) if isinstance(names, list) else None)
+
+
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
+    """What `datasets` notes about the columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _of_type(features: Mapping[str, dict[str, Any]], kind: str) -> Iterator[str]:
+    return (name for name, feature in features.items() if feature.get("_type") == kind)
+
+
+def _labels(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    if columns.label is None:
+        raise DataError(f"{what} has no label column; name it with #label=COLUMN")
+    try:
+        values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns.label).chunks])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{what}: labels cannot be read: {str(error).partition(chr(10))[0]}") from None
+    if values.null_count:
+        raise DataError(f"{what}: {values.null_count} images have no {columns.label}")
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        encoded = values.combine_chunks().dictionary_encode()
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        numbers, names = numbered(encoded.dictionary.to_pylist())
+        return numbers[encoded.indices.to_numpy()], tuple(names)
+    if not pa.types.is_integer(values.type):
+        raise DataError(f"{what}: column {columns.label} is {values.type}, not a class; name one with #label=COLUMN")
+    labels = values.to_numpy().astype(np.int64)
+    most = int(labels.max())
+    names = columns.class_names or tuple(str(number) for number in range(most + 1))
+    if labels.min() < 0 or most >= len(names):
+        raise DataError(
+            f"{what}: labels are {labels.min()} to {most}, and there are {len(names)} classes; use labelled images"
+        )
+    return labels, names

@@ -1,0 +1,183 @@
+"""Files behind URLs, read through fsspec: repeated when the network fails, and kept in a bounded cache if asked.
+
+Credentials, endpoints and the like are those of the store's own tools: for `s3://`, the AWS environment variables and
+files, AWS_ENDPOINT_URL for stores that are not Amazon's (OBS, MinIO, Ceph …); for anything else fsspec knows,
+FSSPEC_<PROTOCOL>_<OPTION>, such as FSSPEC_S3_ANON=true for public buckets.
+
+UNMASK_REMOTE_CACHE_GB=20 keeps up to 20 GB of what was read below UNMASK_CACHE, the least recently used going first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unmask.data.sources.base import printable
+from unmask.data.sources.table import cache_folder
+from unmask.errors import DataError
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+FIRST_WAIT = 0.5
+"""Seconds; doubles with each attempt."""
+_CONNECT_SECONDS = 10
+_SILENT_SECONDS = 30
+"""A connection that stays silent for so long has failed."""
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
+_VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "generation", "md5Hash", "blob_id")
+_DRAWERS = 256
+"""Folders of the cache; each is kept below its share of the limit, so that none needs to know the others."""
+
+
+def state(url: str) -> tuple[int, str]:
+    """Size in bytes, and what changes when the file does."""
+    info: dict[str, Any] = _attempt(url, lambda fs, path: fs.info(path))
+    if info.get("type") == "directory":
+        raise DataError(f"{printable(url)} is a folder, not a file")
+    if info.get("size") is None:
+        raise DataError(f"{printable(url)}: the server does not tell the file's size; use one that does")
+    return int(info["size"]), " ".join(str(info[key]) for key in _VERSION_KEYS if info.get(key))
+
+
+def exists(url: str) -> bool:
+    return bool(_attempt(url, lambda fs, path: fs.exists(path)))
+
+
+def listing(url: str) -> Iterator[tuple[str, int, bool]]:
+    """Name, size (0 where the store does not tell) and whether it is a folder, of everything directly in a folder."""
+    entries: list[dict[str, Any]] = _attempt(url, lambda fs, path: fs.ls(path.rstrip("/") + "/", detail=True))
+    folder = url.rstrip("/").partition("://")[2]
+    for entry in entries:
+        path = entry["name"].rstrip("/").rpartition("://")[2]
+        name = path.rpartition("/")[2]
+        if path != folder and not name.startswith((".", "?")):  # a store may list the folder itself
+            yield name, int(entry.get("size") or 0), entry["type"] == "directory" or entry["name"].endswith("/")
+
+
+def read(url: str, start: int, length: int | None, version: str) -> bytes:
+    """Exactly `length` bytes from `start`, or the whole file."""
+    kept = _kept(url, start, length, version)
+    if kept is not None and (data := _from_cache(kept)) is not None and len(data) == length:
+        return data
+
+    def fetch(fs: Any, path: str) -> bytes:
+        data: bytes = fs.cat_file(path) if length is None else fs.cat_file(path, start=start, end=start + length)
+        if length is not None and len(data) < length:
+            raise OSError(f"{len(data)} of {length} bytes came")
+        if length is not None and len(data) > length:
+            raise ValueError("the server does not read ranges; use one that does, or download the file")
+        return data
+
+    data = b"" if length == 0 else _attempt(url, fetch)
+    if kept is not None:
+        _into_cache(kept, data)
+    return data
+
+
+def _attempt(url: str, act: Callable[[Any, str], T]) -> T:
+    """What `act` returns for the file system and path of `url`; repeated with growing pauses while it fails."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return act(*_open(url))
+        except DataError:
+            raise
+        except Exception as error:  # the stores' libraries share no base class
+            if _final(error):
+                raise DataError(f"{printable(url)} cannot be read: {_reason(error)}") from None
+            if attempt == ATTEMPTS:
+                raise DataError(f"{printable(url)} cannot be read, {ATTEMPTS} attempts: {_reason(error)}") from None
+        time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * (1 + secrets.randbelow(100) / 100))  # not all at the same time
+    raise AssertionError
+
+
+def _open(url: str) -> tuple[Any, str]:
+    protocol = url.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        # A listing kept from an earlier call would hide changes.
+        return url_to_fs(url, use_listings_cache=False, **_options(protocol))
+    except ImportError:
+        package = _PACKAGES.get(protocol, f"fsspec's package for {protocol}")
+        extra = " (pip install unmask[remote])" if package == "s3fs" or protocol.startswith("http") else ""
+        needed = "fsspec and aiohttp" if protocol.startswith("http") else package
+        raise DataError(f"{printable(url)} needs {needed}{extra}") from None
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """Attempts are counted here, not in every layer below, and a silent connection ends."""
+    if protocol in ("s3", "s3a"):
+        times = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENT_SECONDS}
+        return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **times}}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
+        return {"client_kwargs": {"timeout": timeout}}
+    return {}
+
+
+def _final(error: Exception) -> bool:
+    """Whether another attempt would end the same way."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in (408, 429)
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError)
+    return isinstance(error, lasting) or "Credentials" in type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def _limit() -> int:
+    """Bytes that one drawer of the cache may hold; 0 without a cache."""
+    value = os.environ.get("UNMASK_REMOTE_CACHE_GB") or "0"
+    try:
+        return int(float(value) * 1e9) // _DRAWERS
+    except (ValueError, OverflowError):
+        raise DataError(f"UNMASK_REMOTE_CACHE_GB={value} is not a number of gigabytes") from None
+
+
+def _kept(url: str, start: int, length: int | None, version: str) -> Path | None:
+    """File of the cache for this part; None where it is not to be kept."""
+    if length is None or not 0 < length <= _limit():
+        return None
+    key = hashlib.sha256(f"{url}\n{start}\n{length}\n{version}".encode("utf-8", "surrogateescape")).hexdigest()
+    return cache_folder() / "remote" / key[:2] / key[2:]
+
+
+def _from_cache(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+        os.utime(path)  # what was used last goes last
+    except OSError:
+        return None
+    return data
+
+
+def _into_cache(path: Path, data: bytes) -> None:
+    """A cache that cannot be written costs speed, nothing else."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.scandir(path.parent) as entries:
+            files = sorted((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in entries)
+        excess = sum(size for _, size, _ in files) + len(data) - _limit()
+        for _, size, old in files:
+            if excess <= 0:
+                break
+            Path(old).unlink(missing_ok=True)
+            excess -= size
+        aside.write_bytes(data)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)

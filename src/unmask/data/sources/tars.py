@@ -1,0 +1,267 @@
+"""Images in tars, read in place: a plain tar, ImageNet's tar of class tars, WebDataset shards.
+
+All images of all shards form one set in byte order of their names, as those of a folder: the same images packed
+otherwise give the same run. Class of an image: the member `KEY.cls`, or the field `label` or `cls` of `KEY.json`,
+where KEY is the image's name up to the first dot (WebDataset); else its first folder. An inner tar is a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.sources import files, imagenet
+from unmask.data.sources.base import Item, printable
+from unmask.data.sources.labels import numbered
+from unmask.data.sources.scan import EXTENSIONS
+from unmask.data.sources.table import Table, TableBuilder, cached, classes, concatenated
+from unmask.data.sources.tar import Member, members
+from unmask.errors import DataError
+
+_WINDOW = 4096
+"""Bytes read at a header here. Far away a request costs more than the bytes: """
+_REMOTE_WINDOW = 4 << 20
+_CONNECTIONS = 8
+_MOST_LABEL = 1 << 20
+"""Bytes of a .cls or .json member."""
+
+
+@dataclass(frozen=True, eq=False)
+class TarSource:
+    """The images in one or more tars."""
+
+    shards: tuple[str, ...]
+    versions: tuple[str, ...]
+    index: Table
+    class_names: tuple[str, ...] | None
+    own_labels: NDArray[np.int64] | None = None
+    """(N,) from a file beside the tar, in place of those in it."""
+
+    @classmethod
+    def open(cls, shards: list[str], *, what: str, labels: bool, labels_file: str | None = None) -> TarSource:
+        """Index `shards`, or take the index of an earlier time. Raises DataError when they are damaged or unclear."""
+        shards = [files.absolute(shard) for shard in shards]
+        if len(set(shards)) < len(shards):
+            raise DataError(f"{what} names the same tar twice; name it once")
+        states = _states(shards)
+        identity = ["tar", *([shard, state.size, state.version] for shard, state in zip(shards, states, strict=True))]
+        index = cached(identity, lambda: _index(shards, [state.size for state in states], what))
+        if not len(index):
+            raise DataError(f"{what} holds no images")
+        source = cls(tuple(shards), tuple(state.version for state in states), index, None)
+        if not labels:
+            return source
+        if labels_file is not None:
+            own, names = _labels_of(labels_file, len(index), what)
+            return cls(source.shards, source.versions, index, names, own)
+        if index.meta["problem"]:
+            raise DataError(f"{what}: {index.meta['problem']}")
+        return cls(source.shards, source.versions, index, tuple(index.meta["classes"]))
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        if self.own_labels is not None or self.class_names is None:
+            return self.own_labels
+        return self.index.columns["label"]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: int) -> Item:
+        name = self.name(index)
+        shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
+        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
+        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.index.name(index))
+
+    def fingerprint(self) -> str:
+        """Equal to that of a folder of the same files."""
+        return self.index.fingerprint("size", *(["label"] if self.index.meta["labelled"] else []))
+
+
+def _states(shards: list[str]) -> list[files.State]:
+    if not files.is_remote(shards[0]):
+        return [files.state(shard) for shard in shards]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return list(pool.map(files.state, shards))
+
+
+def _index(shards: list[str], sizes: list[int], what: str) -> Table:
+    """One table of all images: the columns are shard, first byte, size and label."""
+    walks = [_Walk(shard, number, size) for number, (shard, size) in enumerate(zip(shards, sizes, strict=True))]
+    if files.is_remote(shards[0]):
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            tables = list(pool.map(_Walk.table, walks))
+    else:
+        tables = [walk.table() for walk in walks]
+    texts = [text for walk in walks for text in walk.texts]
+    _refuse_copies(shards, tables)
+    table = _below_common_folder(concatenated(tables).sorted()) if sum(map(len, tables)) else tables[0]
+    labels, names, problem = _labels(table, texts, tables, walks)
+    table = Table(table.names, table.ends, table.columns | {"label": labels})
+    repeated = table.repeated()
+    other_shard = np.diff(table.columns["shard"], append=table.columns["shard"][-1:]) != 0
+    if (repeated & other_shard).any():  # each shard counts from 0: its name tells them apart
+        stems = [os.fsencode(shard).rpartition(b"/")[2].removesuffix(b".tar") + b"/" for shard in shards]
+        if len(set(stems)) < len(stems):
+            raise DataError(f"{what}: images in shards of the same name have the same name; rename the shards")
+        table = table.with_prefix(stems, table.columns["shard"]).sorted()
+        repeated = table.repeated()
+    table = table.take(~repeated) if repeated.any() else table  # as on extraction, the last of a name counts
+    meta = {"classes": names, "problem": problem, "labelled": bool(texts)}
+    return Table(table.names, table.ends, table.columns, meta)
+
+
+def _labels(
+    table: Table, texts: list[bytes], tables: list[Table], walks: list[_Walk]
+) -> tuple[NDArray[np.int64], list[str], str]:
+    """Label of each image, the class names, and what is wrong with them."""
+    if not texts:
+        try:
+            return *classes(table, ""), ""
+        except DataError as error:
+            return np.full(len(table), -1, np.int64), [], str(error).removeprefix(": ")
+    firsts = np.cumsum([0, *(len(walk.texts) for walk in walks)])
+    raw = table.columns["label"]
+    which = np.where(raw >= 0, raw + firsts[table.columns["shard"]], -1)
+    if (missing := which < 0).any():
+        name = printable(os.fsdecode(table.name(int(np.argmax(missing)))))
+        return which, [], f"{missing.sum()} images have no label in a .cls or .json member, such as {name}"
+    values, names = numbered([os.fsdecode(text) for text in texts])
+    return values[which], names, ""
+
+
+def _refuse_copies(shards: list[str], tables: list[Table]) -> None:
+    seen: dict[str, str] = {}
+    for shard, table in zip(shards, tables, strict=True):
+        other = seen.setdefault(table.fingerprint("start", "size"), shard) if len(table) else shard
+        if other != shard:
+            raise DataError(f"{printable(shard)} holds the same images as {printable(other)}; name only one of them")
+
+
+def _below_common_folder(table: Table) -> Table:
+    """`tar c data` puts `data/` before every name: leave out folders that hold everything, but for the last."""
+    first, last = table.name(0), table.name(len(table) - 1)
+    folder = os.path.commonpath([path.rpartition(b"/")[0] for path in (first, last)])
+    if not folder:
+        return table
+    row = 0
+    below = table.without_prefix(len(folder) + 1)
+    while row < len(table):
+        child, slash, _ = below.name(row).partition(b"/")
+        if not slash:  # images right in the last of these folders: its name may mean something
+            length = len(folder.rpartition(b"/")[0])
+            return table.without_prefix(length + 1) if length else table
+        row = below.span(child).stop
+    return below
+
+
+class _Walk:
+    """Collects the images of one tar."""
+
+    def __init__(self, path: str, number: int, size: int) -> None:
+        self.texts: dict[bytes, int] = {}
+        """Labels as they are written."""
+        self._path, self._number, self._size = path, number, size
+        self._rows = TableBuilder("shard", "start", "size", "label")
+        self._key = b""
+        self._first = 0
+        """Row of the first image of this key."""
+        self._label = -1
+        self._from_cls = False
+        self._window, self._window_start = b"", 0
+
+    def table(self) -> Table:
+        what = printable(self._path)
+        for member in members(self._read, 0, self._size, what):
+            if member.name.lower().endswith(b".tar") and member.kind is None:
+                self._inner(member, what)
+            else:
+                self._add(member.name, member, what)
+        return self._rows.build()
+
+    def _inner(self, tar: Member, what: str) -> None:
+        folder = tar.name[:-4]
+        name = printable(os.fsdecode(tar.name))
+        for member in members(self._read, tar.start, tar.start + tar.size, f"{what}, {name} in it,"):
+            self._add(folder + b"/" + member.name.removeprefix(b"./"), member, what)
+
+    def _add(self, name: bytes, member: Member, what: str) -> None:
+        lower = name[-5:].lower()
+        image = lower.endswith(EXTENSIONS)
+        if not image and not lower.endswith((b".cls", b".json")):
+            return
+        if b"//" in name or b"/." in name or name.startswith((b".", b"/")):
+            name = _relative(name, what)
+            if b"/." in name or name.startswith(b"."):  # hidden, such as ._photo.jpg
+                return
+        folder, slash, base = name.rpartition(b"/")
+        key = folder + slash + base.partition(b".")[0]
+        if key != self._key:
+            self._key, self._first, self._label, self._from_cls = key, len(self._rows), -1, False
+        if image:
+            if member.kind is not None:
+                raise DataError(_NOT_PLAIN.format(what, printable(os.fsdecode(name)), member.kind))
+            self._rows.add(name, self._number, member.start, member.size, self._label)
+        elif member.kind is None and member.size <= _MOST_LABEL:
+            self._set_label(lower.endswith(b".cls"), self._read(member.start, member.size))
+
+    def _set_label(self, cls: bool, payload: bytes) -> None:
+        text = payload.strip() if cls else _json_label(payload)
+        if not text or (self._from_cls and not cls):
+            return
+        self._label = self.texts.setdefault(text, len(self.texts))
+        self._from_cls = cls
+        for row in range(self._first, len(self._rows)):
+            self._rows.set("label", row, self._label)
+
+    def _read(self, start: int, length: int) -> bytes:
+        first = start - self._window_start
+        if first < 0 or first + length > len(self._window):
+            window = _REMOTE_WINDOW if files.is_remote(self._path) else _WINDOW
+            count = max(0, min(max(length, window), self._size - start))
+            self._window, self._window_start, first = files.read(self._path, start, count), start, 0
+        return self._window[first : first + length]
+
+
+_NOT_PLAIN = (
+    "{} cannot be used: {} is a {}, not a plain file; "
+    "make the tar anew with GNU tar's --hard-dereference --dereference and without --sparse"
+)
+
+
+def _relative(name: bytes, what: str) -> bytes:
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if name.startswith(b"/") or b".." in parts:
+        shown = printable(os.fsdecode(name))
+        raise DataError(f"{what} cannot be used: its member {shown} lies outside of it; make it anew")
+    return b"/".join(parts)
+
+
+def _json_label(payload: bytes) -> bytes | None:
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    value = next((fields[key] for key in ("label", "cls") if key in fields), None) if isinstance(fields, dict) else None
+    return str(value).encode("utf-8", "surrogatepass") if isinstance(value, int | str) else None
+
+
+def _labels_of(path: str, count: int, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The label of each image from a file with one line for each, in byte order of the names."""
+    lines = files.read(files.absolute(path)).decode("utf-8", "surrogateescape").splitlines()
+    texts = [line.strip() for line in lines if line.strip()]
+    if path.endswith(imagenet.GROUND_TRUTH):
+        texts = imagenet.synsets(texts, files.absolute(path))
+    if len(texts) != count:
+        raise DataError(f"{what} holds {count} images and {printable(path)} {len(texts)} labels; name matching files")
+    distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    values, names = numbered(list(distinct))
+    return values[[distinct[text] for text in texts]], tuple(names)
