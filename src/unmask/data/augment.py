@@ -94,18 +94,15 @@ class Augmentation:
             canvas=Canvas(tuple(fill) if len(fill) > 1 else fill[0], resample),
         )
 
-    def __call__(self, pixels: NDArray[np.uint8], generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
-        """The augmented image (H, W, C); `generator` makes the random numbers of each operation."""
-        if self.policy is not None or self.jitter is not None:
-            image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            if self.policy is not None:
-                rng = generator(Op.POLICY)
-                for name, magnitude in self.policy.draw(rng):
-                    image = OPERATIONS[name](image, magnitude, rng, self.canvas)
-            if self.jitter is not None:
-                image = self.jitter(image, generator(Op.JITTER))
-            pixels = np.asarray(image).reshape(pixels.shape)
+    def __call__(self, image: Image.Image, generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
+        """The augmented image, of mode L or RGB, as pixels (H, W, C); `generator` makes the numbers of an operation."""
+        if self.policy is not None:
+            rng = generator(Op.POLICY)
+            for name, magnitude in self.policy.draw(rng):
+                image = OPERATIONS[name](image, magnitude, rng, self.canvas)
+        if self.jitter is not None:
+            image = self.jitter(image, generator(Op.JITTER))
+        pixels = np.array(image).reshape(image.height, image.width, -1)
         if self.erasing is not None:
-            pixels = pixels.copy()  # what Pillow hands out cannot be written to
             self.erasing(pixels, generator(Op.ERASE))
         return pixels

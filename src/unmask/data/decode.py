@@ -91,6 +91,18 @@ class Picture:
         With `flip`, left and right are swapped. With `reduce`, a JPEG is decoded at a fraction of its size where that
         keeps the quality. Raises DecodeError. A picture can be cropped once.
         """
+        return _to_array(self.crop_image(box, size, resample, flip=flip, reduce=reduce))
+
+    def crop_image(
+        self,
+        box: Box,
+        size: tuple[int, int],
+        resample: Image.Resampling,
+        *,
+        flip: bool = False,
+        reduce: bool = True,
+    ) -> Image.Image:
+        """The same as an image of mode L or RGB."""
         _check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
         left, top, width, height = box
         factor = self._reduce(box, size) if reduce else 1
@@ -101,7 +113,7 @@ class Picture:
         resized = image.resize((size[1], size[0]), resample, (left / factor, top / factor, right, bottom))
         if flip:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # many times faster than numpy's
-        return _to_array(resized)
+        return resized
 
     def _reduce(self, box: Box, size: tuple[int, int]) -> int:
         """Let the JPEG decoder reduce the image; returns the factor."""

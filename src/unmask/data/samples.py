@@ -137,8 +137,8 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.CROP)
         box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
         flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
-        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
-        return self._augmentation(pixels, lambda op: generator(self.seed, epoch, index, op))
+        image = picture.crop_image(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        return self._augmentation(image, lambda op: generator(self.seed, epoch, index, op))
 
 
 class EvalSamples(Samples):
