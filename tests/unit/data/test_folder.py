@@ -12,12 +12,6 @@ from unmask.data.sources.folder import FolderSource
 from unmask.errors import DataError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def touch(root: Path, *names: str | bytes, data: bytes = b"x") -> Path:
     """Files of these names; the indexer looks at names only. Modified long ago, so that the cache is trusted."""
     for name in names:

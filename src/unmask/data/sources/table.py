@@ -91,9 +91,12 @@ class Table:
 
     def without_prefix(self, length: int) -> Table:
         """The same rows, with names that lack their first bytes."""
-        import pyarrow.compute as pc
-
-        return self.renamed(pc.call_function("binary_slice", [_arrow(self)], pc.SliceOptions(length)), self.columns)
+        starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        keep = np.ones(len(self.names), bool)
+        for byte in range(length):
+            keep[starts + byte] = False
+        ends = self.ends - length * np.arange(1, len(self) + 1)
+        return Table(self.names[keep], ends, self.columns, self.meta)
 
     def with_prefix(self, prefixes: Sequence[bytes], which: NDArray[np.int64]) -> Table:
         """The same rows, with `prefixes[which]` before the names."""
