@@ -114,8 +114,11 @@ class FakeEngine:
             if is_decayed(name, w.shape):
                 w *= 1 - step * optimizer.weight_decay
             w -= step * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + optimizer.eps)
+        step = 1 - (self.config.train.ema_decay or 0)
+        if self.config.train.ema_warmup:
+            step = max(step, 9 / (10 + t))
         for name, average in self.ema.items():
-            average += (1 - (self.config.train.ema_decay or 0)) * (self.weights[name] - average)
+            average += step * (self.weights[name] - average)
 
     def _adjust_loss_scale(self, finite: bool) -> None:
         if self.config.train.loss_scale != "dynamic":

@@ -15,10 +15,14 @@ from numpy.typing import NDArray
 from unmask.config.schema import ModelConfig
 from unmask.data.rng import Op, generator
 
-Task = Literal["pretrain", "finetune"]
+Task = Literal["pretrain", "finetune", "probe"]
 
 FIXED = frozenset({"pos_embed", "decoder_pos_embed"})
 """Not trained in pretraining (sine-cosine); `pos_embed` becomes a trained weight in fine-tuning."""
+
+
+PROBE_EPS = 1e-6
+"""Of the BatchNorm before the head of a linear probe."""
 
 
 def parameter_shapes(model: ModelConfig, task: Task) -> dict[str, tuple[int, ...]]:
@@ -32,10 +36,12 @@ def parameter_shapes(model: ModelConfig, task: Task) -> dict[str, tuple[int, ...
     }
     for i in range(model.depth):
         shapes |= _block(f"blocks.{i}", D, int(D * model.mlp_ratio))
-    if task == "finetune":
+    if task != "pretrain":
         if model.num_classes is None:
             raise ValueError("model.num_classes is not set")
         shapes |= _norm("fc_norm" if model.pool == "mean" else "norm", D)
+        if task == "probe":
+            shapes |= {"head_norm.running_mean": (D,), "head_norm.running_var": (D,)}
         return shapes | _linear("head", D, model.num_classes)
     E = model.decoder_width
     shapes |= _norm("norm", D) | _linear("decoder_embed", D, E)
@@ -68,9 +74,22 @@ def initial_weights(model: ModelConfig, task: Task, seed: int) -> dict[str, NDAr
     """fp32 weights as the official MAE code initialises them.
 
     Linear layers and the patch projection: Xavier uniform, the fused qkv counted as one matrix; biases 0; norms 1;
-    cls and mask token: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal, std 2e-5.
+    cls and mask token: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal, std 2e-5,
+    that of a linear probe 0.01.
     """
-    return {name: _draw(name, shape, model, seed) for name, shape in parameter_shapes(model, task).items()}
+    weights = {name: _draw(name, shape, model, seed) for name, shape in parameter_shapes(model, task).items()}
+    return weights | {"head.weight": 500 * weights["head.weight"]} if task == "probe" else weights
+
+
+def fold_head_norm(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A trained linear probe as a plain classifier: its BatchNorm becomes part of the head. Others stay as they are."""
+    if "head_norm.running_mean" not in weights:
+        return weights
+    mean, var = weights["head_norm.running_mean"], weights["head_norm.running_var"]
+    weight = (weights["head.weight"] / np.sqrt(var + PROBE_EPS)).astype(np.float32)
+    bias = (weights["head.bias"] - weight @ mean).astype(np.float32)
+    plain = {name: tensor for name, tensor in weights.items() if not name.startswith("head_norm.")}
+    return plain | {"head.weight": weight, "head.bias": bias}
 
 
 def _draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> NDArray[np.float32]:
@@ -81,7 +100,7 @@ def _draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> N
         return 0.02 * rng.standard_normal(shape, np.float32)
     if name == "head.weight":
         return 2e-5 * rng.standard_normal(shape, np.float32)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", ".running_mean")):
         return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from unmask.init import FIXED
+
 _NEVER_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed"}
 
 
@@ -37,13 +39,25 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
     decay^(depth + 1 - id), where the id is 0 for everything before the first block, i + 1 for block i, and depth + 1
     for everything after the last.
     """
+    return decay ** (depth + 1 - _layer(name, depth))
+
+
+def is_trained(name: str, depth: int, *, pretraining: bool, frozen_blocks: int) -> bool:
+    """Whether the parameter `name` is trained at all.
+
+    Position embeddings are fixed (sine-cosine) in pretraining. `frozen_blocks` freezes what comes before them, too.
+    """
+    if pretraining:
+        return name not in FIXED
+    return not frozen_blocks or _layer(name, depth) > frozen_blocks
+
+
+def _layer(name: str, depth: int) -> int:
     if name.startswith("blocks."):
-        layer = int(name.split(".")[1]) + 1
-    elif name in {"cls_token", "pos_embed"} or name.startswith("patch_embed."):
-        layer = 0
-    else:
-        layer = depth + 1
-    return decay ** (depth + 1 - layer)
+        return int(name.split(".")[1]) + 1
+    if name in {"cls_token", "pos_embed"} or name.startswith("patch_embed."):
+        return 0
+    return depth + 1
 
 
 def is_decayed(name: str, shape: Sequence[int]) -> bool:

@@ -179,6 +179,29 @@ def test_the_average_follows_the_weights_and_is_what_is_evaluated(build: Build) 
     assert averaged != before
 
 
+def test_the_average_forgets_the_start_sooner_with_warmup(build: Build) -> None:
+    engine = build(config := make_config(train={"ema_decay": 0.75, "ema_warmup": True}))
+    average = engine.state().weights
+    for update in (1, 2):
+        engine.train_step([make_batch(config, index=update)], lr=LR)
+        state, decay = engine.state(), (1 + update) / (10 + update)
+        average = {name: decay * average[name] + (1 - decay) * weight for name, weight in state.weights.items()}
+        for name, expected in average.items():
+            np.testing.assert_allclose(state.ema[name], expected, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_frozen_blocks_and_what_is_before_them_stay(build: Build) -> None:
+    engine = build(config := make_config("finetune", optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
+    start = engine.state().weights
+    for index in range(2):
+        engine.train_step([make_batch(config, index=index)], lr=LR)
+    state = engine.state()
+    changed = {name for name, weight in state.weights.items() if not np.array_equal(weight, start[name])}
+    assert "head.weight" in changed
+    assert not {n for n in changed if n.startswith(("blocks.0.", "patch_embed.", "pos_embed", "cls_token"))}
+    assert not {n for n in state.optimizer if "blocks.0." in n or "_embed" in n or "cls_token" in n}
+
+
 def test_rows_that_fill_up_a_batch_do_not_count(build: Build) -> None:
     config = make_config("finetune")
     engine, batch = build(config), make_batch(config, size=6)

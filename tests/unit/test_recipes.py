@@ -49,7 +49,7 @@ def test_every_recipe_loads_and_starts_by_saying_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
+@pytest.mark.parametrize("kind", ["mae", "finetune", "scratch", "probe"])
 def test_a_header_gives_command_hardware_expectation_and_source(kind: str, size: str) -> None:
     name = f"{kind}-vit-{size}"
     header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\ntask:")[0]
@@ -147,3 +147,23 @@ def test_unpublished_sizes_are_base_but_for_the_width_and_drop_path(kind: str, s
     model = base.model.model_copy(update={"width": width, "heads": heads, "drop_path": 0.0})
     assert config == base.model_copy(update={"model": model})
     assert "Nothing is published for this size" in (RECIPES / f"{kind}-vit-{size}.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_linear_probe(size: str) -> None:
+    """MAE appendix A.1 and the official main_linprobe.py."""
+    config = load(f"probe-vit-{size}")
+    model, optimizer, train = config.model, config.optimizer, config.train
+    assert (model.width, model.depth, model.heads, model.patch_size) == SIZES[size]
+    assert (train.probe, model.pool, model.drop_path, train.ema_decay, optimizer.frozen_blocks) == (
+        True,
+        "cls",
+        0,
+        None,
+        0,
+    )
+    assert (optimizer.base_lr, optimizer.min_lr, optimizer.beta1, optimizer.weight_decay) == (0.1, 0, 0.9, 0)
+    epochs = 50 if size in ("large", "huge") else 90
+    assert (train.epochs, optimizer.warmup_epochs, train.batch_size) == (epochs, 10, 16384)
+    assert config.augment == AugmentConfig()
+    assert (config.data.crop_scale, config.data.flip, config.data.interpolation) == ((0.08, 1.0), 0.5, "bicubic")

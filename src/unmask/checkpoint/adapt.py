@@ -16,7 +16,7 @@ from unmask.errors import CheckpointError
 from unmask.init import parameter_shapes
 
 _ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
-_MUST_AGREE = ("patch_size", "channels", "width", "depth", "heads", "mlp_ratio")
+_MUST_AGREE = ("channels", "width", "depth", "heads", "mlp_ratio")
 
 
 def adapt_encoder(
@@ -25,7 +25,8 @@ def adapt_encoder(
     """The encoder in `weights`, for a classifier of the shape `model`.
 
     Dropped: decoder, mask token, any head; for model.pool=mean also `norm`, in whose place `fc_norm` starts fresh, as
-    in the official code. The position embedding is interpolated (bicubic, 2-D) when the grid of patches differs.
+    in the official code. The position embedding is interpolated (bicubic, 2-D) when the grid of patches differs, the
+    patch projection resampled when their size does.
 
     source: where the weights are from, for messages. known: fields of ModelConfig told by the source; the number of
     heads and the grid of an image that is not square cannot be seen in the weights.
@@ -50,6 +51,10 @@ def adapt_encoder(
         if grid is None:
             raise _misfit(source, ["the grid of its position embedding is neither square nor told"])
         encoder["pos_embed"] = interpolate_position_embedding(encoder["pos_embed"], grid, model.grid)
+    if "patch_embed.proj.weight" in encoder:
+        encoder["patch_embed.proj.weight"] = resample_patch_projection(
+            encoder["patch_embed.proj.weight"], model.patch_size
+        )
     problems = [f"{name} is missing" for name in expected.keys() - encoder.keys()]
     problems += [
         f"{name} is {list(tensor.shape)} there and {list(expected[name])} here"
@@ -78,6 +83,20 @@ def interpolate_position_embedding(
     return np.concatenate([cls_1D, resized_LD])[None]
 
 
+def resample_patch_projection(weight: NDArray[Any], patch_size: int) -> NDArray[np.float32]:
+    """(D, C, p, p) -> (D, C, patch_size, patch_size), so that a patch that is resized gives the token it gave before.
+
+    The pseudo-inverse of the (bicubic) resize; exact for larger patches, least squares for smaller ones (FlexiViT,
+    Beyer et al. 2023, section 3.4).
+    """
+    old = weight.shape[-1]
+    if old == patch_size:
+        return weight
+    resize = _bicubic(old, patch_size)
+    inverse = np.linalg.pinv(resize)  # (old, new); of the resize in two dimensions it is the Kronecker product
+    return np.einsum("hy,wx,dchw->dcyx", inverse, inverse, weight.astype(np.float64), optimize=True).astype(np.float32)
+
+
 def _bicubic(old: int, new: int) -> NDArray[np.float64]:
     """(new, old): how much of each old sample is in each new one. Keys' kernel, a = -0.75; borders repeat."""
     a = -0.75
@@ -97,7 +116,8 @@ def _grid(pos_embed: NDArray[Any], fields: Mapping[str, Any], model: ModelConfig
     patches = pos_embed.shape[1] - 1
     if "image_size" in fields:
         height, width = fields["image_size"]
-        told = height // model.patch_size, width // model.patch_size
+        patch_size = fields.get("patch_size", model.patch_size)
+        told = height // patch_size, width // patch_size
         return told if math.prod(told) == patches else None
     return model.grid if patches == model.num_patches else None
 

@@ -14,7 +14,7 @@ def starting_weights(config: Config) -> Tensors:
 
     Raises CheckpointError if the file at `init` cannot be read or does not fit.
     """
-    weights: Tensors = {**initial_weights(config.model, config.task, config.seed)}
+    weights: Tensors = {**initial_weights(config.model, "probe" if config.train.probe else config.task, config.seed)}
     if config.init is not None:
         found = read_foreign(config.init)
         weights |= adapt_encoder(found.weights, config.model, source=config.init, known=found.model)

@@ -195,7 +195,11 @@ class AugmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed."""
+    """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed.
+
+    A linear probe (train.probe) has LARS in its place: base_lr, min_lr, warmup_epochs, weight_decay, and beta1 as its
+    momentum.
+    """
 
     base_lr: float = Field(default=1.5e-4, ge=0)
     """Learning rate for a global batch of 256: lr = base_lr x batch_size / 256."""
@@ -208,6 +212,8 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(default=0.05, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Fine-tuning: the learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
+    frozen_blocks: int = Field(default=0, ge=0)
+    """Fine-tuning: this many blocks, and the embeddings before them, are not trained."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest global norm of the gradient."""
 
@@ -228,6 +234,10 @@ class TrainConfig(Section):
     """Of a classifier, against soft targets; bce: a yes or no to each class, averaged over the classes."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
+    ema_warmup: bool = False
+    """The decay is at most (1 + t) / (10 + t) after update t, so that the start is forgotten soon."""
+    probe: bool = False
+    """Fine-tuning: train a linear head behind a BatchNorm without affine, and nothing else (MAE appendix A.1)."""
     max_skipped: int = Field(default=20, ge=0)
     """Stop after this many updates in a row were skipped for a non-finite gradient."""
     log_every: int = Field(default=20, ge=1)
@@ -270,6 +280,16 @@ class Config(Section):
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} values for model.channels={self.model.channels}; "
                 "set data.mean and data.std"
+            )
+        if self.optimizer.frozen_blocks > self.model.depth:
+            raise ValueError(
+                f"optimizer.frozen_blocks={self.optimizer.frozen_blocks} of model.depth={self.model.depth}"
+            )
+        if self.task == "pretrain" and (self.optimizer.frozen_blocks or self.train.probe):
+            raise ValueError("optimizer.frozen_blocks and train.probe are for task=finetune")
+        if self.train.probe and (self.train.ema_decay or self.model.drop_path or self.train.loss == "bce"):
+            raise ValueError(
+                "train.probe goes without train.ema_decay and model.drop_path, and with train.loss=cross_entropy"
             )
         if self.task == "pretrain" and self.init is not None:
             raise ValueError("init is for task=finetune; a pretraining run continues by itself from its output folder")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from unmask.config.schema import Config
 from unmask.engines.base import Engine
+from unmask.engines.probe import ProbeEngine
 from unmask.environment import launched
 from unmask.errors import EngineError
 
@@ -20,10 +21,12 @@ def create_engine(config: Config, world: int = 1) -> Engine:
         if config.engine == "torch":
             from unmask.engines.torch_engine.engine import TorchEngine
 
-            return TorchEngine(config, world=world)
-        from unmask.engines.mindspore_engine.engine import MindSporeEngine
+            engine = TorchEngine(config, world=world)
+        else:
+            from unmask.engines.mindspore_engine.engine import MindSporeEngine
 
-        return MindSporeEngine(config, world=world)
+            engine = MindSporeEngine(config, world=world)
+    return ProbeEngine(engine, config) if config.train.probe else engine
 
 
 @contextmanager

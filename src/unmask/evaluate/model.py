@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,14 @@ class Model:
         self.engine.load(EngineState(weights))
 
     def close(self) -> None:
-        """Release the device; end the connection to the other processes."""
+        """Release the device and leave the other processes; `with` does the same at its end."""
         self._open.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, at)
 
     def embed(self, images: Images) -> NDArray[np.float32]:
         """(N, width): the mean patch token (or cls token, `model.pool=cls`) of each whole image after the last norm."""
@@ -211,7 +218,7 @@ def load(
     values: dict[str, Any] = dict(found.config or {"model": found.model})
     values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
     values |= {"init": None, "device": device, "engine": engine or values.get("engine", "torch")}
-    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None}
+    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None, "probe": False}
     for key, value in (settings or {}).items():
         section, _, name = key.rpartition(".")
         values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unmask.checkpoint.adapt import adapt_encoder, interpolate_position_embedding
+from unmask.checkpoint.adapt import _bicubic, adapt_encoder, interpolate_position_embedding, resample_patch_projection
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError
 from unmask.init import parameter_shapes
@@ -75,12 +75,40 @@ def test_equally_many_patches_in_another_grid_are_interpolated():
     )
 
 
+@pytest.mark.parametrize("new", [5, 8, 13])
+def test_a_resized_patch_gives_the_token_it_gave_before(new: int):
+    rng = np.random.default_rng(0)
+    weight, patch = rng.normal(size=(6, 3, 4, 4)).astype(np.float32), rng.normal(size=(3, 4, 4))
+    resize = _bicubic(4, new)
+    resized = np.einsum("yh,xw,chw->cyx", resize, resize, patch)
+    ours = np.einsum("dcyx,cyx->d", resample_patch_projection(weight, new), resized)
+    np.testing.assert_allclose(ours, np.einsum("dchw,chw->d", weight, patch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_smaller_patch_is_the_least_squares_answer():
+    """No other weight of its size is nearer on patches of noise, for which the error is that of resize^T w_new = w."""
+    weight = np.random.default_rng(0).normal(size=(2, 1, 6, 6)).astype(np.float32)
+    new = resample_patch_projection(weight, 4)
+    both = np.kron(_bicubic(6, 4), _bicubic(6, 4))  # (16, 36)
+    expected, *_ = np.linalg.lstsq(both.T, weight.reshape(2, 36).T, rcond=None)
+    np.testing.assert_allclose(new.reshape(2, 16).T, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_patch_size_is_resampled_and_the_grid_interpolated():
+    weights = pretrained()
+    taken = adapt_encoder(weights, config(patch_size=8, image_size=(16, 32)), source="x")
+    assert taken["patch_embed.proj.weight"].shape == (16, 3, 8, 8)
+    np.testing.assert_array_equal(
+        taken["pos_embed"], interpolate_position_embedding(weights["pos_embed"], (4, 4), (2, 4))
+    )
+
+
 def test_every_difference_is_listed_in_one_line():
     target = config(patch_size=8, channels=1, width=32, depth=4, heads=4, mlp_ratio=2)
     with pytest.raises(CheckpointError) as raised:
         adapt_encoder(pretrained(), target, source="some.pth", known={"heads": 2})
     assert str(raised.value) == (
-        "some.pth does not fit the model: patch_size is 4 there and 8 here; channels is 3 there and 1 here; "
+        "some.pth does not fit the model: channels is 3 there and 1 here; "
         "width is 16 there and 32 here; depth is 2 there and 4 here; heads is 2 there and 4 here; "
         "mlp_ratio is 4.0 there and 2.0 here"
     )

@@ -16,6 +16,7 @@ from unmask.checkpoint.store import first_good
 from unmask.checkpoint.tensors import read_tensors
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
+from unmask.init import fold_head_norm
 
 __all__ = ["Foreign", "Format", "read_foreign", "write_foreign"]
 
@@ -75,4 +76,4 @@ def _read_ours(folder: Path) -> Foreign:
     meta = read_meta(folder)
     config = meta.get("config")
     model, class_names = told(folder, meta, config.get("model") if isinstance(config, dict) else None)
-    return Foreign(read_weights(folder), model, class_names, "unmask", config)
+    return Foreign(fold_head_norm(read_weights(folder)), model, class_names, "unmask", config)

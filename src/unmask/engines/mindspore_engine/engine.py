@@ -24,7 +24,7 @@ from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
 from unmask.errors import EngineError
-from unmask.init import FIXED
+from unmask.schedules import is_trained
 
 
 class MindSporeEngine:
@@ -43,8 +43,9 @@ class MindSporeEngine:
         self.pretraining = config.task == "pretrain"
         self.model = self._make_model()
         self.weights = _named(self.model)
-        for name in FIXED & self.weights.keys():
-            self.weights[name].requires_grad = not self.pretraining
+        depth, frozen = config.model.depth, config.optimizer.frozen_blocks
+        for name, weight in self.weights.items():
+            weight.requires_grad = is_trained(name, depth, pretraining=self.pretraining, frozen_blocks=frozen)
         self.trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
         self.averaged = self._make_model() if config.train.ema_decay else None
         self.averages = {} if self.averaged is None else _named(self.averaged, prefix="ema.")

@@ -88,6 +88,7 @@ class Update(Cell):
         self.averages, self.weights = ParameterTuple(averages.values()), ParameterTuple(weights.values())
         self.map = ops.HyperMap()
         self.ema_step = None if train.ema_decay is None else 1 - train.ema_decay
+        self.ema_warmup = train.ema_warmup
         self.loss_scale, self.good_steps = loss_scale, good_steps
         self.dynamic = train.loss_scale == "dynamic"
 
@@ -96,8 +97,10 @@ class Update(Cell):
         loss_scale = None if self.loss_scale is None else self.loss_scale + 0  # a copy
         norm, finite = self.optimizer(gradients, lr, loss_scale)
         if self.ema_step is not None:
-            follow = ops.partial(_follow, self.ema_step * finite.astype(float32))
-            self.map(follow, self.averages, self.weights)
+            step = self.ema_step
+            if self.ema_warmup:
+                step = ops.maximum(9 / (10 + self.optimizer.updates), step)
+            self.map(ops.partial(_follow, step * finite.astype(float32)), self.averages, self.weights)
         if loss_scale is not None and self.dynamic:
             self._adjust_loss_scale(finite, loss_scale)
         return norm, 1 - finite.astype(float32), loss_scale

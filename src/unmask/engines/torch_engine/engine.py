@@ -31,7 +31,7 @@ from unmask.engines.torch_engine.model import (
 )
 from unmask.engines.torch_engine.optimizer import Optimizer
 from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
-from unmask.init import FIXED
+from unmask.schedules import is_trained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,8 +50,9 @@ class TorchEngine:
         with self.device:
             self.model = MaskedAutoencoder(config.model) if self.pretraining else Classifier(config.model)
         weights = dict(self.model.named_parameters())
-        for name in FIXED & weights.keys():
-            weights[name].requires_grad_(not self.pretraining)
+        depth, frozen = config.model.depth, config.optimizer.frozen_blocks
+        for name, weight in weights.items():
+            weight.requires_grad_(is_trained(name, depth, pretraining=self.pretraining, frozen_blocks=frozen))
         self.trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema_decay else None
         self.loss_scale, self.good_steps = self._initial_loss_scale()
@@ -200,6 +201,8 @@ class TorchEngine:
         if self.averaged is None or self.config.train.ema_decay is None:
             return
         step = (1 - self.config.train.ema_decay) * finite
+        if self.config.train.ema_warmup:
+            step = torch.maximum(step, 9 / (10 + self.optimizer.updates) * finite)
         for average, weight in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             average.lerp_(weight, step)
 

@@ -64,6 +64,11 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
         return norm, finite
 
+    @property
+    def updates(self) -> Tensor:
+        """How many were applied; on the device."""
+        return self.adamw.state[next(iter(self.weights.values()))]["step"]
+
     def state(self) -> tuple[dict[str, NDArray[Any]], int]:
         """Moments as `exp_avg.NAME` and `exp_avg_sq.NAME`, and the number of updates applied."""
         tensors = {
@@ -71,8 +76,7 @@ class Optimizer:
             for moment in MOMENTS
             for name, weight in self.weights.items()
         }
-        first = next(iter(self.weights.values()))
-        return tensors, int(self.adamw.state[first]["step"])
+        return tensors, int(self.updates)
 
     def load(self, tensors: Mapping[str, NDArray[Any]], updates: int) -> None:
         for name, weight in self.weights.items():
