@@ -87,7 +87,8 @@ def _attempt(url: str, act: Callable[[Any, str], T]) -> T:
             return act(*_open(url))
         except DataError:
             raise
-        except Exception as error:  # the stores' libraries share no base class
+        except Exception as raised:  # the stores' libraries share no base class
+            error = _cause(raised)
             if _final(error):
                 raise DataError(f"{printable(url)} cannot be read: {_reason(error)}") from None
             if attempt == ATTEMPTS:
@@ -121,6 +122,13 @@ def _options(protocol: str) -> dict[str, Any]:
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
         return {"client_kwargs": {"timeout": timeout}}
     return {}
+
+
+def _cause(error: Exception) -> Exception:
+    """fsspec calls a web server that does not answer a file that is not found."""
+    cause = error.__cause__
+    web = isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp")
+    return cause if web and isinstance(error, FileNotFoundError) else error
 
 
 def _final(error: Exception) -> bool:

@@ -134,7 +134,8 @@ def _labels(
     if (missing := which < 0).any():
         name = printable(os.fsdecode(table.name(int(np.argmax(missing)))))
         return which, [], f"{missing.sum()} images have no label in a .cls or .json member, such as {name}"
-    values, names = numbered([os.fsdecode(text) for text in texts])
+    used, which = np.unique(which, return_inverse=True)  # a .cls replaces what a .json said
+    values, names = numbered([os.fsdecode(texts[text]) for text in used.tolist()])
     return values[which], names, ""
 
 

@@ -1,0 +1,281 @@
+"""Sources behind URLs: from a server that speaks the S3 protocol, and from a web server that fails on request."""
+
+import http.server
+import io
+import re
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unmask.data.sources import Source, files, open_source, remote
+from unmask.errors import DataError
+
+s3fs = pytest.importorskip("s3fs", reason="remote sources need unmask[remote]")
+FILES = {f"class{i % 3}/{i:03}.jpg": b"%d" % i * (100 + i) for i in range(12)}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+
+
+def make_data(root: Path) -> Path:
+    """The same images as a folder, a tar, shards, Parquet, a list and an array."""
+    for name, data in FILES.items():
+        (root / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "images" / name).write_bytes(data)
+    parts = {"all.tar": list(FILES), "shard-0.tar": list(FILES)[:5], "shard-1.tar": list(FILES)[5:]}
+    for part, names in parts.items():
+        with tarfile.open(root / part, "w") as tar:
+            for name in names:
+                tar.add(root / "images" / name, name)
+    rows = [{"image": {"bytes": data}, "label": int(name[5])} for name, data in sorted(FILES.items())]
+    (root / "table").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), root / "table" / "train-0.parquet", row_group_size=4)
+    (root / "list.csv").write_text("path,label\n" + "".join(f"images/{name},{name[:6]}\n" for name in sorted(FILES)))
+    np.save(root / "x.npy", np.arange(12 * 4, dtype=np.uint8).reshape(12, 2, 2))
+    np.save(root / "labels.npy", np.arange(12) % 3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def s3(data: Path) -> Iterator[str]:
+    """URL of a bucket that holds the data, on a store that is not Amazon's."""
+    server = pytest.importorskip("moto.server", reason="moto is the S3 server").ThreadedMotoServer(
+        port=0, verbose=False
+    )
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import boto3
+
+        client: Any = boto3.client("s3")
+        client.create_bucket(Bucket="bucket")
+        for path in data.rglob("*"):
+            if path.is_file():
+                client.put_object(Bucket="bucket", Key=f"data/{path.relative_to(data)}", Body=path.read_bytes())
+        client.put_object(Bucket="bucket", Key="data/images/", Body=b"")  # as consoles mark a folder
+        yield "s3://bucket/data"
+        client.close()
+    server.stop()
+
+
+def open_images(spec: str) -> Source:
+    return open_source(spec, key="data.train", labels=True)
+
+
+def rows(source: Source) -> list[tuple[str, bytes, int]]:
+    return [(i.name, np.asarray(i.data).tobytes(), i.label) for i in map(source.read, range(len(source)))]
+
+
+KINDS = ["images", "all.tar", "shard-{0..1}.tar", "shard-*.tar", "table", "table/*.parquet", "list.csv", "x.npy"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_object_store_gives_what_the_disk_gives(data: Path, s3: str, kind: str):
+    here, there = open_images(f"{data}/{kind}"), open_images(f"{s3}/{kind}")
+    assert rows(there) == rows(here)
+    assert there.class_names == here.class_names
+    assert there.fingerprint() == here.fingerprint()
+
+
+def test_missing_objects_are_named(s3: str):
+    with pytest.raises(DataError, match=r"s3://bucket/data/none\.tar cannot be read: no such file"):
+        open_images(f"{s3}/none.tar")
+    with pytest.raises(DataError, match=r"s3://nobucket/x\.tar cannot be read: no such file"):
+        open_images("s3://nobucket/x.tar")
+
+
+def test_changed_object_is_indexed_anew(s3: str):
+    import boto3
+
+    client: Any = boto3.client("s3")
+    for number in (1, 2):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            info = tarfile.TarInfo(f"a/{number}.jpg")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"%d" % number))
+            tar.addfile(tarfile.TarInfo("b/0.jpg"))
+        client.put_object(Bucket="bucket", Key="change.tar", Body=file.getvalue())
+        assert rows(open_images("s3://bucket/change.tar"))[0] == (f"a/{number}.jpg", b"%d" % number, 0)
+    client.close()
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """Files with ranges and listings; `fail` says what to do to the next answers."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root = root
+        self.fail: list[str] = []
+        self.fail_heads = 0
+        self.gets: list[tuple[str, str]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    server: Web
+
+    def __init__(self, request: Any, address: Any, server: Web) -> None:
+        super().__init__(request, address, server, directory=str(server.root))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        if self.server.fail_heads:
+            self.server.fail_heads -= 1
+            self.send_error(500)
+        else:
+            super().do_HEAD()
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            super().do_GET()
+            return
+        self.server.gets.append((self.path, self.headers.get("Range", "")))
+        how = self.server.fail.pop(0) if self.server.fail else ""
+        if how.isdigit():
+            self.send_error(int(how))
+            return
+        data, status = path.read_bytes(), 200
+        if how != "no range" and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+            data, status = data[int(found[1]) : int(found[2]) + 1 if found[2] else None], 206
+        if how != "drop":
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data) if how != "short" else len(data) // 2))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if how in ("truncate", "short") else data)
+        self.close_connection = True
+
+
+@pytest.fixture
+def web(data: Path) -> Iterator[Web]:
+    with Web(data) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "kind", ["images", "all.tar", "shard-{0..1}.tar", "table/train-0.parquet", "list.csv", "x.npy"]
+)
+def test_web_server_gives_what_the_disk_gives(data: Path, web: Web, kind: str):
+    here, there = open_images(f"{data}/{kind}"), open_images(f"{web.url}/{kind}")
+    assert rows(there) == rows(here)
+    assert there.class_names == here.class_names
+
+
+@pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short"])
+def test_failures_are_tried_again(web: Web, failure: str):
+    source = open_images(f"{web.url}/all.tar")
+    item = source.read(3)
+    web.fail = [failure] * (remote.ATTEMPTS - 1)
+    assert source.read(3) == item
+    assert not web.fail
+
+
+@pytest.mark.parametrize("failure", ["500", "drop", "truncate", "short"])
+def test_lasting_failure_is_one_clear_error(web: Web, failure: str):
+    source = open_images(f"{web.url}/all.tar")
+    web.gets.clear()
+    web.fail = [failure] * 100
+    with pytest.raises(DataError, match=r"http://.*/all\.tar cannot be read, 5 attempts: \w+") as caught:
+        source.read(0)
+    assert "\n" not in str(caught.value)
+    assert remote.ATTEMPTS <= len(web.gets) <= 2 * remote.ATTEMPTS  # the client below may repeat once by itself
+
+
+@pytest.mark.parametrize(("failure", "message"), [("403", "403"), ("404", "no such file"), ("no range", "read ranges")])
+def test_what_will_not_change_is_not_tried_again(web: Web, failure: str, message: str):
+    source = open_images(f"{web.url}/all.tar")
+    web.gets.clear()
+    web.fail = [failure] * 100
+    with pytest.raises(DataError, match=message):
+        source.read(0)
+    assert len(web.gets) == 1
+
+
+def test_failing_object_store_is_one_clear_error(web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    web.fail = ["500"] * 100
+    with pytest.raises(DataError, match=r"s3://images/class0/000\.jpg cannot be read, 5 attempts: "):
+        files.read("s3://images/class0/000.jpg", 0, 5)
+    assert remote.ATTEMPTS <= len(web.gets) <= 2 * remote.ATTEMPTS
+    web.fail = ["500", "truncate"]
+    assert files.read("s3://images/class0/000.jpg", 0, 5) == FILES["class0/000.jpg"][:5]
+
+
+def test_server_that_recovers_while_the_file_is_looked_for(web: Web):
+    web.fail_heads, web.fail = 2, ["500"] * 2
+    assert len(open_images(f"{web.url}/all.tar")) == 12
+    web.fail_heads, web.fail = 100, ["500"] * 100
+    with pytest.raises(DataError, match=r"all\.tar cannot be read, 5 attempts: .*500"):
+        open_images(f"{web.url}/all.tar")
+
+
+def test_server_that_is_not_there():
+    with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/x\.tar cannot be read, 5 attempts: Client"):
+        open_images("http://127.0.0.1:9/x.tar")
+
+
+def test_unknown_protocol_and_missing_package():
+    with pytest.raises(DataError, match="Protocol not known"):
+        open_images("nothing://x.tar")
+    with pytest.raises(DataError, match=r"gs://bucket/x\.tar needs gcsfs"):
+        open_images("gs://bucket/x.tar")
+
+
+def test_cache_answers_and_stays_below_its_limit(web: Web, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    source = open_images(f"{web.url}/all.tar")
+    monkeypatch.setenv("UNMASK_REMOTE_CACHE_GB", "0.001")
+    monkeypatch.setattr(remote, "_DRAWERS", 1)
+    first = rows(source)
+    web.gets.clear()
+    assert rows(source) == first
+    assert not web.gets
+    kept = sorted(path for path in (cache / "remote").rglob("*") if path.is_file())
+    kept[0].write_bytes(b"cut")  # as after a full disk
+    assert rows(source) == first
+    assert len(web.gets) == 1
+
+    monkeypatch.setenv("UNMASK_REMOTE_CACHE_GB", "0.000003")  # 3,000 bytes of some 7,000
+    monkeypatch.setattr(remote, "_from_cache", lambda path: None)
+    for path in kept:
+        path.rename((cache / "remote" / kept[0].parent.name) / path.name)
+    for i in range(40):
+        folder = cache / "remote" / kept[0].parent.name
+        remote._into_cache(folder / f"{i}", bytes(500))
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 3000
+    assert {path.name for path in folder.iterdir()} == {f"{i}" for i in range(34, 40)}
+
+
+def test_cache_limit_must_be_a_number(web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("UNMASK_REMOTE_CACHE_GB", "much")
+    with pytest.raises(DataError, match="UNMASK_REMOTE_CACHE_GB=much is not a number"):
+        open_images(f"{web.url}/all.tar")
