@@ -22,8 +22,6 @@ def train(options: Namespace) -> None:
 
 
 def evaluate(options: Namespace) -> None:
-    from contextlib import closing
-
     from unmask.evaluate.output import write_evaluation
     from unmask.report.progress import say, table
 
@@ -34,7 +32,7 @@ def evaluate(options: Namespace) -> None:
     else:
         model, images = _load(options, join=True), options.images
         class_map, label_offset = options.class_map, options.label_offset
-    with closing(model):
+    with model:
         values = write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
     table([[name, f"{value:.4f}" if name != "count" else int(value)] for name, value in values.items()], ["", "value"])
     if "top1" in values:

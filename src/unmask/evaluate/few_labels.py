@@ -123,12 +123,11 @@ def _probes(
     config: Config, subsets: Mapping[tuple[int, int], SubsetSource], val: Source, cache: Path
 ) -> Iterator[Result]:
     """Probes of all subsets, on features that are computed once for the images that any of them has."""
-    model = load(config.init or "", engine=config.engine, device=config.device)
     parent = next(iter(subsets.values())).parent
     union = np.unique(np.concatenate([images.indices for images in subsets.values()]))
-    found = embed_labelled(model, SubsetSource(parent, union), cache, "embed data.train")
-    val_features = embed_labelled(model, val, cache, "embed data.val")
-    model.close()
+    with load(config.init or "", engine=config.engine, device=config.device) as model:
+        found = embed_labelled(model, SubsetSource(parent, union), cache, "embed data.train")
+        val_features = embed_labelled(model, val, cache, "embed data.val")
     for (n, seed), images in subsets.items():
         features = found.rows(np.searchsorted(union, images.indices))
         result = fit_probe(features, val_features, len(parent.class_names or ()), seed=seed)

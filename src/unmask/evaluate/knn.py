@@ -85,17 +85,22 @@ def vote(
 def _merge(similarity: NDArray[np.float32], index: NDArray[np.int64], found: NDArray[np.float32], first: int) -> None:
     """Update the best k of each query, in place, by its similarities (Q, n) to rows `first`... of the database."""
     k = similarity.shape[1]
-    better = np.flatnonzero(found.max(1) > similarity.min(1))  # late in a large database, few queries
-    if not len(better):
+    better = found > similarity.min(1, keepdims=True)
+    if np.count_nonzero(better) > 4 * k * len(found):  # at first, most are; later few, and looking at them is quick
+        best = np.argpartition(found, -k, axis=1)[:, -k:]
+        rows, columns = np.repeat(np.arange(len(found)), k), best.reshape(-1)
+    else:
+        rows, columns = np.nonzero(better)
+    if not len(rows):
         return
-    found = found[better]
-    best = np.argpartition(found, -k, axis=1)[:, -k:] if found.shape[1] > k else np.arange(found.shape[1])[None]
-    best = np.broadcast_to(best, (len(better), best.shape[1]))
-    candidates = np.concatenate([similarity[better], np.take_along_axis(found, best, 1)], axis=1)
-    positions = np.concatenate([index[better], best + first], axis=1)
+    place = k + np.arange(len(rows)) - np.searchsorted(rows, rows)
+    candidates = np.full((len(found), place.max() + 1), -np.inf, np.float32)
+    positions = np.zeros(candidates.shape, np.int64)
+    candidates[:, :k], positions[:, :k] = similarity, index
+    candidates[rows, place], positions[rows, place] = found[rows, columns], columns + first
     keep = np.argpartition(candidates, -k, axis=1)[:, -k:]
-    similarity[better] = np.take_along_axis(candidates, keep, 1)
-    index[better] = np.take_along_axis(positions, keep, 1)
+    similarity[:] = np.take_along_axis(candidates, keep, 1)
+    index[:] = np.take_along_axis(positions, keep, 1)
 
 
 def _normalized(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -155,7 +155,7 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
     names = [printable(name) for name in report.class_names]
     crops = model.center_crops(SubsetSource(source, np.array([mistake.index for mistake in report.worst])))
     captions = [
-        f"is {names[m.true]}\ntaken for {names[m.predicted]} {m.confidence:.0%}\nloss {m.loss:.2f}"
+        f"is {names[m.true]}\ntaken for {names[m.predicted]} ({m.confidence:.0%})\nloss {m.loss:.2f}"
         for m in report.worst
     ]
     contact_sheet(crops, out, captions=captions)

@@ -25,7 +25,7 @@ def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path) 
     classes = len(names)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.42 * classes, 4.5, 14))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="compressed")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axis, shrink=0.7, label="share of the true class")
@@ -40,7 +40,7 @@ def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path) 
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(out, dpi=120)
+    figure.savefig(out, dpi=120, bbox_inches="tight")
     return out
 
 

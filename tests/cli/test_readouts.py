@@ -1,0 +1,316 @@
+"""Evaluation in full, k-NN, probe and the sweep over labels, as a user types them, on real digits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import unmask
+from runs import ENVIRONMENT, TINY_MODEL, start
+from runs import unmask as run_command
+from unmask.cli import main
+from unmask.data.sources import open_source
+
+pytest.importorskip("torch")
+
+SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "train.log_every=50"]
+
+
+def write_digits(root: Path, part: str, step: int) -> Path:
+    source = open_source(f"bundled:mnist5k/{part}", key="data", labels=True)
+    for index in range(0, len(source), step):
+        item = source.read(index)
+        assert isinstance(item.data, np.ndarray)
+        (root / str(item.label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(item.data[:, :, 0]).save(root / str(item.label) / f"{index:05}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "train", "train", 20)
+
+
+@pytest.fixture(scope="module")
+def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "val", "val", 10)
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory: pytest.TempPathFactory, train: Path) -> Path:
+    folder = tmp_path_factory.mktemp("mae") / "run"
+    arguments = [f"data.train={train}", "train.epochs=1", f"output={folder}"]
+    assert main(["pretrain", "mae-vit-tiny", *TINY_MODEL, *SHORT, *arguments]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory, train: Path) -> Path:
+    folder = tmp_path_factory.mktemp("classifier") / "run"
+    arguments = [f"data.train={train}", "train.epochs=10", f"output={folder}"]
+    assert main(["finetune", "finetune-vit-tiny", *TINY_MODEL, *SHORT, *arguments]) == 0
+    return folder
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_evaluate_writes_everything(
+    classifier: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(classifier), str(val), "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    assert last_line(capsys) == f"accuracy={numbers['top1']:.3f}"
+    model = unmask.load(classifier)
+    source = open_source(str(val), key="images", labels=True)
+    predicted = model.predict(val).argmax(1)
+    assert source.labels is not None
+    confusion = np.zeros((10, 10), int)
+    np.add.at(confusion, (source.labels, predicted), 1)
+    rows = list(csv.reader((tmp_path / "confusion.csv").read_text().splitlines()))
+    assert np.array([row[1:] for row in rows[1:]], int).tolist() == confusion.tolist()
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == list("0123456789")
+    per_class = list(csv.DictReader((tmp_path / "per_class.csv").read_text().splitlines()))
+    assert [int(row["images"]) for row in per_class] == confusion.sum(1).tolist()
+    assert [float(row["recall"]) for row in per_class] == pytest.approx(np.diag(confusion) / confusion.sum(1), abs=1e-6)
+    assert numbers["top1"] == pytest.approx((predicted == source.labels).mean())
+    for name in ("confusion.png", "worst.png"):
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 400, name
+
+
+def test_folders_by_other_names_need_a_map(
+    classifier: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two classes under other names: refused with the difference, and the same figures by number and by name."""
+    for number, name in ((3, "three"), (7, "seven")):
+        shutil.copytree(val / str(number), tmp_path / "images" / name)
+    images = str(tmp_path / "images")
+    assert main(["evaluate", str(classifier), images]) == 3
+    assert "only the images ['seven', 'three'], only the model ['0'" in capsys.readouterr().err
+    (tmp_path / "map.json").write_text('{"three": 3, "seven": 7}')
+    (tmp_path / "map.csv").write_text("folder,class\nseven,7\nthree,3\n")
+    found = []
+    for name in ("map.json", "map.csv"):
+        out = tmp_path / name.replace(".", "-")
+        assert main(["evaluate", str(classifier), images, "--class-map", str(tmp_path / name), "--out", str(out)]) == 0
+        found.append(json.loads((out / "metrics.json").read_text()))
+    assert found[0] == found[1]
+    probabilities = unmask.load(classifier).predict(images)
+    labels = np.array([7] * len(list((val / "7").iterdir())) + [3] * len(list((val / "3").iterdir())))
+    assert found[0]["count"] == len(labels)
+    assert found[0]["top1"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_head_with_a_background_class_is_evaluated_with_shifted_labels(
+    classifier: Path, val: Path, tmp_path: Path, background: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the ImageNet heads of 1,001 classes: the same weights, with a class before the first or after the last."""
+    from safetensors.numpy import load_file, save_file
+
+    checkpoint = max((classifier / "checkpoints").glob("step-*"))
+    weights = load_file(checkpoint / "weights.safetensors")
+    for name in ("head.weight", "head.bias"):
+        row = np.full_like(weights[name][:1], -1 if name == "head.bias" else 0)
+        weights[name] = np.concatenate([row, weights[name]] if background else [weights[name], row])
+    save_file(weights, tmp_path / "eleven.safetensors")
+    settings = {"model.heads": 4, "model.image_size": 28, "data.mean": [0.1307], "data.std": [0.3081]}
+    model = unmask.load(tmp_path / "eleven.safetensors", settings=settings)
+    assert model.config.model.num_classes == 11
+    with pytest.raises(unmask.errors.DataError, match="10 classes and the model's head has 11"):
+        model.evaluate(val)
+    expected = unmask.load(classifier).evaluate(val)
+    shifted = model.evaluate(val, label_offset=int(background))
+    assert shifted["top1"] == expected["top1"]
+    assert shifted["loss"] != expected["loss"], "the eleventh class has its share of the probability"
+
+
+def test_two_processes_evaluate_as_one(classifier: Path, val: Path, tmp_path: Path) -> None:
+    alone = run_command("evaluate", classifier, val, "--out", "alone", "--batch-size", "16", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "unmask"]
+    arguments = ["evaluate", str(classifier), str(val), "--out", "together", "--batch-size", "16", "--device", "cpu"]
+    together = subprocess.run(
+        [sys.executable, "-m", *launcher, *arguments],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert together.returncode == 0, together.stdout
+    assert together.stdout.count("accuracy=") == 1
+    numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together")]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
+    for name in ("confusion.csv", "per_class.csv", "worst.png"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes(), name
+
+
+def test_killed_in_the_middle_the_same_command_goes_on(classifier: Path, tmp_path: Path) -> None:
+    """SIGKILL while it works: the files are those of a run in one go, byte for byte."""
+    images = write_digits(tmp_path / "images", "train", 2)
+    (images / "0" / "00001.png").write_bytes(b"not a picture")
+    arguments = ["predict", str(classifier), str(images), "--batch-size", "8", "--device", "cpu"]
+    whole = run_command(*arguments, "--out", "whole/p.parquet", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    rows = tmp_path / "part" / "p.parquet.partial" / "rows.bin"
+    process = start(*arguments, "--out", "part/p.parquet", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and rows.stat().st_size > 2000) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "part" / "p.parquet").exists()
+    resumed = run_command(*arguments, "--out", "part/p.parquet", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of 2001 images are done already" in resumed.stdout
+    assert "1 of 2001 images cannot be decoded" in resumed.stdout
+    found = {path.name: path.read_bytes() for path in (tmp_path / "part").iterdir()}
+    assert found == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert found["p.parquet.bad.txt"] == b"0/00001.png\n"
+
+
+def test_batches_from_the_middle_are_those_of_the_whole(classifier: Path, val: Path) -> None:
+    model = unmask.load(classifier, batch_size=16)
+    source = open_source(str(val), key="images", labels=False)
+    for ask in (model.embed_batches, model.predict_batches):
+        whole, rest = list(ask(source)), list(ask(source, 48))
+        assert len(whole) == len(rest) + 3
+        for ours, theirs in zip(rest, whole[3:], strict=True):
+            np.testing.assert_array_equal(ours.index, theirs.index)
+            np.testing.assert_array_equal(ours.values, theirs.values)
+
+
+def test_predictions_as_parquet_are_those_of_the_model(classifier: Path, val: Path, tmp_path: Path) -> None:
+    assert main(["predict", str(classifier), str(val), "--top", "2", "--out", str(tmp_path / "p.parquet")]) == 0
+    table = pq.read_table(tmp_path / "p.parquet")
+    assert table.column_names == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    probabilities = unmask.load(classifier).predict(val)
+    order = np.argsort(-probabilities, axis=1)
+    assert table["class_1"].to_pylist() == [str(c) for c in order[:, 0]]
+    np.testing.assert_allclose(table["probability_2"].to_numpy(), np.sort(probabilities, axis=1)[:, -2], rtol=1e-5)
+
+
+def test_another_result_is_not_gone_on_with(
+    classifier: Path, mae: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "e.npy"
+    folder = tmp_path / "e.npy.partial"
+    folder.mkdir()
+    (folder / "job.json").write_text("{}")
+    assert main(["embed", str(mae), str(val), "--out", str(out)]) == 2
+    assert "another result" in capsys.readouterr().err
+
+
+def test_knn_and_probe_share_the_features(
+    mae: Path, train: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache", str(tmp_path)]
+    assert main(["knn", str(mae), str(train), str(val), "--k", "5", *cache]) == 0
+    accuracy = last_line(capsys)
+    model = unmask.load(mae)
+    database, queries = model.embed(train), model.embed(val)
+    labels = [np.asarray(open_source(str(folder), key="x", labels=True).labels) for folder in (train, val)]
+    similarity = (queries / np.linalg.norm(queries, axis=1)[:, None]) @ (
+        database / np.linalg.norm(database, axis=1)[:, None]
+    ).T
+    best = np.argsort(-similarity, axis=1)[:, :5]
+    weight = np.exp(np.take_along_axis(similarity, best, 1) / 0.07)
+    scores = np.stack([(weight * (labels[0][best] == label)).sum(1) for label in range(10)], axis=1)
+    assert accuracy == f"accuracy={(scores.argmax(1) == labels[1]).mean():.3f}"
+
+    assert main(["probe", str(mae), str(train), str(val), "--learning-rates", "0.01", "0.1", *cache]) == 0
+    out = capsys.readouterr().out
+    assert "embed train: 200 of 200 images are done already" in out
+    assert sum("chosen" in line for line in out.splitlines()) >= 1
+    assert float(out.splitlines()[-1].removeprefix("accuracy=")) > 0.3, "ten classes, 20 images of each"
+
+
+def test_the_classes_of_train_and_val_must_be_the_same(
+    mae: Path, train: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(val / "1", tmp_path / "eleven")
+    for command in ("knn", "probe"):
+        assert main([command, str(mae), str(train), str(tmp_path)]) == 3
+        assert "only val ['eleven']" in capsys.readouterr().err
+
+
+def test_the_sweep_over_labels(
+    mae: Path, train: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "sweep"
+    arguments = ["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"init={mae}", f"output={output}"]
+    arguments += [f"data.train={train}", f"data.val={val}", "--labels", "2", "4", "--seeds", "7", "--steps", "3"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-4].split() == ["labels", "per", "class", "pretrained", "scratch", "probe"]
+    rows = list(csv.DictReader((output / "few-labels.csv").read_text().splitlines()))
+    assert len(rows) == 3 * 2
+    assert {(row["method"], row["labels_per_class"], row["seed"]) for row in rows} == {
+        (method, n, seed) for method in ("pretrained", "scratch", "probe") for n in "24" for seed in "7"
+    }
+    assert (output / "few-labels.png").stat().st_size > 5000
+    assert out.count("images, 3 steps") == 4, "whatever the number of labels"
+    for row in rows:
+        if row["method"] != "probe":
+            folder = output / f"{row['method']}-{row['labels_per_class']}-labels-seed-{row['seed']}"
+            log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            assert float(row["accuracy"]) == pytest.approx(log[-1]["top1"], abs=1e-6)
+    expected = (output / "few-labels.csv").read_bytes()
+
+    interrupted = output / "scratch-4-labels-seed-7" / "result.json"
+    interrupted.unlink()
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("is finished: accuracy") == 3
+    assert interrupted.exists()
+    assert (output / "few-labels.csv").read_bytes() == expected
+
+    assert main([*arguments[:-1], "4"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--labels", "2"], 2, "sweep-labels needs init=…, data.train=…, data.val=…, output=…"),
+        (["init=MAE", "data.train=TRAIN", "data.val=VAL", "output=x", "--labels", "2000"], 3, "fewer than"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_at_once(
+    mae: Path,
+    train: Path,
+    val: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in (("MAE", mae), ("TRAIN", train), ("VAL", val)):
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert main(["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *arguments]) == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
