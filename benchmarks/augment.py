@@ -79,12 +79,16 @@ def theirs(paths: list[Path], augment: AugmentConfig) -> Callable[[range], Any]:
         std=IMAGENET_STD,
     )
 
+    def image(path: Path) -> Any:
+        with path.open("rb") as file:
+            pixels = Image.open(file).convert("RGB")
+        try:
+            return transform(pixels)
+        except ValueError:  # at full magnitude timm 1.0 asks Pillow 13 for posterizing to 0 bits: 1 image in 660
+            return transform(pixels)
+
     def make(positions: range) -> Any:
-        images: list[Any] = []
-        for position in positions:
-            with paths[position * 7919 % len(paths)].open("rb") as file:
-                images.append(transform(Image.open(file).convert("RGB")))
-        return torch.stack(images)
+        return torch.stack([image(paths[position * 7919 % len(paths)]) for position in positions])
 
     return make
 

@@ -81,8 +81,10 @@ def mix_pair(images: NDArray[np.uint8], targets: NDArray[np.float32], mixes: lis
 
 
 def _blend(image: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-    mixed = image * np.float32(share)
-    mixed += other * np.float32(1 - share)
+    mixed = image.astype(np.float32)  # the one large array: fresh memory costs more than the arithmetic
+    mixed -= other
+    mixed *= share
+    mixed += other
     return np.rint(mixed, out=mixed).astype(np.uint8)
 
 
