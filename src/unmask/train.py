@@ -284,6 +284,8 @@ def _complete(config: Config, source: Source) -> Config:
     """The config with what only the data knows filled in."""
     if config.task == "pretrain" or source.class_names is None:
         return config
+    if source.labels is None and config.train.loss != "bce":
+        raise ConfigError("data.train gives several classes an image, which needs train.loss=bce")
     classes = len(source.class_names)
     if config.model.num_classes is None:
         return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
@@ -293,7 +295,8 @@ def _complete(config: Config, source: Source) -> Config:
 
 
 def _check_same_run(config: Config, source: Source, checkpoint: Checkpoint, folder: Path) -> None:
-    before, now = flatten(checkpoint.meta["config"]), flatten(to_dict(config))
+    defaults = flatten(to_dict(Config()))  # what a key means that did not exist when the run was started
+    before, now = defaults | flatten(checkpoint.meta["config"]), flatten(to_dict(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
         raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")

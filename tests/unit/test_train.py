@@ -17,7 +17,7 @@ import unmask.train
 from fake_engine import FakeEngine
 from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.store import CheckpointStore
-from unmask.config.load import check_config
+from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
 from unmask.report.log import read_log
@@ -120,6 +120,20 @@ def test_gradients_that_stay_non_finite_stop_the_run_and_keep_the_weights(
     assert all(np.isfinite(weight).all() for weight in saved.state.weights.values())
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] == "nan"
+
+
+def test_a_run_from_before_a_key_existed_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_the_key(config: Config) -> dict[str, Any]:
+        values = to_dict(config)
+        del values["train"]["ema_warmup"]
+        return values
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("unmask.train.to_dict", without_the_key)
+        train(make_config(photos), tmp_path / "run")
+    train(make_config(photos), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds another run \(train.ema_warmup: False -> True\)"):
+        train(make_config(photos, train={"ema_warmup": True}), tmp_path / "run")
 
 
 def test_a_folder_that_holds_another_run_is_refused_with_the_difference(photos: Path, tmp_path: Path) -> None:
