@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ class Batch:
     """(B, K) patches the encoder sees, ascending. Pretraining only."""
     ids_mask: NDArray[np.int32] | None = None
     """(B, L - K) patches to reconstruct, ascending. Pretraining only."""
-    labels: NDArray[np.int64] | None = None
-    """(B,) class of each image: what an evaluation compares with."""
+    labels: NDArray[Any] | None = None
+    """(B,) class of each image, int64, or (B, num_classes) True for each of several: what is evaluated against."""
     targets: NDArray[np.float32] | None = None
     """(B, num_classes) what the training loss compares with: one-hot, smoothed and mixed. Fine-tuning only."""
     keep_path: NDArray[np.bool_] | None = None

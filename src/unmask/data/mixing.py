@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ Mix = tuple[float, tuple[slice, slice] | None]
 """Share of the image itself, and for cutmix the rows and columns that come from the other one."""
 
 
-def class_targets(labels: NDArray[np.int64], num_classes: int, smoothing: float) -> NDArray[np.float32]:
+def class_targets(labels: NDArray[Any], num_classes: int, smoothing: float) -> NDArray[np.float32]:
     """Smoothed targets (B, num_classes).
 
     `labels` (B,): one-hot rows, the share `smoothing` of each spread over all classes. `labels` (B, num_classes), 0 or

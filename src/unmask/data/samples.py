@@ -47,6 +47,16 @@ class Samples:
     def _picture(self, index: int) -> Picture:
         return Picture(self.source.read(index).data, self.model.channels, self.data.max_pixels)
 
+    def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
+        """Of these images: (n,) the class, or (n, classes) True for each of several."""
+        if self.source.labels is not None:
+            return self.source.labels[index]
+        return None if self._label_sets is None else self._label_sets[index]
+
+    @cached_property
+    def _label_sets(self) -> NDArray[np.bool_] | None:
+        return getattr(self.source, "label_sets", None)  # of lists that give several classes an image
+
     def _masks(self, keys: Sequence[tuple[int, int]]) -> Arrays:
         """Masks for (epoch, index) pairs."""
         model = self.model
@@ -65,8 +75,8 @@ class TrainSamples(Samples):
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
-        if self.task == "finetune" and self.source.labels is not None:
-            self._targets(self.source.labels[:1])
+        if self.task == "finetune" and (labels := self._labels(np.zeros(1, np.int64))) is not None:
+            self._targets(labels)
 
     def __call__(self, positions: range) -> Arrays:
         """Raises DataError when one image after the other cannot be decoded."""
@@ -80,9 +90,8 @@ class TrainSamples(Samples):
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
         if self.task == "pretrain":
             return arrays | self._masks(keys)
-        if self.source.labels is not None:
-            arrays["labels"] = self.source.labels[shown]
-            arrays["targets"] = self._targets(arrays["labels"])
+        if (labels := self._labels(shown)) is not None:
+            arrays |= {"labels": labels, "targets": self._targets(labels)}
             if self.augment.mixes:
                 Mixing(self.augment, self.seed, self.batch_size)(positions, images, arrays["targets"])
         if self.model.drop_path > 0:
@@ -90,7 +99,7 @@ class TrainSamples(Samples):
             arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
         return arrays
 
-    def _targets(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _targets(self, labels: NDArray[Any]) -> NDArray[np.float32]:
         if self.model.num_classes is None:
             raise ConfigError("model.num_classes is not set")
         targets = class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
@@ -158,8 +167,8 @@ class EvalSamples(Samples):
         arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
         if self.task == "pretrain":
             return arrays | self._masks([(0, position) for position in positions])
-        if self.source.labels is not None:
-            arrays["labels"] = self.source.labels[np.maximum(index, 0)]
+        if (labels := self._labels(np.maximum(index, 0))) is not None:
+            arrays["labels"] = labels
         return arrays
 
     def _crop(self, index: int) -> NDArray[np.uint8]:

@@ -36,6 +36,7 @@ class Noise:
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (COUNT, 24, 20, channels), dtype=np.uint8)
         self.labels: NDArray[np.int64] | None = np.arange(COUNT) % CLASSES
+        self.label_sets: NDArray[np.bool_] | None = None
         self.class_names: tuple[str, ...] | None = tuple("abcd")
 
     def __len__(self) -> int:
@@ -162,14 +163,14 @@ def test_class_weights_multiply_the_targets() -> None:
 
 def test_several_classes_an_image() -> None:
     source = Noise()
-    source.labels = np.random.default_rng(0).integers(0, 2, (COUNT, CLASSES))
+    source.labels, source.label_sets = None, np.random.default_rng(0).random((COUNT, CLASSES)) < 0.5
     (batch,) = next(train(source, augment=AugmentConfig(label_smoothing=0.2)))
-    assert_allclose(batch.targets, 0.1 + 0.8 * source.labels[batch.index], rtol=1e-6)
+    assert_allclose(batch.targets, 0.1 + 0.8 * source.label_sets[batch.index], rtol=1e-6)
     evaluated = list(
         eval_batches(source, task="finetune", model=ModelConfig(), data=DataConfig(), seed=0, batch_size=16)
     )
     labels = np.concatenate([batch.labels for batch in evaluated])  # pyright: ignore
-    assert_array_equal(labels[:COUNT], source.labels)
+    assert_array_equal(labels[:COUNT], source.label_sets)
 
 
 @pytest.mark.parametrize(
