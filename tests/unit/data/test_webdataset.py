@@ -97,6 +97,15 @@ def test_shards_that_count_from_zero_are_told_apart(tmp_path: Path):
     assert source.read(7).data == b"22"
 
 
+def test_shards_of_like_images_are_no_copies(tmp_path: Path):
+    for shard in range(2):
+        make_shard(tmp_path / f"s{shard}.tar", {f"{i}.bmp": b"%d%d" % (shard, i) for i in range(3)})
+    source = open_shards(tmp_path / "s{0..1}.tar", labels=False)
+    assert [item[:2] for item in rows(source)] == [
+        (f"s{s}/{i}.bmp", b"%d%d" % (s, i)) for s in range(2) for i in range(3)
+    ]
+
+
 def test_duplicate_missing_and_unlabelled_are_refused(tmp_path: Path):
     make_shards(tmp_path)
     (tmp_path / "copy.tar").write_bytes((tmp_path / "000001.tar").read_bytes())

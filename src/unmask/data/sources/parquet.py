@@ -108,7 +108,13 @@ class ParquetSource:
 
     def _load(self, group: int) -> Any:
         file = self._file(group)
-        table = _open(self._paths[file], self._states[file].size, self._what, self._states[file].version)
+        known = self._groups.files.get(file)
+        if not isinstance(known, _Arrow):
+            state = self._states[file]
+            table = _open(self._paths[file], state.size, self._what, state.version, known)
+            self._groups.files[file] = table if isinstance(table, _Arrow) else table.footer
+        else:
+            table = known
         return table.read(group - int(self._file_groups[file]), self._columns.image)
 
 
@@ -119,6 +125,8 @@ class _Groups:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._bytes = 0
+        self.files: dict[int, Any] = {}
+        """What needs to be read of a file but once: the footer of a Parquet file, a mapped Arrow file."""
 
     def get(self, group: int, load: Any) -> Any:
         with self._lock:
@@ -136,13 +144,14 @@ class _Groups:
 
 
 class _Parquet:
-    def __init__(self, path: str, size: int, version: str) -> None:
+    def __init__(self, path: str, size: int, version: str, footer: Any) -> None:
         source = pa.PythonFile(_Ranges(path, size, version), mode="r") if files.is_remote(path) else path
-        self._file = pq.ParquetFile(source, memory_map=not files.is_remote(path))
+        self._file = pq.ParquetFile(source, metadata=footer, memory_map=not files.is_remote(path))
+        self.footer: Any = self._file.metadata
         self.schema: Any = self._file.schema_arrow
 
     def groups(self) -> list[int]:
-        return [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        return [self.footer.row_group(i).num_rows for i in range(self._file.num_row_groups)]
 
     def read(self, group: int, column: str) -> Any:
         return self._file.read_row_group(group, columns=[column], use_threads=False).column(0).combine_chunks()
@@ -207,9 +216,9 @@ class _Ranges(RawIOBase):
         return data
 
 
-def _open(path: str, size: int, what: str, version: str = "") -> _Parquet | _Arrow:
+def _open(path: str, size: int, what: str, version: str = "", footer: Any = None) -> _Parquet | _Arrow:
     try:
-        return _Arrow(path) if path.lower().endswith(".arrow") else _Parquet(path, size, version)
+        return _Arrow(path) if path.lower().endswith(".arrow") else _Parquet(path, size, version, footer)
     except (pa.ArrowException, OSError, ValueError) as error:
         kind = path.rpartition(".")[2].capitalize()
         reason = str(error).partition("\n")[0]

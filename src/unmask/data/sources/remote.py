@@ -127,8 +127,9 @@ def _options(protocol: str) -> dict[str, Any]:
 def _cause(error: Exception) -> Exception:
     """fsspec calls a web server that does not answer a file that is not found."""
     cause = error.__cause__
-    web = isinstance(cause, Exception) and type(cause).__module__.startswith("aiohttp")
-    return cause if web and isinstance(error, FileNotFoundError) else error
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        return cause if type(cause).__module__.startswith("aiohttp") else error
+    return error
 
 
 def _final(error: Exception) -> bool:

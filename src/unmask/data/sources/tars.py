@@ -24,8 +24,9 @@ from unmask.data.sources.tar import Member, members
 from unmask.errors import DataError
 
 _WINDOW = 4096
-"""Bytes read at a header here. Far away a request costs more than the bytes: """
+"""Bytes read at each header."""
 _REMOTE_WINDOW = 4 << 20
+"""The same from afar, where a request takes as long as a few images: the index is built at the rate of a download."""
 _CONNECTIONS = 8
 _MOST_LABEL = 1 << 20
 """Bytes of a .cls or .json member."""
@@ -140,10 +141,14 @@ def _labels(
 
 
 def _refuse_copies(shards: list[str], tables: list[Table]) -> None:
+    """A shard that is there twice: the same members at the same places, and the same first image."""
     seen: dict[str, str] = {}
     for shard, table in zip(shards, tables, strict=True):
-        other = seen.setdefault(table.fingerprint("start", "size"), shard) if len(table) else shard
-        if other != shard:
+        if not len(table):
+            continue
+        other = seen.setdefault(table.fingerprint("start", "size"), shard)
+        part = int(table.columns["start"][0]), int(table.columns["size"][0])
+        if other != shard and files.read(shard, *part) == files.read(other, *part):
             raise DataError(f"{printable(shard)} holds the same images as {printable(other)}; name only one of them")
 
 
