@@ -115,6 +115,33 @@ def test_folders_by_other_names_need_a_map(
     assert found[0]["top1"] == pytest.approx((probabilities.argmax(1) == labels).mean())
 
 
+def test_labels_from_a_list_and_images_from_an_array(classifier: Path, val: Path, tmp_path: Path) -> None:
+    """Whatever training reads, the read-outs read."""
+    files = sorted(val.glob("*/*.png"))
+    rows = "".join(f"{path},{path.parent.name}\n" for path in reversed(files))
+    (tmp_path / "val.csv").write_text(f"file,class\n{rows}")
+    model = unmask.load(classifier)
+    assert model.evaluate(tmp_path / "val.csv") == pytest.approx(model.evaluate(val))
+    pixels = [np.asarray(Image.open(path)) for path in files[:3]]
+    np.save(tmp_path / "images.npy", np.stack(pixels)[..., None])
+    expected = model.embed(files[:3])
+    np.testing.assert_array_equal(model.embed(tmp_path / "images.npy"), expected)
+    np.testing.assert_allclose(model.embed(files[0]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_several_classes_an_image(classifier: Path, val: Path, tmp_path: Path) -> None:
+    files = sorted(val.glob("*/*.png"))
+    sets = [{path.parent.name, str(number % 10)} for number, path in enumerate(files)]
+    rows = "".join(f"{path},{';'.join(sorted(s))}\n" for path, s in zip(files, sets, strict=True))
+    (tmp_path / "val.csv").write_text(f"file,label\n{rows}")
+    model = unmask.load(classifier)
+    values = model.evaluate(tmp_path / "val.csv")
+    best = model.predict(files).argmax(1)
+    assert values["count"] == len(files)
+    assert values["top1"] == pytest.approx(np.mean([str(c) in s for c, s in zip(best, sets, strict=True)]))
+    assert 0 < values["rank_precision"] <= 1
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_a_head_with_a_background_class_is_evaluated_with_shifted_labels(
     classifier: Path, val: Path, tmp_path: Path, background: bool, capsys: pytest.CaptureFixture[str]

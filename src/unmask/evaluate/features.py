@@ -61,7 +61,7 @@ def labelled(images: Images, what: str) -> Source:
     """The images as a source with labels. Raises DataError if they have none."""
     source = as_source(images, labels=True)
     if source.labels is None or source.class_names is None:
-        raise DataError(f"{what}: the images have no labels; give class folders")
+        raise DataError(f"{what}: the images need one label each; give class folders or a list with labels")
     return source
 
 

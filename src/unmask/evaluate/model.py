@@ -22,6 +22,7 @@ from unmask.data.batch import Batch
 from unmask.data.pipeline import eval_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.listed import ListSource
+from unmask.data.sources.scan import EXTENSIONS
 from unmask.data.sources.subset import SubsetSource
 from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
@@ -32,7 +33,10 @@ from unmask.evaluate.measure import measure
 from unmask.evaluate.reconstruct import Reconstruction, paint
 
 Images = str | Path | Sequence[str | Path | NDArray[np.uint8]] | Source
-"""A folder, a file, `bundled:mnist5k/val`, a list of files and (H, W, C) uint8 arrays, or an opened source."""
+"""An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C) uint8
+arrays, or an opened source."""
+
+_IMAGES = tuple(extension.decode() for extension in EXTENSIONS)
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,17 @@ class Model:
     ) -> dict[str, float]:
         """`count` and mean `loss`; for a classifier also the other figures of `ClassificationReport.metrics`.
 
-        Arguments and errors as for `classification_report`.
+        With several classes an image, those of `set_measures`. Arguments and errors as for `classification_report`.
         """
-        if self.config.task == "finetune":
-            return self.classification_report(images, class_map=class_map, label_offset=label_offset).metrics()
-        return measure(self.engine, self._share(as_source(images)))
+        if self.config.task != "finetune":
+            return measure(self.engine, self._share(as_source(images)))
+        source = as_source(images, labels=True)
+        if source.labels is not None:
+            return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
+        numbers = self._head_classes(source, class_map, label_offset)
+        if not np.array_equal(numbers, np.arange(self.config.model.num_classes or 0)):
+            raise DataError("images of several classes need exactly the classes of the model, in its order")
+        return measure(self.engine, self._share(source))
 
     def classification_report(
         self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
@@ -123,17 +133,16 @@ class Model:
         """
         self._check_classifier("classify")
         source = as_source(images, labels=True)
-        if source.class_names is None:
-            raise DataError("the images have no labels to evaluate with; give class folders")
-        names, classes = source.class_names, self.config.model.num_classes or 0
-        numbers = head_classes(
-            names, head=classes, head_names=self.class_names, class_map=class_map, label_offset=label_offset
-        )
+        if source.labels is None:
+            raise DataError("the report needs images of one class each")
+        numbers = self._head_classes(source, class_map, label_offset)
+        names, classes = source.class_names or (), self.config.model.num_classes or 0
         tally = Tally(classes)
         for batch in self._share(source):
+            logits, labels = self.engine.logits(batch), batch.labels
             rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
-            if len(rows) and batch.labels is not None:
-                tally.add(batch.index[rows], numbers[batch.labels[rows]], self.engine.logits(batch)[rows])
+            if labels is not None and len(rows):
+                tally.add(batch.index[rows], numbers[labels[rows]], logits[rows])
         tally.over_processes(self.engine.sum, self.rank, self.world)
         known = dict(enumerate(self.class_names) if self.class_names else zip(numbers.tolist(), names, strict=True))
         return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
@@ -173,6 +182,18 @@ class Model:
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
         return self._batches(source, rank=self.rank, world=self.world)
+
+    def _head_classes(self, source: Source, class_map: Path | None, label_offset: int | None) -> NDArray[np.int64]:
+        """The class of the head that each class of the images is."""
+        if source.class_names is None:
+            raise DataError("the images have no labels to evaluate with; give class folders or a list with labels")
+        return head_classes(
+            source.class_names,
+            head=self.config.model.num_classes or 0,
+            head_names=self.class_names,
+            class_map=class_map,
+            label_offset=label_offset,
+        )
 
     def _check_classifier(self, what: str) -> None:
         if self.config.task != "finetune":
@@ -228,9 +249,9 @@ def load(
 def as_source(images: Images, *, labels: bool = False) -> Source:
     """Images in any of the accepted forms. Raises DataError if there are none."""
     if isinstance(images, str | Path):
-        if str(images).startswith("bundled:") or not Path(images).is_file():
-            return open_source(str(images), key="images", labels=labels)
-        return ListSource([images])
+        if Path(images).suffix.lower() in _IMAGES and Path(images).is_file():
+            return ListSource([images])
+        return open_source(str(images), key="images", labels=labels)
     return ListSource(images) if isinstance(images, Sequence) else images
 
 

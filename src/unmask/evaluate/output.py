@@ -112,11 +112,10 @@ def write_evaluation(
     For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
     for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
     """
-    report = None
-    if model.config.task == "finetune":
-        images = as_source(images, labels=True)
-        report = model.classification_report(images, class_map=class_map, label_offset=label_offset)
-    values = report.metrics() if report else model.evaluate(images)
+    source, report = as_source(images, labels=model.config.task == "finetune"), None
+    if model.config.task == "finetune" and source.labels is not None:
+        report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
+    values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
     if out is None or model.rank != 0:
         return values
     with _writing(out):
@@ -125,7 +124,7 @@ def write_evaluation(
         if report is not None:
             _write_per_class(report, out / "per_class.csv")
             _write_confusion(report, out)
-            _write_worst(report, model, as_source(images, labels=True), out / "worst.png")
+            _write_worst(report, model, source, out / "worst.png")
     say(f"evaluation in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return values
 
