@@ -71,7 +71,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     _add_config_path(sub, instead_of="MODEL and FOLDER")
     if not flat:
         _add_model(sub)
-        sub.add_argument("images", metavar="FOLDER", help="class folders")
+        sub.add_argument("images", metavar="FOLDER", help="class folders, or a list with labels (.csv, .json, .txt)")
         classes = sub.add_mutually_exclusive_group()
         classes.add_argument(
             "--class-map",
@@ -202,8 +202,8 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_labelled(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("train", metavar="TRAIN", help="class folders of training images")
-    sub.add_argument("val", metavar="VAL", help="class folders of validation images")
+    sub.add_argument("train", metavar="TRAIN", help="training images: class folders, or a list with labels")
+    sub.add_argument("val", metavar="VAL", help="validation images, the same way")
     sub.add_argument(
         "--pool", choices=("mean", "cls"), help="features: mean of the patch tokens or the cls token (default: model's)"
     )
