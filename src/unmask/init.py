@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import ModelConfig
 from unmask.data.rng import Op, generator
+from unmask.schedules import FIXED
 
 Task = Literal["pretrain", "finetune", "probe"]
-
-FIXED = frozenset({"pos_embed", "decoder_pos_embed"})
-"""Not trained in pretraining (sine-cosine); `pos_embed` becomes a trained weight in fine-tuning."""
 
 
 PROBE_EPS = 1e-6

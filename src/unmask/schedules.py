@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from unmask.init import FIXED
+FIXED = frozenset({"pos_embed", "decoder_pos_embed"})
+"""Not trained in pretraining (sine-cosine); `pos_embed` becomes a trained weight in fine-tuning."""
 
 _NEVER_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed"}
 
