@@ -59,7 +59,7 @@ class FakeEngine:
         logits, labels = self.logits(batch), batch.labels
         assert labels is not None
         rows = np.arange(len(batch))
-        rank = (logits > logits[rows, labels][:, None]).sum(1)
+        rank = (~(logits < logits[rows, labels][:, None])).sum(1) - 1
         loss = -_log_softmax(logits)[rows, labels]
         sums = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
         return {name: value.sum() for name, value in sums.items()}

@@ -190,6 +190,16 @@ def test_the_average_forgets_the_start_sooner_with_warmup(build: Build) -> None:
             np.testing.assert_allclose(state.ema[name], expected, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_classifier_that_does_not_tell_classes_apart_is_never_right(build: Build, value: float) -> None:
+    engine = build(config := make_config("finetune"))
+    weights = engine.state().weights
+    head = {name: np.full_like(weights[name], value) for name in ("head.weight", "head.bias")}
+    engine.load(EngineState(weights | head))
+    values = engine.read(engine.eval_step(make_batch(config)))
+    assert (values["top1"], values["top5"]) == (0, 0)
+
+
 def test_frozen_blocks_and_what_is_before_them_stay(build: Build) -> None:
     engine = build(config := make_config("finetune", optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
     start = engine.state().weights

@@ -63,7 +63,7 @@ class ProbeEngine:
         valid = np.ones(len(batch)) if batch.valid is None else batch.valid.astype(float)
         true = np.take_along_axis(logits, labels[:, None], 1)
         loss = -np.log(np.take_along_axis(_softmax(logits), labels[:, None], 1)[:, 0])
-        rank = (logits > true).sum(1)  # how many classes score higher than the true one
+        rank = (~(logits < true)).sum(1) - 1  # how many other classes do not score lower; ties and NaN count
         rows = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
         return {name: values.sum() for name, values in rows.items()}
 

@@ -84,7 +84,8 @@ class Classification(Task):
         logits = self.logits(images)
         loss = cross_entropy(logits, one_hot(labels, logits.shape[1], 1.0, 0.0).astype(float32))
         score = ops.gather_elements(logits, 1, labels.reshape(-1, 1))
-        rank = (logits > score).astype(float32).sum(1)  # how many classes score higher than the true one
+        # How many other classes do not score lower than the true one: ties count against it, and so does NaN.
+        rank = ops.logical_not(logits < score).astype(float32).sum(1) - 1
         top1, top5 = (rank < 1).astype(float32), (rank < 5).astype(float32)
         return valid.sum(), (loss * valid).sum(), (top1 * valid).sum(), (top5 * valid).sum()
 

@@ -100,7 +100,8 @@ class TorchEngine:
         labels = self._labels(batch)
         logits = self._evaluated()(self._patches(batch)).float()
         loss = F.cross_entropy(logits, labels, reduction="none")
-        rank = (logits > logits.gather(1, labels[:, None])).sum(1)  # how many classes score higher than the true one
+        # How many other classes do not score lower than the true one: ties count against it, and so does NaN.
+        rank = (~(logits < logits.gather(1, labels[:, None]))).sum(1) - 1
         return {
             "count": valid.sum(),
             "loss": (loss * valid).sum(),
