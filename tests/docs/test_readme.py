@@ -90,3 +90,27 @@ def test_every_link_and_recipe_exists() -> None:
 def test_both_languages_show_the_same_code() -> None:
     for language in ("bash", "python", "text"):
         assert blocks(language) == blocks(language, "README.zh-CN.md")
+
+
+def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few pictures, two labels and two steps."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder in (
+        f"{name}/{part}/{label}" for name in ("cifar10", "clothing") for part in ("train", "test") for label in "ab"
+    ):
+        Path(folder).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.jpg")
+    small = [f"{key}={value}" for key, value in SMALL.items()] + ["data.workers=0", "train.precision=fp32"]
+    lines = [line for block in blocks("bash", "docs/few-labels.md") for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "sweep-labels":
+            words = [*words[: words.index("--labels")], *small, "--labels", "2", "3", "--seeds", "0", "--steps", "2"]
+        else:
+            words += small
+        assert main(words) == 0, line
+    for name in ("cifar10", "clothing"):
+        assert (tmp_path / "runs" / f"{name}-few" / "few-labels.png").exists()

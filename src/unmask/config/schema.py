@@ -99,7 +99,8 @@ class ModelConfig(Section):
 
 class DataConfig(Section):
     train: str | None = None
-    """A folder of images (class folders where labels are needed), or `bundled:mnist5k/train`."""
+    """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
+    URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
     labels_per_class: int | None = Field(default=None, ge=1)
     """Train on a deterministic subset with this many images of each class."""
