@@ -75,7 +75,8 @@ class ProbeEngine:
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
         mean, var = (self.head[name] for name in _STATISTICS)
-        return self._head((self.engine.embed(batch) - mean) / np.sqrt(var + np.float32(PROBE_EPS)))
+        normalized = (self.engine.embed(batch) - mean) / np.sqrt(var + PROBE_EPS)
+        return self._head(normalized.astype(np.float32, copy=False))
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
         return self.engine.embed(batch)
