@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unmask import commands
-from unmask.errors import UnmaskError
+from unmask.errors import ConfigError, UnmaskError
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ warnings; read when it is imported
 
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.flat = rest
     try:
+        if options.run not in (commands.train, commands.evaluate):
+            _check_alone()
         options.run(options)
     except UnmaskError as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
@@ -32,6 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _check_alone() -> None:
+    from unmask.environment import launched
+
+    if launched()[1] > 1:
+        raise ConfigError("this command runs in one process; start it without torchrun or msrun")
 
 
 def _parser(flat: bool) -> argparse.ArgumentParser:

@@ -205,3 +205,11 @@ def test_the_python_functions_do_the_same(photos: Path, tmp_path: Path, monkeypa
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "unmask", "--help"], capture_output=True, text=True, check=True)
     assert "pretrain" in done.stdout
+
+
+def test_commands_that_write_one_file_refuse_to_run_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["embed", "model", "photos", "--out", "out.npy"]) == 2
+    assert capsys.readouterr().err == "unmask: this command runs in one process; start it without torchrun or msrun\n"
