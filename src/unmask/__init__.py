@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask.api import finetune, pretrain, sweep_labels
+    from unmask.data.pack import pack
+    from unmask.data.pack_check import verify_pack
     from unmask.evaluate.knn import knn
     from unmask.evaluate.model import Model, load
     from unmask.evaluate.probe import probe
@@ -19,13 +21,15 @@ if TYPE_CHECKING:
 # Importing Grain logs a warning for everyone who does not use JAX, once in every loader process.
 logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
 
-__all__ = ["Model", "finetune", "knn", "load", "pretrain", "probe", "sweep_labels"]
+__all__ = ["Model", "finetune", "knn", "load", "pack", "pretrain", "probe", "sweep_labels", "verify_pack"]
 
 _HOME = {
     "Model": "unmask.evaluate.model",
     "knn": "unmask.evaluate.knn",
     "load": "unmask.evaluate.model",
+    "pack": "unmask.data.pack",
     "probe": "unmask.evaluate.probe",
+    "verify_pack": "unmask.data.pack_check",
 }
 
 

@@ -175,6 +175,26 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--mask-ratio", type=float, metavar="R", help="share of patches hidden (default: the run's)")
     sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
 
+    sub = command("pack", commands.pack, "copy images of any source into tars of one size, which train faster")
+    sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
+    sub.add_argument("out", nargs="?", metavar="OUT", help="folder; the same command again resumes")
+    sub.add_argument(
+        "--short-side", type=int, metavar="PIXELS", help="resize larger images (default: all go in as they are)"
+    )
+    sub.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPEG and WebP resized so (default 90)")
+    sub.add_argument(
+        "--shard-size", type=_bytes, default=256 << 20, metavar="BYTES", help="most in a tar, such as 1G (default 256M)"
+    )
+    sub.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.001,
+        metavar="SHARE",
+        help="stop when more images than this cannot be decoded; fewer are left out and listed (default 0.001)",
+    )
+    sub.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
+
     sub = command("convert", commands.convert, "write a model in another format")
     sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
     sub.add_argument("out", type=Path, metavar="OUT")
@@ -192,6 +212,13 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     command("doctor", commands.doctor, "show engines, devices and versions, and what is missing")
     return parser
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes, such as 256M."""
+    number, unit = text[:-1], text[-1:].upper()
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
+    return int(text) if scale is None else int(float(number) * scale)
 
 
 def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:

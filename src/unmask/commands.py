@@ -104,6 +104,27 @@ def reconstruct(options: Namespace) -> None:
     write_reconstruction(model, _images(options), options.out, options.count)
 
 
+def pack(options: Namespace) -> None:
+    from unmask.data.pack import pack as write
+    from unmask.data.pack_check import verify_pack
+    from unmask.errors import ConfigError
+
+    if options.verify is not None and options.source is None:
+        verify_pack(options.verify)
+    elif options.verify is None and options.out is not None:
+        write(
+            options.source,
+            options.out,
+            short_side=options.short_side,
+            quality=options.quality,
+            shard_size=options.shard_size,
+            max_bad_share=options.max_bad_share,
+            workers=options.workers,
+        )
+    else:
+        raise ConfigError("name what to pack and where to, SOURCE OUT; or --verify OUT")
+
+
 def convert(options: Namespace) -> None:
     from unmask.checkpoint.convert import read_foreign, write_foreign
     from unmask.report.progress import say

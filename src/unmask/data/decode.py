@@ -72,6 +72,8 @@ class Picture:
         self._turn = _UPRIGHT.get(_orientation(self._image))
         width, height = self._image.size
         self.height, self.width = (width, height) if self._turn in _SIDEWAYS else (height, width)
+        self.format, self.mode = self._image.format or "", self._image.mode
+        """As stored: "JPEG", "PNG" …, "" of an array; Pillow's mode."""
 
     def pixels(self) -> NDArray[np.uint8]:
         """The whole image, (H, W, C)."""

@@ -3,6 +3,7 @@
 | what `data.train` names | source |
 |---|---|
 | a folder | its images; class folders |
+| a folder of `unmask pack` | the images packed there |
 | `.txt`, `.csv`, `.tsv`, `.json` | the files listed there |
 | `.tar`, `{000000..000146}.tar`, `*.tar` | images in tars, read in place; WebDataset; ImageNet's tars as shipped |
 | `.parquet`, `.arrow`, a folder of them, `*.parquet` | Hugging Face layout |
@@ -21,6 +22,7 @@ from unmask.data.sources import arrays, files, imagenet, listfile
 from unmask.data.sources.base import Item, Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
 from unmask.data.sources.folder import FolderSource, NoImagesError
+from unmask.data.sources.packed import PackSource, read_manifest
 from unmask.data.sources.subset import subset
 from unmask.data.sources.tars import TarSource
 from unmask.errors import DataError
@@ -54,6 +56,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
         return arrays.open_arrays(path, what=what, labels=labels)
     if kind.endswith(listfile.SUFFIXES):
         return listfile.ListFileSource.open(path, what=what, labels=labels)
+    if (manifest := read_manifest(path)) is not None:
+        return PackSource.open(path, manifest, what=what, labels=labels)
     try:
         return FolderSource.open(path, what=what, labels=labels)
     except NoImagesError:

@@ -1,0 +1,152 @@
+"""A folder that `unmask pack` wrote: plain tars, the index of their images, and a manifest written last.
+
+The tars can be read by anything that reads tars or WebDataset. The index keeps what members of tars cannot: names and
+the order of any source, its class names, several classes an image. With it a pack opens without a look at the tars.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.sources import files
+from unmask.data.sources.base import Item, printable
+from unmask.data.sources.table import Table, cached
+from unmask.errors import DataError
+
+MANIFEST = "manifest.json"
+INDEX = "index.parquet"
+BAD = "bad_images.txt"
+FORMAT = "unmask pack"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PackSource:
+    """The images of a pack, with the names, classes and order they had in its source."""
+
+    shards: tuple[str, ...]
+    versions: tuple[str, ...]
+    """SHA-256 of each shard, as the manifest has it."""
+    index: Table
+    """Columns shard, start, size, label_end, and `label`: the classes of all images one after the other."""
+    class_names: tuple[str, ...] | None
+    labels_in_names: bool
+    """Whether the classes are the images' first folders."""
+
+    @classmethod
+    def open(cls, folder: str, manifest: dict[str, Any], *, what: str, labels: bool) -> PackSource:
+        """Raises DataError when files are missing or damaged or, with `labels`, when the pack has none."""
+        folder = files.absolute(folder)
+        index = cached(["pack", manifest["index"]], lambda: read_index(folder, manifest))
+        if labels and manifest["class_names"] is None:
+            raise DataError(f"{what} was packed from images without labels; pack them again from class folders")
+        shards = tuple(f"{folder}/{shard['name']}" for shard in manifest["shards"])
+        if not files.is_remote(folder):  # from afar this would take a request each
+            for path, shard in zip(shards, manifest["shards"], strict=True):
+                if (size := files.state(path).size) != shard["bytes"]:
+                    raise DataError(f"{printable(path)} has {size} bytes, not {shard['bytes']}; copy or pack it again")
+        names = tuple(manifest["class_names"]) if labels else None
+        return cls(
+            shards, tuple(shard["sha256"] for shard in manifest["shards"]), index, names, manifest["labels_in_names"]
+        )
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        single = len(self.index.columns["label"]) == len(self)
+        return self.index.columns["label"] if single and self.class_names is not None else None
+
+    @property
+    def label_sets(self) -> NDArray[np.bool_] | None:
+        """(N, C) which classes each image is of, where some are of several; else None."""
+        if self.class_names is None or self.labels is not None:
+            return None
+        sets = np.zeros((len(self), len(self.class_names)), bool)
+        counts = np.diff(self.index.columns["label_end"], prepend=0)
+        sets[np.repeat(np.arange(len(self)), counts), self.index.columns["label"]] = True
+        return sets
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: int) -> Item:
+        shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
+        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
+        return Item(data, -1 if self.labels is None else int(self.labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.index.name(index))
+
+    def fingerprint(self) -> str:
+        """Equal to that of a folder, or of tars, of the same files."""
+        labelled = self.labels is not None and not self.labels_in_names
+        return self.index.fingerprint("size", *(["label"] if labelled else []))
+
+
+def manifest_path(folder: str) -> str:
+    return f"{files.absolute(folder)}/{MANIFEST}"
+
+
+def read_manifest(folder: str) -> dict[str, Any] | None:
+    """The manifest of the pack in `folder`; None where there is no pack. Raises DataError when it is damaged."""
+    path = manifest_path(folder)
+    if not files.exists(path):
+        return None
+    try:
+        manifest: Any = json.loads(files.read(path))
+    except (ValueError, RecursionError):
+        raise DataError(f"{printable(path)} is not JSON; pack again, or remove it where it is not of a pack") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return None  # manifest.json is a common name
+    if manifest.get("version") != VERSION:
+        raise DataError(f"{printable(path)} is of version {manifest.get('version')}, not {VERSION}; update unmask")
+    return manifest
+
+
+def read_index(folder: str, manifest: dict[str, Any]) -> Table:
+    """The index of the pack in `folder`. Raises DataError when it is not the one that the manifest describes."""
+    import pyarrow.parquet as pq
+
+    path = f"{folder}/{manifest['index']['name']}"
+    data = files.read(path)
+    if hashlib.sha256(data).hexdigest() != manifest["index"]["sha256"]:
+        raise DataError(f"{printable(path)} is damaged: its checksum is not that of {MANIFEST}; copy or pack it again")
+    rows = pq.read_table(BytesIO(data)).combine_chunks()
+    labels = rows["labels"].combine_chunks()
+    columns = {key: rows[key].to_numpy().astype(np.int64) for key in ("shard", "start", "size")}
+    columns["label_end"] = labels.offsets.to_numpy().astype(np.int64)[1:]
+    columns["label"] = labels.flatten().to_numpy().astype(np.int64)
+    empty = Table(np.zeros(0, np.uint8), np.zeros(0, np.int64), {})
+    return empty.renamed(rows["name"].combine_chunks(), columns)
+
+
+def index_bytes(
+    names: Table, rows: Sequence[tuple[int, int, int, int]], labels: Callable[[int], Sequence[int]]
+) -> bytes:
+    """The index of images given as (shard, number in the source, first byte, bytes), as a Parquet file.
+
+    `names` and `labels` are those of the source's images.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "name": pa.array([names.name(index) for _, index, _, _ in rows], pa.large_binary()),
+            "shard": pa.array([shard for shard, _, _, _ in rows], pa.int32()),
+            "start": pa.array([start for _, _, start, _ in rows], pa.int64()),
+            "size": pa.array([size for _, _, _, size in rows], pa.int64()),
+            "labels": pa.array([labels(index) for _, index, _, _ in rows], pa.list_(pa.int32())),
+        }
+    )
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
