@@ -205,6 +205,11 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
     sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")
 
+    sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
+    sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
+    sub.add_argument("--channels", type=int, metavar="N", help="default: as many as the first image has")
+    sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
+
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unmask.evaluate.model import Images, Model
 
 Command = Callable[[Namespace], None]
+STATS = ["channel", "mean", "std"]
 
 
 def train(options: Namespace) -> None:
@@ -146,6 +147,29 @@ def demo(options: Namespace) -> None:
     from unmask.demo import run_demo
 
     run_demo(options.settings)
+
+
+def stats(options: Namespace) -> None:
+    from unmask.config.schema import DataConfig
+    from unmask.data.sources import open_source
+    from unmask.data.stats import measure
+    from unmask.report.progress import say, table
+
+    source = open_source(options.images, key="images", labels=False)
+    found = measure(source, channels=options.channels, dtype=options.dtype, max_pixels=DataConfig().max_pixels)
+    table([[c, f"{m:.6g}", f"{s:.6g}"] for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True))], STATS)
+    for name, axis in (("height", 0), ("width", 1)):
+        sides = sorted(size[axis] for size in found.sizes.elements())
+        if sides:
+            say(f"{name}: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
+    say(f"{found.count} images: " + ", ".join(f"{count} {kind}" for kind, count in found.stored.most_common()))
+    for line in found.bad[:10]:
+        say(f"left out: {line}")
+    if found.bad:
+        say(f"{len(found.bad)} images were left out")
+    values = {"mean": found.mean, "std": found.std}
+    say(f"model.channels={found.channels} data.dtype={found.dtype}")
+    say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
 
 
 def doctor(_options: Namespace) -> None:

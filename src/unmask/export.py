@@ -13,8 +13,9 @@ from unmask.evaluate.model import load
 def export(model: str | Path, out: Path) -> None:
     """Write `model` as a graph to `out` (.mindir) and what one needs to know to use it to the same name with .json.
 
-    The graph takes uint8 pixels (any number, height, width, channels), resized and cropped as for evaluation, and
-    gives the logits of a classifier, or the embedding of a pretrained model. Normalisation is inside.
+    The graph takes pixels (any number, height, width, channels), resized and cropped as for evaluation: uint8, or their
+    values as float32 where `data.dtype` is another. It gives the logits of a classifier, or the embedding of a
+    pretrained model. Normalisation is inside.
     Raises ConfigError for another suffix; EngineError without MindSpore; the errors of `load`.
     """
     if out.suffix != ".mindir":
@@ -27,7 +28,10 @@ def export(model: str | Path, out: Path) -> None:
     if isinstance(loaded.engine, MindSporeEngine):
         write_mindir(loaded.engine, output, out)
     description: dict[str, Any] = {
-        "input": {"dtype": "uint8", "shape": [None, *config.model.image_size, config.model.channels]},
+        "input": {
+            "dtype": "uint8" if config.data.dtype == "uint8" else "float32",
+            "shape": [None, *config.model.image_size, config.model.channels],
+        },
         "output": {"dtype": "float32", "what": output},
         "preprocessing": {
             "short_side": [round(side / config.data.eval_crop) for side in config.model.image_size],

@@ -28,6 +28,7 @@ from unmask.config.schema import Config
 from unmask.data.bad_files import BadFiles
 from unmask.data.batch import Batch
 from unmask.data.pipeline import eval_batches, train_batches
+from unmask.data.raster import check_images
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
@@ -277,6 +278,9 @@ def open_sources(config: Config) -> tuple[Source, Source | None]:
         raise DataError(
             f"data.train and data.val have different classes: only in train {only_train}, only in val {only_val}"
         )
+    for key, images in (("data.train", source), ("data.val", val)):
+        if images is not None:
+            check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
     return source, val
 
 

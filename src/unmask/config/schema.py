@@ -104,8 +104,10 @@ class DataConfig(Section):
     val: str | None = None
     labels_per_class: int | None = Field(default=None, ge=1)
     """Train on a deterministic subset with this many images of each class."""
+    dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    """What pixels are kept in from file to device. float32 keeps the values of any file as they are."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Per channel, of images scaled to 0..1."""
+    """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Random resized crop: share of the image's area."""
@@ -280,8 +282,10 @@ class Config(Section):
         if len(self.data.mean) != self.model.channels:
             raise ValueError(
                 f"data.mean has {len(self.data.mean)} values for model.channels={self.model.channels}; "
-                "set data.mean and data.std"
+                "set data.mean and data.std (`unmask stats FOLDER` computes them)"
             )
+        if self.data.dtype != "uint8" or self.model.channels not in (1, 3):
+            self._check_augment()
         if self.optimizer.frozen_blocks > self.model.depth:
             raise ValueError(
                 f"optimizer.frozen_blocks={self.optimizer.frozen_blocks} of model.depth={self.model.depth}"
@@ -299,3 +303,15 @@ class Config(Section):
         if self.data.class_weights is not None and self.train.loss == "bce":
             raise ValueError("data.class_weights is for train.loss=cross_entropy; leave it out")
         return self
+
+    def _check_augment(self) -> None:
+        """Policies and colour jitter are defined on 8-bit grey and colour."""
+        for key, on, off in (
+            ("policy", self.augment.policy is not None, "null"),
+            ("color_jitter", any(self.augment.color_jitter), "0"),
+        ):
+            if on:
+                raise ValueError(
+                    f"augment.{key} is for 8-bit images of 1 or 3 channels, not data.dtype={self.data.dtype} with "
+                    f"model.channels={self.model.channels}; set augment.{key}={off}"
+                )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from unmask.data.decode import Box, Picture
 from unmask.data.erasing import RandomErasing
 from unmask.data.operations import OPERATIONS, Canvas, ColorJitter
 from unmask.data.policies import Policy, parse_policy
+from unmask.data.raster import Raster
 from unmask.data.rng import Op
 
 RESAMPLING = {
@@ -53,8 +55,8 @@ def random_resized_crop_box(
 
 
 def center_crop(
-    picture: Picture, size: tuple[int, int], eval_crop: float, resample: Image.Resampling
-) -> NDArray[np.uint8]:
+    picture: Picture | Raster, size: tuple[int, int], eval_crop: float, resample: Image.Resampling
+) -> NDArray[Any]:
     """Evaluation: resize so that the image just covers size / eval_crop, then take the centre: (height, width, C).
 
     For a square `size` this is the usual resize of the short side and centre crop. The image is decoded and resized
@@ -94,15 +96,23 @@ class Augmentation:
             canvas=Canvas(tuple(fill) if len(fill) > 1 else fill[0], resample),
         )
 
-    def __call__(self, image: Image.Image, generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
-        """The augmented image, of mode L or RGB, as pixels (H, W, C); `generator` makes the numbers of an operation."""
+    def __call__(
+        self, image: Image.Image | NDArray[Any], generator: Callable[[Op], np.random.Generator]
+    ) -> NDArray[Any]:
+        """The augmented image as pixels (H, W, C); `generator` makes the numbers of an operation.
+
+        `image` is of mode L or RGB, or pixels (H, W, C) of another kind, which are erased in and no more.
+        """
+        pixels = image.copy() if isinstance(image, np.ndarray) else self._colored(image, generator)
+        if self.erasing is not None:
+            self.erasing(pixels, generator(Op.ERASE))
+        return pixels
+
+    def _colored(self, image: Image.Image, generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
         if self.policy is not None:
             rng = generator(Op.POLICY)
             for name, magnitude in self.policy.draw(rng):
                 image = OPERATIONS[name](image, magnitude, rng, self.canvas)
         if self.jitter is not None:
             image = self.jitter(image, generator(Op.JITTER))
-        pixels = np.array(image).reshape(image.height, image.width, -1)
-        if self.erasing is not None:
-            self.erasing(pixels, generator(Op.ERASE))
-        return pixels
+        return np.array(image).reshape(image.height, image.width, -1)

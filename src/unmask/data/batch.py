@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+"""By `data.dtype`: the value that `data.mean` and `data.std` call 1. Floating values are taken as they are."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -17,8 +20,8 @@ class Batch:
     resumed run and another number of workers all see the same ones.
     """
 
-    images: NDArray[np.uint8]
-    """(B, H, W, C), not normalised."""
+    images: NDArray[Any]
+    """(B, H, W, C) uint8, uint16 or float32 as `data.dtype` says, not normalised."""
     index: NDArray[np.int64]
     """(B,) position of each image in its source."""
     ids_keep: NDArray[np.int32] | None = None

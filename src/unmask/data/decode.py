@@ -1,4 +1,4 @@
-"""Encoded images to pixels: one conversion, for every kind of file.
+"""Encoded images to pixels: one conversion, for every kind of file. `raster.py` has what is not 8-bit grey or colour.
 
 - The pixel count in the header is checked before anything is decoded.
 - EXIF rotation is applied. Of an animation, the first frame is taken. Colour profiles are ignored.
@@ -68,8 +68,8 @@ class Picture:
         """`data`: an encoded file, or pixels (H, W, C). `channels`: 1 or 3. Raises DecodeError."""
         self._mode = {1: "L", 3: "RGB"}[channels]
         self._max_pixels = max_pixels
-        self._image = _from_array(data) if isinstance(data, np.ndarray) else _open(data, max_pixels)
-        self._turn = _UPRIGHT.get(_orientation(self._image))
+        self._image = _from_array(data) if isinstance(data, np.ndarray) else open_file(data, max_pixels)
+        self._turn = _UPRIGHT.get(orientation_of(self._image))
         width, height = self._image.size
         self.height, self.width = (width, height) if self._turn in _SIDEWAYS else (height, width)
         self.format, self.mode = self._image.format or "", self._image.mode
@@ -105,7 +105,7 @@ class Picture:
         reduce: bool = True,
     ) -> Image.Image:
         """The same as an image of mode L or RGB."""
-        _check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
+        check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
         left, top, width, height = box
         factor = self._reduce(box, size) if reduce else 1
         image = self._decoded()
@@ -132,7 +132,7 @@ class Picture:
         try:
             image = _convert(self._image, self._mode)
         except Exception as error:
-            raise DecodeError(_reason(error)) from None
+            raise DecodeError(reason(error)) from None
         return image if self._turn is None else image.transpose(self._turn)
 
 
@@ -141,23 +141,25 @@ def decode(data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> N
     return Picture(data, channels, max_pixels).pixels()
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_file(data: bytes, max_pixels: int) -> Image.Image:
+    """The image of an encoded file, its size checked; of a JPEG only the header is read. Raises DecodeError."""
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     if reader is None:
         raise DecodeError("empty file" if not data else "not a JPEG, PNG, WebP, GIF, BMP or TIFF file")
     try:
         image = reader(BytesIO(data))
-        _check_pixels(image.size, max_pixels)
+        check_pixels(image.size, max_pixels)
         if not isinstance(image, JpegImageFile):
             image.load()  # the orientation may stand behind the pixels
     except DecodeError:
         raise
     except Exception as error:  # decoders meet hostile bytes in many ways
-        raise DecodeError(_reason(error)) from None
+        raise DecodeError(reason(error)) from None
     return image
 
 
-def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    """Raise DecodeError when an image of `size` is larger than allowed."""
     if size[0] * size[1] > max_pixels:
         raise DecodeError(f"{size[0]} x {size[1]} pixels are more than data.max_pixels={max_pixels}")
 
@@ -168,7 +170,8 @@ def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """As EXIF numbers them: 1 is upright."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata does not make the pixels unusable
@@ -199,5 +202,6 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a decoder's exception says, for DecodeError."""
     return f"cannot be decoded: {error}" if str(error) else f"cannot be decoded: {type(error).__name__}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unmask.data.batch import FULL_RANGE
+from unmask.data.raster import to_dtype
 
 _AREA = (0.02, 1 / 3)
 """Share of the image, divided by the number of boxes."""
@@ -22,8 +25,8 @@ class RandomErasing:
     """Overwrites 1 to `count` boxes of an image with probability `prob`.
 
     timm erases after the normalisation: `const` with 0, `rand` with one normal random colour a box, `pixel` with normal
-    noise of unit variance. Here images are still uint8, so those values are taken back by mean and standard deviation,
-    rounded and clipped to 0..255; `const` is the mean colour.
+    noise of unit variance. Here images are not normalised yet, so those values are taken back by mean and standard
+    deviation, and for whole numbers rounded and clipped; `const` is the mean colour.
     """
 
     prob: float
@@ -32,11 +35,11 @@ class RandomErasing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> None:
+    def __call__(self, image: NDArray[Any], rng: np.random.Generator) -> None:
         """Erase in `image` (H, W, C) itself."""
         if rng.random() < self.prob:
             for top, left, height, width in self.boxes(rng, *image.shape[:2]):
-                image[top : top + height, left : left + width] = self._colors(rng, height, width)
+                image[top : top + height, left : left + width] = self._colors(rng, height, width, image.dtype)
 
     def boxes(self, rng: np.random.Generator, height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
         """Top, left, height, width of each box. A box for which ten shapes in a row do not fit is left out."""
@@ -50,8 +53,9 @@ class RandomErasing:
                     yield int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
                     break
 
-    def _colors(self, rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    def _colors(self, rng: np.random.Generator, height: int, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         shape = (height, width, len(self.mean)) if self.mode == "pixel" else (1, 1, len(self.mean))
         noise = np.zeros(shape, np.float32) if self.mode == "const" else rng.standard_normal(shape, np.float32)
-        values = 255 * (np.array(self.mean, np.float32) + np.array(self.std, np.float32) * noise)
-        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        full_range = np.float32(FULL_RANGE[dtype.name])
+        values = full_range * (np.array(self.mean, np.float32) + np.array(self.std, np.float32) * noise)
+        return to_dtype(values, dtype)

@@ -42,7 +42,7 @@ class Mixing:
     batch_size: int
     """Images of a step, over all processes."""
 
-    def __call__(self, positions: range, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> None:
+    def __call__(self, positions: range, images: NDArray[Any], targets: NDArray[np.float32]) -> None:
         """Mix `images` (B, H, W, C) and `targets` (B, classes) in place; `positions` are whole pairs (even, odd)."""
         size = images.shape[1], images.shape[2]
         for row in range(0, len(positions), 2):
@@ -70,7 +70,7 @@ class Mixing:
         return position // {"batch": self.batch_size, "pair": 2, "elem": 1}[self.augment.mix_mode]
 
 
-def mix_pair(images: NDArray[np.uint8], targets: NDArray[np.float32], mixes: list[Mix]) -> None:
+def mix_pair(images: NDArray[Any], targets: NDArray[np.float32], mixes: list[Mix]) -> None:
     """Mix two images (2, H, W, C) and their targets (2, classes) with one another, in place."""
     before, wanted = images.copy(), targets.copy()
     for i, (share, box) in enumerate(mixes):
@@ -81,12 +81,14 @@ def mix_pair(images: NDArray[np.uint8], targets: NDArray[np.float32], mixes: lis
         targets[i] = share * wanted[i] + (1 - share) * wanted[1 - i]
 
 
-def _blend(image: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+def _blend(image: NDArray[Any], other: NDArray[Any], share: float) -> NDArray[Any]:
     mixed = image.astype(np.float32)  # the one large array: fresh memory costs more than the arithmetic
     mixed -= other
     mixed *= share
     mixed += other
-    return np.rint(mixed, out=mixed).astype(np.uint8)
+    if image.dtype.kind == "u":
+        np.rint(mixed, out=mixed)
+    return mixed.astype(image.dtype, copy=False)
 
 
 def _box_of_area(rng: np.random.Generator, size: tuple[int, int], share: float) -> tuple[slice, slice]:

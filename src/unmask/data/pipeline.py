@@ -6,6 +6,7 @@ closing is quick and that little shared memory is needed. Which worker makes a p
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -59,7 +60,7 @@ def train_batches(
     batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
     processes.
 
-    Raises ConfigError when `batch_size`, `model.channels` or the class weights are not possible, DataError when too
+    Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too
     many images in a row cannot be decoded, and WorkerError when a loader process dies.
     """
     if batch_size % (world * accumulate):
@@ -75,7 +76,7 @@ def train_batches(
     share = batch_size // world
     first = start_step * batch_size + rank * share
     parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step)
-    return _steps(parts, model, data.workers)
+    return _steps(parts, _image_bytes(model, data), data.workers)
 
 
 def eval_batches(
@@ -98,7 +99,7 @@ def eval_batches(
     samples = EvalSamples(source, task, model, data, seed)
     stride = world * batch_size
     parts = _Parts(samples, rank * batch_size, stride, batch_size, 1, -(-len(source) // stride))
-    return _singles(_steps(parts, model, data.workers))
+    return _singles(_steps(parts, _image_bytes(model, data), data.workers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +143,8 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
             yield batch
 
 
-def _steps(parts: _Parts, model: ModelConfig, workers: int) -> Generator[list[Batch]]:
-    if model.channels not in (1, 3):
-        raise ConfigError(f"model.channels={model.channels}: images are decoded to 1 (grey) or 3 (colour) channels")
-    return _generate(parts, _dataset(parts, _ahead(parts, model, workers), workers))
+def _steps(parts: _Parts, image_bytes: int, workers: int) -> Generator[list[Batch]]:
+    return _generate(parts, _dataset(parts, _ahead(parts, image_bytes, workers), workers))
 
 
 def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
@@ -168,13 +167,17 @@ def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[li
         iterator.close()
 
 
-def _ahead(parts: _Parts, model: ModelConfig, workers: int) -> int:
+def _ahead(parts: _Parts, image_bytes: int, workers: int) -> int:
     """Parts to make ahead: two steps, as far as memory allows."""
-    part_bytes = min(_PART_ROWS, parts.micro) * model.image_size[0] * model.image_size[1] * model.channels
+    part_bytes = min(_PART_ROWS, parts.micro) * image_bytes
     memory = _BUFFER_BYTES
     if workers and _SHARED_MEMORY.is_dir():
         memory = min(memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
     return min(2 * parts.accumulate * parts.per_micro, memory // part_bytes)
+
+
+def _image_bytes(model: ModelConfig, data: DataConfig) -> int:
+    return math.prod(model.image_size) * model.channels * np.dtype(data.dtype).itemsize
 
 
 def _merge(parts: list[Arrays]) -> Batch:

@@ -19,6 +19,7 @@ from unmask.data.decode import Picture
 from unmask.data.masking import keep_path, random_mask
 from unmask.data.mixing import Mixing, class_targets
 from unmask.data.order import sample_at
+from unmask.data.raster import Raster, open_image
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError
@@ -41,11 +42,12 @@ class Samples:
     data: DataConfig
     seed: int
 
-    def _images(self, count: int) -> NDArray[np.uint8]:
-        return np.zeros((count, *self.model.image_size, self.model.channels), np.uint8)
+    def _images(self, count: int) -> NDArray[Any]:
+        return np.zeros((count, *self.model.image_size, self.model.channels), self.data.dtype)
 
-    def _picture(self, index: int) -> Picture:
-        return Picture(self.source.read(index).data, self.model.channels, self.data.max_pixels)
+    def _picture(self, index: int) -> Picture | Raster:
+        data = self.data
+        return open_image(self.source.read(index).data, self.model.channels, data.dtype, data.max_pixels)
 
     def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
         """Of these images: (n,) the class, or (n, classes) True for each of several."""
@@ -122,7 +124,7 @@ class TrainSamples(Samples):
     def _augmentation(self) -> Augmentation:
         return Augmentation.of(self.augment, self.data)
 
-    def _fill(self, out: NDArray[np.uint8], epoch: int, index: int, bad: list[int]) -> int:
+    def _fill(self, out: NDArray[Any], epoch: int, index: int, bad: list[int]) -> int:
         """Write one training image; returns its index, which is another than asked for when that one is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
@@ -140,7 +142,7 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.REPLACE)
         yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
 
-    def _crop(self, epoch: int, index: int) -> NDArray[np.uint8]:
+    def _crop(self, epoch: int, index: int) -> NDArray[Any]:
         data = self.data
         picture = self._picture(index)
         rng = generator(self.seed, epoch, index, Op.CROP)
@@ -171,6 +173,6 @@ class EvalSamples(Samples):
             arrays["labels"] = labels
         return arrays
 
-    def _crop(self, index: int) -> NDArray[np.uint8]:
+    def _crop(self, index: int) -> NDArray[Any]:
         resample = RESAMPLING[self.data.interpolation]
         return center_crop(self._picture(index), self.model.image_size, self.data.eval_crop, resample)

@@ -20,9 +20,10 @@ from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.pipeline import eval_batches
+from unmask.data.raster import check_images
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.listed import ListSource
-from unmask.data.sources.scan import EXTENSIONS
+from unmask.data.sources.scan import ENCODED
 from unmask.data.sources.subset import SubsetSource
 from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
@@ -30,13 +31,13 @@ from unmask.errors import ConfigError, DataError
 from unmask.evaluate.classes import head_classes
 from unmask.evaluate.classification import ClassificationReport, Tally, log_softmax
 from unmask.evaluate.measure import measure
-from unmask.evaluate.reconstruct import Reconstruction, paint
+from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 
-Images = str | Path | Sequence[str | Path | NDArray[np.uint8]] | Source
-"""An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C) uint8
+Images = str | Path | Sequence[str | Path | NDArray[Any]] | Source
+"""An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C)
 arrays, or an opened source."""
 
-_IMAGES = tuple(extension.decode() for extension in EXTENSIONS)
+_IMAGES = tuple(extension.decode() for extension in ENCODED)
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,12 @@ class Model:
         return digest.hexdigest()
 
     def center_crops(self, source: Source) -> NDArray[np.uint8]:
-        """(N, H, W, C): the images as the model sees them."""
-        return np.concatenate(
-            [batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self._batches(source)]
-        )
+        """(N, H, W, C): the images as the model sees them, made visible."""
+        data = self.config.data
+        crops = [
+            batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self._batches(source)
+        ]
+        return visible(np.concatenate(crops), data.mean, data.std)
 
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
@@ -202,6 +205,7 @@ class Model:
     def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
         config = self.config
+        check_images(source, "images", config.model.channels, config.data.dtype, config.data.max_pixels)
         batches = eval_batches(
             SubsetSource(source, np.arange(start, len(source))) if start else source,
             task=config.task,

@@ -10,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import FULL_RANGE, Batch
+from unmask.data.raster import to_dtype
 
 MASK_GREY = 128
+_SHOWN_STD = 2
+Values = tuple[float, ...] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Four versions of the same images, each (B, H, W, C) uint8."""
+    """Four versions of the same images, each (B, H, W, C) uint8, made `visible` where they are of another dtype."""
 
     original: NDArray[np.uint8]
     masked: NDArray[np.uint8]
@@ -59,21 +62,30 @@ def paint(
     original = patchify(batch.images, model.patch_size)
     repeat = model.patch_dim // model.channels
     channel_mean, channel_std = np.tile(mean, repeat), np.tile(std, repeat)
-    normalized = (original / 255.0 - channel_mean) / channel_std
+    normalized = (original / FULL_RANGE[original.dtype.name] - channel_mean) / channel_std
     if model.norm_pix_loss:
         patch_mean, patch_std = _visible_statistics(normalized, batch.ids_keep, model.grid)
         prediction = prediction * patch_std + patch_mean
-    painted = np.clip((prediction * channel_std + channel_mean) * 255, 0, 255).round().astype(np.uint8)
+    painted = to_dtype((prediction * channel_std + channel_mean) * FULL_RANGE[original.dtype.name], original.dtype)
+    original, painted = (visible(pixels, channel_mean, channel_std) for pixels in (original, painted))
 
-    visible = np.zeros((*original.shape[:2], 1), bool)
-    np.put_along_axis(visible, batch.ids_keep[:, :, None], True, axis=1)
+    kept = np.zeros((*original.shape[:2], 1), bool)
+    np.put_along_axis(kept, batch.ids_keep[:, :, None], True, axis=1)
     versions = (
         original,
-        np.where(visible, original, np.uint8(MASK_GREY)),
+        np.where(kept, original, np.uint8(MASK_GREY)),
         painted,
-        np.where(visible, original, painted),
+        np.where(kept, original, painted),
     )
     return Reconstruction(*(unpatchify(version, model) for version in versions))
+
+
+def visible(pixels: NDArray[Any], mean: Values, std: Values) -> NDArray[np.uint8]:
+    """Pixels (..., C) to look at: 8-bit ones as they are, others so that black and white are two `std` from `mean`."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    normalized = (pixels / FULL_RANGE[pixels.dtype.name] - np.asarray(mean)) / np.asarray(std)
+    return to_dtype(255 * (0.5 + normalized / (2 * _SHOWN_STD)), np.dtype(np.uint8))
 
 
 def _visible_statistics(

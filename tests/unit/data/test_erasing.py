@@ -73,7 +73,7 @@ def test_modes() -> None:
     top, left, height, width = next(erasing().boxes(np.random.default_rng(1), 200, 200))
     image = np.full((200, 200, 3), 255, np.uint8)
     box = image[top : top + height, left : left + width]
-    box[:] = erasing(mode="pixel")._colors(np.random.default_rng(0), height, width)  # pyright: ignore
+    box[:] = erasing(mode="pixel")._colors(np.random.default_rng(0), height, width, box.dtype)  # pyright: ignore
     np.testing.assert_allclose(np.median(box, (0, 1)), mean, atol=4)
     np.testing.assert_allclose(box.std((0, 1)), 255 * np.array(STD), rtol=0.06)
     assert abs(np.corrcoef(box[:, :-1, 0].ravel(), box[:, 1:, 0].ravel())[0, 1]) < 0.1

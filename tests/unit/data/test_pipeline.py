@@ -202,8 +202,6 @@ def test_impossible_settings_are_refused(source: Source):
         ConfigError, match=r"train\.batch_size=8 is not a multiple of 1 processes x train\.accumulate=3"
     ):
         train(source, accumulate=3)
-    with pytest.raises(ConfigError, match=r"model\.channels=4"):
-        train(source, model=ModelConfig(channels=4))
 
 
 def test_closing_ends_threads_and_processes(source: Source):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class Item:
     """One image as it is stored."""
 
-    data: bytes | NDArray[np.uint8]
+    data: bytes | NDArray[Any]
     """An encoded file, or pixels (H, W, C)."""
     label: int
     """Class, or -1 where the source has no labels."""

@@ -24,7 +24,7 @@ class NoImagesError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """The JPEG, PNG, WebP, BMP, TIFF and GIF files below a folder, in byte order of their paths."""
+    """The JPEG, PNG, WebP, BMP, TIFF, GIF and .npy files below a folder, in byte order of their paths."""
 
     root: str
     index: Table

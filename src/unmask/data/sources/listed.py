@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,12 @@ from unmask.errors import DataError
 
 
 class ListSource:
-    """Files by path and arrays (H, W, C) uint8, in the order given; no labels."""
+    """Files by path and arrays (H, W, C), in the order given; no labels."""
 
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
 
-    def __init__(self, images: Sequence[str | Path | NDArray[np.uint8]]) -> None:
+    def __init__(self, images: Sequence[str | Path | NDArray[Any]]) -> None:
         if not images:
             raise DataError("no images were given")
         for image in images:

@@ -13,7 +13,9 @@ from pathlib import Path
 from unmask.data.sources import files
 from unmask.data.sources.table import Table, TableBuilder, cache_folder, load, store
 
-EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+ENCODED = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+EXTENSIONS = (*ENCODED, b".npy")
+"""Of files that are each an image. In a tar, and alone, a .npy is something else: a feature, or many images."""
 _SETTLED_NS = 2_000_000_000
 """A folder changed more recently than this may change again without a new modification time."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unmask.data.sources import files, imagenet
 from unmask.data.sources.base import Item, printable
 from unmask.data.sources.labels import numbered
-from unmask.data.sources.scan import EXTENSIONS
+from unmask.data.sources.scan import ENCODED
 from unmask.data.sources.table import Table, TableBuilder, cached, classes, concatenated
 from unmask.data.sources.tar import Member, members
 from unmask.errors import DataError
@@ -201,7 +201,7 @@ class _Walk:
 
     def _add(self, name: bytes, member: Member, what: str) -> None:
         lower = name[-5:].lower()
-        image = lower.endswith(EXTENSIONS)
+        image = lower.endswith(ENCODED)
         if not image and not lower.endswith((b".cls", b".json")):
             return
         if b"//" in name or b"/." in name or name.startswith((b".", b"/")):

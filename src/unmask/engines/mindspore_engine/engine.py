@@ -110,7 +110,7 @@ class MindSporeEngine:
     def eval_step(self, batch: Batch) -> StepResult:
         valid = np.ones(len(batch)) if batch.valid is None else batch.valid
         names = ("count", "loss") if self.pretraining else ("count", "loss", "top1", "top5")
-        inputs = self._inputs(batch) if self.pretraining else (_tensor(batch.images), self._labels(batch))
+        inputs = self._inputs(batch) if self.pretraining else (_images(batch), self._labels(batch))
         sums = self.graph("measure")(Tensor(valid.astype(np.float32)), *inputs)
         return dict(zip(names, sums, strict=True))
 
@@ -121,10 +121,10 @@ class MindSporeEngine:
         return {name: float(value.asnumpy()) for name, value in result.items()}
 
     def logits(self, batch: Batch) -> NDArray[np.float32]:
-        return self.graph("logits")(_tensor(batch.images)).asnumpy()
+        return self.graph("logits")(_images(batch)).asnumpy()
 
     def embed(self, batch: Batch) -> NDArray[np.float32]:
-        return self.graph("embed")(_tensor(batch.images)).asnumpy()
+        return self.graph("embed")(_images(batch)).asnumpy()
 
     def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
         return self.graph("predict_patches")(*self._inputs(batch)).asnumpy()
@@ -162,7 +162,7 @@ class MindSporeEngine:
         return untrained("loss_scale", INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        images = _tensor(batch.images)
+        images = _images(batch)
         if self.pretraining:
             if batch.ids_keep is None or batch.ids_mask is None:
                 raise ValueError("the batch has no mask")
@@ -187,6 +187,12 @@ def _wake_pynative() -> None:
 def _tensor(array: NDArray[Any]) -> Tensor:
     """A copy, unlike `Tensor.from_numpy`: the step may run when the array is already used for something else."""
     return Tensor(array)
+
+
+def _images(batch: Batch) -> Tensor:
+    """uint8 or float32: the frameworks' operators do not take uint16."""
+    images = batch.images
+    return _tensor(images.astype(np.float32) if images.dtype == np.uint16 else images)
 
 
 def _number(parameter: Parameter) -> float:

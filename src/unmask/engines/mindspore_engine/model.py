@@ -250,10 +250,10 @@ def select(x_BLP: Tensor, ids_BK: Tensor) -> Tensor:
     return ops.gather(x_BLP.reshape(B * L, P), rows_BK, 0)
 
 
-def normalize(patches: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 patches (..., P) to fp32 with the data's mean and std (C,), which are of images in 0..1."""
+def normalize(patches: Tensor, mean: Tensor, std: Tensor, full_range: float) -> Tensor:
+    """Patches (..., P) to fp32 with the data's mean and std (C,), in which `full_range` counts as 1."""
     repeat = patches.shape[-1] // mean.shape[0]
-    scale, shift = ops.tile(1 / (255 * std), (repeat,)), ops.tile(mean / std, (repeat,))
+    scale, shift = ops.tile(1 / (full_range * std), (repeat,)), ops.tile(mean / std, (repeat,))
     return patches.astype(float32) * scale - shift
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Tensor, bfloat16, float16, float32, ops
 
 from unmask.config.schema import Config
+from unmask.data.batch import FULL_RANGE
 from unmask.engines.mindspore_engine.model import (
     Classifier,
     MaskedAutoencoder,
@@ -23,7 +24,7 @@ DTYPES = {"fp32": float32, "bf16": bfloat16, "fp16": float16}
 
 
 class Task(Cell):
-    """A model between images (B, H, W, C; uint8) and numbers in fp32."""
+    """A model between images (B, H, W, C; uint8 or float32) and numbers in fp32."""
 
     def __init__(self, model: Cell, config: Config) -> None:
         super().__init__(auto_prefix=False)  # the weights keep the names they have in the model
@@ -32,9 +33,10 @@ class Task(Cell):
         self.dtype = DTYPES[config.train.precision]
         self.mean = Tensor(np.array(config.data.mean, np.float32))
         self.std = Tensor(np.array(config.data.std, np.float32))
+        self.full_range = FULL_RANGE[config.data.dtype]
 
     def patches(self, images: Tensor) -> Tensor:
-        return normalize(patchify(images, self.patch_size), self.mean, self.std).astype(self.dtype)
+        return normalize(patchify(images, self.patch_size), self.mean, self.std, self.full_range).astype(self.dtype)
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, D)."""
@@ -54,8 +56,8 @@ class Pretraining(Task):
     def errors(self, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Squared error (B, M, P) of the masked patches, in fp32."""
         patches = patchify(images, self.patch_size)
-        kept = normalize(select(patches, ids_keep), self.mean, self.std)
-        masked = normalize(select(patches, ids_mask), self.mean, self.std)
+        kept = normalize(select(patches, ids_keep), self.mean, self.std, self.full_range)
+        masked = normalize(select(patches, ids_mask), self.mean, self.std, self.full_range)
         prediction = self.model(kept.astype(self.dtype), ids_keep, ids_mask)
         return ops.square(prediction.astype(float32) - reconstruction_target(masked, self.norm_pix_loss))
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unmask.config.schema import Config
-from unmask.data.batch import Batch
+from unmask.data.batch import FULL_RANGE, Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
 from unmask.engines.torch_engine.device import pick_device
@@ -46,6 +46,7 @@ class TorchEngine:
         self.dtype = DTYPES[config.train.precision]
         self.mean = torch.tensor(config.data.mean, device=self.device)
         self.std = torch.tensor(config.data.std, device=self.device)
+        self.full_range = FULL_RANGE[config.data.dtype]
         self.pretraining = config.task == "pretrain"
         with self.device:
             self.model = MaskedAutoencoder(config.model) if self.pretraining else Classifier(config.model)
@@ -162,7 +163,7 @@ class TorchEngine:
         return self._errors(self.model, images, ids_keep, ids_mask).mean()
 
     def _classify_loss(self, images: Tensor, targets: Tensor, keep_path: Tensor | None) -> Tensor:
-        patches = normalize(patchify(images, self.config.model.patch_size), self.mean, self.std)
+        patches = normalize(patchify(images, self.config.model.patch_size), self.mean, self.std, self.full_range)
         logits = self.model(patches.to(self.dtype), keep_path).float()
         if self.config.train.loss == "bce":
             return F.binary_cross_entropy_with_logits(logits, targets)
@@ -171,13 +172,13 @@ class TorchEngine:
     def _errors(self, model: nn.Module, images: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Squared error (B, M, P) of the masked patches, in fp32."""
         patches = patchify(images, self.config.model.patch_size)
-        kept = normalize(select(patches, ids_keep), self.mean, self.std)
-        masked = normalize(select(patches, ids_mask), self.mean, self.std)
+        kept = normalize(select(patches, ids_keep), self.mean, self.std, self.full_range)
+        masked = normalize(select(patches, ids_mask), self.mean, self.std, self.full_range)
         prediction = model(kept.to(self.dtype), ids_keep, ids_mask)
         return (prediction.float() - reconstruction_target(masked, self.config.model.norm_pix_loss)) ** 2
 
     def _patch_errors(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._errors(model, self._to(batch.images), *self._mask(batch))
+        return self._errors(model, self._images(batch), *self._mask(batch))
 
     # --- precision and averaging ---
 
@@ -213,7 +214,7 @@ class TorchEngine:
     # --- inputs ---
 
     def _inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
-        images = self._to(batch.images)
+        images = self._images(batch)
         if self.pretraining:
             return images, *self._mask(batch)
         if batch.targets is None:
@@ -221,8 +222,8 @@ class TorchEngine:
         return images, self._to(batch.targets), None if batch.keep_path is None else self._to(batch.keep_path)
 
     def _patches(self, batch: Batch) -> Tensor:
-        patches = patchify(self._to(batch.images), self.config.model.patch_size)
-        return normalize(patches, self.mean, self.std).to(self.dtype)
+        patches = patchify(self._images(batch), self.config.model.patch_size)
+        return normalize(patches, self.mean, self.std, self.full_range).to(self.dtype)
 
     def _mask(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if batch.ids_keep is None or batch.ids_mask is None:
@@ -233,6 +234,10 @@ class TorchEngine:
         if batch.labels is None:
             raise ValueError("the batch has no labels")
         return self._to(batch.labels)
+
+    def _images(self, batch: Batch) -> Tensor:
+        images = self._to(batch.images)
+        return images.float() if images.dtype == torch.uint16 else images  # few operators take uint16
 
     def _to(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -214,10 +214,10 @@ def select(x_BLP: Tensor, ids_BK: Tensor) -> Tensor:
     return x_BLP.gather(1, ids_BK[:, :, None].expand(-1, -1, x_BLP.shape[-1]))
 
 
-def normalize(patches: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 patches (..., P) to fp32 with the data's mean and std (C,), which are of images in 0..1."""
+def normalize(patches: Tensor, mean: Tensor, std: Tensor, full_range: float) -> Tensor:
+    """Patches (..., P) to fp32 with the data's mean and std (C,), in which `full_range` counts as 1."""
     repeat = patches.shape[-1] // len(mean)
-    scale, shift = (1 / (255 * std)).repeat(repeat), (mean / std).repeat(repeat)
+    scale, shift = (1 / (full_range * std)).repeat(repeat), (mean / std).repeat(repeat)
     return patches.float() * scale - shift
 
 

@@ -1,0 +1,106 @@
+"""Mean and standard deviation of a set of images: what `data.mean` and `data.std` are set to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.batch import FULL_RANGE
+from unmask.data.raster import open_image, read_stored
+from unmask.data.sources.base import Source, printable
+from unmask.environment import cores
+from unmask.errors import DataError
+from unmask.report.progress import progress
+
+_AHEAD = 4
+"""Images in memory for each thread."""
+
+
+@dataclass
+class Stats:
+    """Of all pixels of the whole images, each pixel counting alike."""
+
+    channels: int
+    dtype: str
+    count: int = 0
+    stored: Counter[str] = field(default_factory=Counter[str])
+    """How many images there are of each kind, such as `RGB` or `12 x uint16`."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
+    """How many images there are of each height and width."""
+    bad: list[str] = field(default_factory=list[str])
+    """Name and reason of images that do not count."""
+
+    def __post_init__(self) -> None:
+        self._pixels = 0
+        self._mean = np.zeros(self.channels)
+        self._squares = np.zeros(self.channels)
+
+    def add(self, mode: str, pixels: NDArray[Any]) -> None:
+        """Merge one image (H, W, C) by the formula of Chan et al. for pairs of sets, in float64."""
+        height, width = pixels.shape[:2]
+        values = pixels.reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
+        mean = values.mean(0)
+        total, off = self._pixels + len(values), mean - self._mean
+        self._squares += ((values - mean) ** 2).sum(0) + off**2 * (self._pixels * len(values) / total)
+        self._mean += off * (len(values) / total)
+        self._pixels = total
+        self.count += 1
+        self.stored[mode] += 1
+        self.sizes[height, width] += 1
+
+    @property
+    def mean(self) -> list[float]:
+        """Per channel, as `data.mean` wants it."""
+        return self._mean.tolist()
+
+    @property
+    def std(self) -> list[float]:
+        return np.sqrt(self._squares / max(1, self._pixels)).tolist()
+
+
+def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
+    """Look at every pixel once, with the memory of a few images.
+
+    `channels` and `dtype` default to those of the first image that can be read. Raises DataError if there is none.
+    """
+    stats = _start(source, channels, dtype, max_pixels)
+
+    def load(index: int) -> tuple[str, NDArray[Any]] | str:
+        try:
+            image = open_image(source.read(index).data, stats.channels, stats.dtype, max_pixels)
+            return image.mode, image.pixels()
+        except DataError as error:
+            return f"{printable(source.name(index))}: {error}"
+
+    threads = cores()
+    with ThreadPoolExecutor(threads) as pool, progress("stats", total=len(source), unit="image") as bar:
+        for start in range(0, len(source), threads * _AHEAD):
+            indices = range(start, min(start + threads * _AHEAD, len(source)))
+            for found in pool.map(load, indices):
+                if isinstance(found, str):
+                    stats.bad.append(found)
+                else:
+                    stats.add(*found)
+            bar.update(len(indices))
+    return stats
+
+
+def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
+    error = "there are no images"
+    for index in range(min(len(source), 20)):
+        try:
+            stored = read_stored(source.read(index).data, channels, max_pixels)
+        except DataError as reason:
+            error = f"{printable(source.name(index))}: {reason}"
+            continue
+        bands = stored.pixels.shape[2]
+        if stored.alpha and channels is None:
+            bands -= 1
+        kind = stored.pixels.dtype.name
+        return Stats(channels or bands, dtype or (kind if kind in ("uint8", "uint16") else "float32"))
+    raise DataError(f"not one image can be read; {error}")
