@@ -9,7 +9,7 @@ from tarfile import GNU_FORMAT, TarInfo
 import numpy as np
 
 from unmask.data.sources import Source
-from unmask.data.sources.scan import EXTENSIONS
+from unmask.data.sources.scan import ENCODED
 from unmask.data.sources.table import Table, TableBuilder, classes
 from unmask.errors import DataError
 
@@ -87,7 +87,7 @@ def _ordered_paths(names: Table) -> bool:
     """Whether a tar whose members are named so is read with the same names in the same order."""
     before = b""
     for name in map(names.name, range(len(names))):
-        plain = name.lower().endswith(EXTENSIONS) and b"//" not in name and b"/." not in name
+        plain = name.lower().endswith(ENCODED) and b"//" not in name and b"/." not in name
         if not plain or name.startswith((b"/", b".")) or name <= before:
             return False
         before = name
