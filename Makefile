@@ -38,7 +38,7 @@ demo: $(VENV)/.demo-$(ENGINE)
 	$(BIN)/unmask demo engine=$(ENGINE) $(ARGS)
 
 test: lint
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
