@@ -175,7 +175,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--mask-ratio", type=float, metavar="R", help="share of patches hidden (default: the run's)")
     sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
 
-    sub = command("pack", commands.pack, "copy images of any source into tars of one size, which train faster")
+    sub = command("pack", commands.pack, "copy the images of any source into a few large tars, to train from")
     sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
     sub.add_argument("out", nargs="?", metavar="OUT", help="folder; the same command again resumes")
     sub.add_argument(
