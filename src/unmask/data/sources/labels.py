@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.data.sources.table import Table
+
 _MOST_CLASSES = 1_000_000
 
 
@@ -24,3 +26,26 @@ def numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     names = sorted(set(texts), key=lambda text: text.encode("utf-8", "surrogateescape"))
     ranks = {name: rank for rank, name in enumerate(names)}
     return np.array([ranks[text] for text in texts], np.int64), names
+
+
+class TableLabels:
+    """Labels of a source whose index has the columns `label`, all in a row, and `label_end`, where each ends."""
+
+    index: Table
+    class_names: tuple[str, ...] | None
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        if self.class_names is None or len(self.index.columns["label"]) != len(self.index):
+            return None
+        return self.index.columns["label"]
+
+    @property
+    def label_sets(self) -> NDArray[np.bool_] | None:
+        """(N, C) which classes each image is of, where some are of several; else None."""
+        if self.class_names is None or self.labels is not None:
+            return None
+        sets = np.zeros((len(self.index), len(self.class_names)), bool)
+        counts = np.diff(self.index.columns["label_end"], prepend=0)
+        sets[np.repeat(np.arange(len(self.index)), counts), self.index.columns["label"]] = True
+        return sets

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unmask.data.sources import files
 from unmask.data.sources.base import Item, printable
-from unmask.data.sources.labels import numbered
+from unmask.data.sources.labels import TableLabels, numbered
 from unmask.data.sources.scan import EXTENSIONS
 from unmask.data.sources.table import Table, TableBuilder, cached
 from unmask.errors import DataError
@@ -38,7 +37,7 @@ Row = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class ListFileSource:
+class ListFileSource(TableLabels):
     """The files that a list names, in its order."""
 
     path: str
@@ -58,22 +57,6 @@ class ListFileSource:
         if (unlabelled := index.meta["unlabelled"]) is not None:
             raise DataError(f"{what} gives no label for {printable(unlabelled)}; give one for each image")
         return cls(path, index, tuple(index.meta["classes"]))
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        if self.class_names is None or len(self.index.columns["label"]) != len(self):
-            return None
-        return self.index.columns["label"]
-
-    @property
-    def label_sets(self) -> NDArray[np.bool_] | None:
-        """(N, C) which classes each image is of, where the list gives several; else None."""
-        if self.class_names is None or self.labels is not None:
-            return None
-        sets = np.zeros((len(self), len(self.class_names)), bool)
-        counts = np.diff(self.index.columns["label_end"], prepend=0)
-        sets[np.repeat(np.arange(len(self)), counts), self.index.columns["label"]] = True
-        return sets
 
     def __len__(self) -> int:
         return len(self.index)

@@ -15,10 +15,10 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unmask.data.sources import files
 from unmask.data.sources.base import Item, printable
+from unmask.data.sources.labels import TableLabels
 from unmask.data.sources.table import Table, cached
 from unmask.errors import DataError
 
@@ -30,7 +30,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
-class PackSource:
+class PackSource(TableLabels):
     """The images of a pack, with the names, classes and order they had in its source."""
 
     shards: tuple[str, ...]
@@ -58,21 +58,6 @@ class PackSource:
         return cls(
             shards, tuple(shard["sha256"] for shard in manifest["shards"]), index, names, manifest["labels_in_names"]
         )
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        single = len(self.index.columns["label"]) == len(self)
-        return self.index.columns["label"] if single and self.class_names is not None else None
-
-    @property
-    def label_sets(self) -> NDArray[np.bool_] | None:
-        """(N, C) which classes each image is of, where some are of several; else None."""
-        if self.class_names is None or self.labels is not None:
-            return None
-        sets = np.zeros((len(self), len(self.class_names)), bool)
-        counts = np.diff(self.index.columns["label_end"], prepend=0)
-        sets[np.repeat(np.arange(len(self)), counts), self.index.columns["label"]] = True
-        return sets
 
     def __len__(self) -> int:
         return len(self.index)
