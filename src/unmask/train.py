@@ -21,9 +21,10 @@ import yaml
 
 from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.lock import RunLock
+from unmask.checkpoint.resume import check_same_config, data_record
 from unmask.checkpoint.start import starting_weights
 from unmask.checkpoint.store import CheckpointStore
-from unmask.config.load import flatten, to_dict
+from unmask.config.load import to_dict
 from unmask.config.schema import Config
 from unmask.data.bad_files import BadFiles
 from unmask.data.batch import Batch
@@ -39,17 +40,6 @@ from unmask.evaluate.measure import measure
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
-
-MAY_CHANGE = {
-    "engine",
-    "device",
-    "output",
-    "init",
-    *("data.train", "data.val", "data.workers"),
-    *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
-    *("train.eval_every", "train.checkpoint_every", "train.keep"),
-}
-"""Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +86,21 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         store = stack.enter_context(closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep)))
         checkpoint = store.load() if store.steps() else None
         if checkpoint is not None:
-            _check_same_run(config, source, checkpoint, folder)
+            check_same_config(config, checkpoint, folder)
+        data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
         engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
         output = None
         if rank == 0:
-            _describe(config, folder)
+            _describe(config, data, folder)
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
         say(f"{config.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
         bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
-        return _Loop(config, plan, source, val, engine, output, bad_files, rank, world).run(start)
+        return _Loop(config, plan, source, val, data, engine, output, bad_files, rank, world).run(start)
 
 
 @dataclass
@@ -126,6 +117,7 @@ class _Loop:
     plan: Plan
     source: Source
     val: Source | None
+    data: dict[str, Any]
     engine: Engine
     output: _Output | None
     bad_files: BadFiles
@@ -224,7 +216,7 @@ class _Loop:
         meta = {
             "config": to_dict(self.config),
             "class_names": self.source.class_names,
-            "data": {"images": len(self.source), "fingerprint": self.source.fingerprint()},
+            "data": self.data,
             "versions": versions(),
         }
         self.output.log.flush()
@@ -245,7 +237,7 @@ class _Loop:
             batch_size=self.config.train.batch_size,
             accumulate=self.config.train.accumulate,
             start_step=start,
-            stop_step=self.plan.total,
+            stop_step=max(start, self.plan.total),  # data that became fewer may end a run before where it stands
             rank=self.rank,
             world=self.world,
         )
@@ -298,20 +290,6 @@ def _complete(config: Config, source: Source) -> Config:
     return config
 
 
-def _check_same_run(config: Config, source: Source, checkpoint: Checkpoint, folder: Path) -> None:
-    defaults = flatten(to_dict(Config()))  # what a key means that did not exist when the run was started
-    before, now = defaults | flatten(checkpoint.meta["config"]), flatten(to_dict(config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
-        raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
-    data = checkpoint.meta["data"]
-    if data["fingerprint"] != source.fingerprint():
-        raise DataError(
-            f"data.train has changed since {folder} was started: {data['images']} images then, {len(source)} now, "
-            "or other names, sizes or labels; restore it or choose another output=FOLDER"
-        )
-
-
 def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> None:
     """Processes on several machines must see the same run folder."""
     sums = engine.sum(np.array([start, start**2], np.float64))
@@ -319,12 +297,13 @@ def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> N
         raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
 
 
-def _describe(config: Config, folder: Path) -> None:
-    """Write down what ran: the whole config, the command, the versions and the state of the code."""
+def _describe(config: Config, data: dict[str, Any], folder: Path) -> None:
+    """Write down what ran: the whole config, the data, the command, the versions and the state of the code."""
     description: dict[str, Any] = {
         "command": sys.argv,
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
+        "data": data,
         "config": to_dict(config),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")

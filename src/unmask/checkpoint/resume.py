@@ -1,0 +1,58 @@
+"""Whether what a run folder holds is the run that is to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unmask.checkpoint.folder import Checkpoint
+from unmask.config.load import flatten, to_dict
+from unmask.config.schema import Config
+from unmask.data.sources.base import Source
+from unmask.errors import ConfigError, DataError
+from unmask.report.progress import say
+
+MAY_CHANGE = {
+    "engine",
+    "device",
+    "output",
+    "init",
+    *("data.train", "data.val", "data.allow_change", "data.workers"),
+    *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
+    *("train.eval_every", "train.checkpoint_every", "train.keep"),
+}
+"""Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""
+
+
+def check_same_config(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
+    """Raise ConfigError with the keys that differ when the checkpoint in `folder` is of another run."""
+    defaults = flatten(to_dict(Config()))  # what a key means that did not exist when the run was started
+    before, now = defaults | flatten(checkpoint.meta["config"]), flatten(to_dict(config))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
+        raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
+
+
+def data_record(source: Source, checkpoint: Checkpoint | None, folder: Path, *, allow_change: bool) -> dict[str, Any]:
+    """What `run.yaml` and every checkpoint say of the training images: {images, fingerprint, earlier}.
+
+    `earlier` lists the same of the images that the run had before, each with `until_step`. Raises DataError when those
+    of the checkpoint are others, unless `allow_change`; and when the classes are others, because its head knows them.
+    """
+    record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "earlier": []}
+    if checkpoint is None:
+        return record
+    before = {"earlier": []} | checkpoint.meta["data"]  # runs from before changes could be allowed
+    if before["fingerprint"] == record["fingerprint"]:
+        return before
+    difference = (
+        f"data.train has changed since the last checkpoint in {folder}: {before['images']} images then, "
+        f"{len(source)} now, or other names, sizes or labels"
+    )
+    if not allow_change:
+        raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")
+    if checkpoint.meta["class_names"] != (None if source.class_names is None else list(source.class_names)):
+        raise DataError(f"data.train has other classes than {folder} was started with; choose another output=FOLDER")
+    say(f"{difference}; going on with what is there")
+    kept = {name: before[name] for name in ("images", "fingerprint")}
+    return record | {"earlier": [*before["earlier"], kept | {"until_step": checkpoint.step}]}
