@@ -15,13 +15,16 @@ from unmask.errors import DataError
 
 _BLOCK = 512
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
+    b"\xff\xd8\xff": (b".jpg", b".jpeg"),
+    b"\x89PNG": (b".png",),
+    b"RIFF": (b".webp",),
+    b"GIF8": (b".gif",),
+    b"BM": (b".bmp",),
+    b"II": (b".tif", b".tiff"),
+    b"MM": (b".tif", b".tiff"),
+    b"\x93NUMPY": (b".npy",),
 }
+"""Of files that begin so."""
 
 
 class Members:
@@ -46,14 +49,15 @@ class Members:
             return [int(self._labels[index])]
         return [] if self._sets is None else np.flatnonzero(self._sets[index]).tolist()
 
-    def of(self, index: int, data: bytes, kind: str, *, changed: bool) -> tuple[bytes, int]:
+    def of(self, index: int, data: bytes, *, changed: bool) -> tuple[bytes, int]:
         """The bytes to add to a tar for an image, and where among them its file starts.
 
-        `kind`: Pillow's name of the format. `changed`: whether this is another file than the source's.
+        `data` begins as image files or .npy do. `changed`: whether this is another file than the source's.
         """
         name = self.names.name(index) if self._named else b"%09d" % index
-        if not self._named or (changed and not name.lower().endswith(tuple(map(str.encode, _SUFFIXES[kind])))):
-            name += _SUFFIXES[kind][0].encode()
+        suffixes = next(suffixes for magic, suffixes in _SUFFIXES.items() if data.startswith(magic))
+        if not self._named or (changed and not name.lower().endswith(suffixes)):
+            name += suffixes[0]
         head = _header(name, len(data))
         content = head + _padded(data)
         if self._written:

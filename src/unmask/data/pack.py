@@ -3,7 +3,8 @@
 A pack is `000000.tar`, `000001.tar` … with the images in their source's order, `index.parquet`, `bad_images.txt` where
 some could not be decoded, and `manifest.json`, which is written last. What is done is kept in `.parts` until then: a
 shard counts once its part is there, so a pack that was killed goes on behind its last whole shard. Every byte is
-determined by the images and the settings.
+determined by the images and the settings. Behind a URL it is the same: each file is written here and sent when it is
+whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ from unmask.checkpoint.tensors import cause, written_aside
 from unmask.config.schema import DataConfig
 from unmask.data.decode import DecodeError
 from unmask.data.members import Members
+from unmask.data.raster import FormError
 from unmask.data.recode import recode
-from unmask.data.sources import Source, files, open_source
+from unmask.data.sources import Source, files, open_source, remote
 from unmask.data.sources.base import printable
 from unmask.data.sources.packed import BAD, FORMAT, INDEX, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
 from unmask.report.progress import Bar, progress, say
 
-_PARTS = ".parts"
 _END = bytes(1024)
 """Of a tar."""
 _AHEAD = 4
@@ -70,8 +71,6 @@ class Encoded:
 
     index: int
     data: bytes = b""
-    kind: str = ""
-    """Pillow's name of the format."""
     changed: bool = False
     """Whether `data` is another file than the source's."""
     problem: str = ""
@@ -86,30 +85,27 @@ def pack(
     shard_size: int = 256 << 20,
     max_bad_share: float = 0.001,
     workers: int | None = None,
-) -> Path:
-    """Write the images of `source`, anything `data.train` may name, as a pack to the folder `out`; returns it.
+) -> None:
+    """Write the images of `source`, anything `data.train` may name, as a pack to `out`, a folder or a URL.
 
     Files go in as they are; with `short_side` (pixels), larger ones are resized (see `recode`), JPEG and WebP with
-    `quality` (1 to 100). A shard holds up to `shard_size` bytes. `workers` threads (default: one a core) do not change
-    the result. The same call again goes on where an earlier one ended. Images that cannot be decoded are left out.
+    `quality` (1 to 100). A shard holds up to `shard_size` bytes; on its way to a URL it is in the cache folder.
+    `workers` threads (default: one a core) do not change the result. The same call again goes on where an earlier one
+    ended. Images that cannot be decoded are left out.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
     used, more than `max_bad_share` of its images cannot be decoded, or `out` cannot be written; CheckpointError when
     another process writes to `out`.
     """
     _check_settings(short_side, quality, shard_size, workers)
-    if files.is_remote(str(out)):
-        raise ConfigError(
-            f"{out}: a pack is written to a folder of this machine; name one, and copy it when it is done"
-        )
+    out = files.absolute(str(out).removeprefix("file://"))
     images = _open(str(source))
     settings = Settings(short_side, quality if short_side else None, shard_size)
-    packer = _Packer(images, Path(out), settings, max_bad_share, files.is_remote(str(source)))
+    packer = _Packer(images, out, settings, max_bad_share, files.is_remote(str(source)))
     try:
         packer.run(workers or cores())
     except OSError as error:
         raise DataError(f"cannot write {out}: {cause(error)}; make room or name another folder") from error
-    return Path(out)
 
 
 def _check_settings(short_side: int | None, quality: int, shard_size: int, workers: int | None) -> None:
@@ -134,35 +130,36 @@ def _open(spec: str) -> Source:
 
 
 class _Packer:
-    def __init__(self, images: Source, out: Path, settings: Settings, max_bad_share: float, remote: bool) -> None:
+    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float, from_afar: bool) -> None:
         self._images, self._out, self._settings = images, out, settings
+        self._parts = f"{out}/.parts"
         self._most_bad = max_bad_share * len(images)
-        self._remote = remote
+        self._from_afar = from_afar
         self._job = {
             "settings": asdict(settings),
             "source": {"images": len(images), "fingerprint": images.fingerprint()},
         }
 
     def run(self, workers: int) -> None:
-        out, parts_folder = self._out, self._out / _PARTS
-        if (manifest := read_manifest(str(out))) is not None:
+        if (manifest := read_manifest(self._out)) is not None:
             self._check_job(manifest)
-            shutil.rmtree(parts_folder, ignore_errors=True)
-            say(f"{out} is complete")
+            self._forget_parts()
+            say(f"{self._out} is complete")
             return
-        if out.exists() and not parts_folder.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no pack; name another folder")
-        with RunLock(parts_folder):
-            job = parts_folder / "job.json"
-            if job.exists():
-                self._check_job(json.loads(job.read_bytes()))
+        job = f"{self._parts}/job.json"
+        if not files.exists(job) and files.exists(self._out) and any(files.listing(self._out)):
+            raise ConfigError(f"{self._out} is not empty and holds no pack; name another folder")
+        # From afar there are no locks: processes of the same job on two machines would write the same bytes.
+        with RunLock(remote.staging(self._out) if files.is_remote(self._out) else Path(self._parts)):
+            if files.exists(job):
+                self._check_job(json.loads(files.read(job)))
             else:
                 _write_json(job, self._job)
             parts = self._finished()
             members = Members(self._images)
             self._write_shards(members, parts, workers)
             self._finish(members, parts)
-            shutil.rmtree(parts_folder)
+            self._forget_parts()
 
     def _check_job(self, there: dict[str, Any]) -> None:
         changes = [
@@ -180,10 +177,10 @@ class _Packer:
     def _finished(self) -> list[Part]:
         """The shards that are done, from the first on."""
         parts: list[Part] = []
-        while (record := self._record(len(parts))).exists():
-            part = Part(**json.loads(record.read_bytes()))
+        while files.exists(record := self._record(len(parts))):
+            part = Part(**json.loads(files.read(record)))
             shard = self._shard(len(parts))
-            if not shard.exists() or shard.stat().st_size != part.bytes:
+            if not files.exists(shard) or files.state(shard).size != part.bytes:
                 break
             parts.append(part)
         return parts
@@ -213,12 +210,12 @@ class _Packer:
         """Write `item` and what fits of those that follow. Returns the first that did not fit as well."""
         part = Part(0 if item is None else item.index, len(self._images))
         digest = hashlib.sha256()
-        with written_aside(self._shard(number)) as aside, aside.open("wb") as file:
+        with _written(self._shard(number)) as aside, aside.open("wb") as file:
             while item is not None:
                 if item.problem:
                     part.bad.append(item.problem)
                 else:
-                    content, start = members.of(item.index, item.data, item.kind, changed=item.changed)
+                    content, start = members.of(item.index, item.data, changed=item.changed)
                     if part.rows and part.bytes + len(content) + len(_END) > self._settings.shard_size:
                         part.stop = item.index
                         break
@@ -238,10 +235,10 @@ class _Packer:
             if item.problem:
                 bad.append(item.problem)
             if len(bad) > self._most_bad:
-                _write_lines(self._out / BAD, bad)
+                _write_lines(f"{self._out}/{BAD}", bad)
                 raise DataError(
                     f"{len(bad)} of {len(self._images)} images cannot be decoded, the last is {item.problem}; "
-                    f"they are listed in {self._out / BAD}: repair them or raise --max-bad-share"
+                    f"they are listed in {self._out}/{BAD}: repair them or raise --max-bad-share"
                 )
             bar.update()
             yield item
@@ -251,29 +248,31 @@ class _Packer:
         try:
             data = self._images.read(index).data
         except DataError as error:
-            if self._remote:  # a network that fails must not decide what is in the pack
+            if self._from_afar:  # a network that fails must not decide what is in the pack
                 raise
             return Encoded(index, problem=f"{name}: {error}")
         limit = DataConfig().max_pixels
         try:
-            stored, kind = recode(data, settings.short_side, settings.quality or 0, max_pixels=limit)
+            stored = recode(data, settings.short_side, settings.quality or 0, max_pixels=limit)
+        except FormError as error:  # something to install, which must not decide either
+            raise DataError(f"{name}: {error}") from None
         except DecodeError as error:
             return Encoded(index, problem=f"{name}: {error}")
-        return Encoded(index, stored, kind, changed=stored is not data)
+        return Encoded(index, stored, changed=stored is not data)
 
     def _finish(self, members: Members, parts: list[Part]) -> None:
         rows = [(number, *row) for number, part in enumerate(parts) for row in part.rows]
-        bad = [problem for part in parts for problem in part.bad]
+        bad, bad_list = [problem for part in parts for problem in part.bad], f"{self._out}/{BAD}"
         if bad:
-            _write_lines(self._out / BAD, bad)
-            say(f"{len(bad)} images cannot be decoded and are left out; they are listed in {self._out / BAD}")
+            _write_lines(bad_list, bad)
+            say(f"{len(bad)} images cannot be decoded and are left out; they are listed in {bad_list}")
         else:
-            (self._out / BAD).unlink(missing_ok=True)
+            _remove(bad_list)
         index = index_bytes(members.names, rows, members.labels)
-        with written_aside(self._out / INDEX) as aside:
+        with _written(f"{self._out}/{INDEX}") as aside:
             aside.write_bytes(index)
         shards = [
-            {"name": self._shard(number).name, "images": len(part.rows), "bytes": part.bytes, "sha256": part.sha256}
+            {"name": f"{number:06}.tar", "images": len(part.rows), "bytes": part.bytes, "sha256": part.sha256}
             for number, part in enumerate(parts)
         ]
         size = sum(part.bytes for part in parts)
@@ -290,14 +289,20 @@ class _Packer:
             "index": {"name": INDEX, "bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
             "shards": shards,
         }
-        _write_json(Path(manifest_path(str(self._out))), manifest)
+        _write_json(manifest_path(self._out), manifest)
         say(f"{self._out}: {len(rows)} images in {len(shards)} shards, {size / 1e6:.1f} MB")
 
-    def _shard(self, number: int) -> Path:
-        return self._out / f"{number:06}.tar"
+    def _forget_parts(self) -> None:
+        try:
+            _remove(self._parts)
+        except DataError as error:  # who may write to a store may not remove
+            say(f"{error}; the pack does not need it any more")
 
-    def _record(self, number: int) -> Path:
-        return self._out / _PARTS / f"{number:06}.json"
+    def _shard(self, number: int) -> str:
+        return f"{self._out}/{number:06}.tar"
+
+    def _record(self, number: int) -> str:
+        return f"{self._parts}/{number:06}.json"
 
 
 def _in_order(make: Callable[[int], Encoded], indices: range, workers: int) -> Generator[Encoded]:
@@ -316,11 +321,26 @@ def _in_order(make: Callable[[int], Encoded], indices: range, workers: int) -> G
                 future.cancel()
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    with written_aside(path) as aside:
+def _write_json(path: str, value: dict[str, Any]) -> None:
+    with _written(path) as aside:
         aside.write_text(json.dumps(value, indent=1), "utf-8")
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
-    with written_aside(path) as aside:
+def _write_lines(path: str, lines: list[str]) -> None:
+    with _written(path) as aside:
         aside.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _written(path: str) -> AbstractContextManager[Path]:
+    """A file to write to, which becomes `path` as a whole at the end."""
+    return remote.written(path) if files.is_remote(path) else written_aside(Path(path))
+
+
+def _remove(path: str) -> None:
+    """A file, or a folder with all in it, if it is there."""
+    if files.is_remote(path):
+        remote.remove(path)
+    elif Path(path).is_dir():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)

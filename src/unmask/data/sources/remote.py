@@ -1,4 +1,4 @@
-"""Files behind URLs, read through fsspec: repeated when the network fails, and kept in a bounded cache if asked.
+"""Files behind URLs, through fsspec: repeated when the network fails; what is read is kept in a bounded cache if asked.
 
 Credentials, endpoints and the like are those of the store's own tools: for `s3://`, the AWS environment variables and
 files, AWS_ENDPOINT_URL for stores that are not Amazon's (OBS, MinIO, Ceph …); for anything else fsspec knows,
@@ -13,7 +13,8 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +81,43 @@ def read(url: str, start: int, length: int | None, version: str) -> bytes:
     return data
 
 
-def _attempt(url: str, act: Callable[[Any, str], T]) -> T:
-    """What `act` returns for the file system and path of `url`; repeated with growing pauses while it fails."""
+@contextmanager
+def written(url: str) -> Generator[Path]:
+    """A file here to write to, which is sent to `url` at the end and removed; nothing is sent after an error."""
+    aside = staging(url)
+    try:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        size = aside.stat().st_size
+
+        def send(fs: Any, path: str) -> None:
+            fs.put_file(str(aside), path)
+            if (found := fs.info(path)["size"]) != size:
+                raise OSError(f"{found} of {size} bytes came")
+
+        _attempt(url, send, "written")
+    except OSError as error:
+        raise DataError(f"cannot write {aside}, which is to become {printable(url)}: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def staging(url: str) -> Path:
+    """Where, in the cache, what belongs to `url` is kept until it is there."""
+    return cache_folder() / "upload" / hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def remove(url: str) -> None:
+    """A folder and all in it, if it is there."""
+    _attempt(url, lambda fs, path: fs.rm(path, recursive=True) if fs.exists(path) else None, "removed")
+
+
+def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
+    """What `act` returns for the file system and path of `url`; repeated with growing pauses while it fails.
+
+    `done`: what `url` cannot be, for the message.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return act(*_open(url))
@@ -90,9 +126,9 @@ def _attempt(url: str, act: Callable[[Any, str], T]) -> T:
         except Exception as raised:  # the stores' libraries share no base class
             error = _cause(raised)
             if _final(error):
-                raise DataError(f"{printable(url)} cannot be read: {_reason(error)}") from None
+                raise DataError(f"{printable(url)} cannot be {done}: {_reason(error)}") from None
             if attempt == ATTEMPTS:
-                raise DataError(f"{printable(url)} cannot be read, {ATTEMPTS} attempts: {_reason(error)}") from None
+                raise DataError(f"{printable(url)} cannot be {done}, {ATTEMPTS} attempts: {_reason(error)}") from None
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * (1 + secrets.randbelow(100) / 100))  # not all at the same time
     raise AssertionError
 
@@ -143,7 +179,7 @@ def _final(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "no such file or folder"
     return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 
