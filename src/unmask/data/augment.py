@@ -96,23 +96,24 @@ class Augmentation:
             canvas=Canvas(tuple(fill) if len(fill) > 1 else fill[0], resample),
         )
 
-    def __call__(
-        self, image: Image.Image | NDArray[Any], generator: Callable[[Op], np.random.Generator]
-    ) -> NDArray[Any]:
-        """The augmented image as pixels (H, W, C); `generator` makes the numbers of an operation.
+    def __call__(self, pixels: NDArray[Any], generator: Callable[[Op], np.random.Generator]) -> NDArray[Any]:
+        """`pixels` (H, W, C), augmented; `generator` makes the numbers of an operation.
 
-        `image` is of mode L or RGB, or pixels (H, W, C) of another kind, which are erased in and no more.
+        A policy and jitter are for 8-bit grey and colour; the configuration has them nowhere else.
         """
-        pixels = image.copy() if isinstance(image, np.ndarray) else self._colored(image, generator)
+        if self.policy is not None or self.jitter is not None:
+            pixels = self._colored(pixels, generator)
         if self.erasing is not None:
+            pixels = pixels.copy()
             self.erasing(pixels, generator(Op.ERASE))
         return pixels
 
-    def _colored(self, image: Image.Image, generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
+    def _colored(self, pixels: NDArray[np.uint8], generator: Callable[[Op], np.random.Generator]) -> NDArray[np.uint8]:
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
         if self.policy is not None:
             rng = generator(Op.POLICY)
             for name, magnitude in self.policy.draw(rng):
                 image = OPERATIONS[name](image, magnitude, rng, self.canvas)
         if self.jitter is not None:
             image = self.jitter(image, generator(Op.JITTER))
-        return np.array(image).reshape(image.height, image.width, -1)
+        return np.asarray(image).reshape(image.height, image.width, -1)

@@ -7,14 +7,18 @@
 - CMYK and YCCK become RGB by Pillow's formula; grey becomes three equal channels, colour becomes ITU-R 601 luma,
   as the model's number of channels asks.
 
+Most JPEG files are decoded by simplejpeg, to the same values as Pillow's and faster; Pillow decides about all others.
+
 The format is told from the content, not from the file's name.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -25,6 +29,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from unmask.data.resize import resize
 from unmask.errors import DataError
 
 # Pillow's own opener would compare with a process-wide limit of its own, and try formats nobody asked for.
@@ -38,16 +43,7 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"MM\0*": TiffImageFile,
 }
 _ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = tuple(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
+_SIDEWAYS = (5, 6, 7, 8)
 _SPARE = 2.0
 """JPEG is decoded at 1/2, 1/4 or 1/8 size where the crop stays this much larger than the output. The mean difference
 from full decoding is then 0.4 grey levels over 425 crops of photographs, and below 1.3 in all but one halftone (3.0);
@@ -66,18 +62,21 @@ class Picture:
 
     def __init__(self, data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> None:
         """`data`: an encoded file, or pixels (H, W, C). `channels`: 1 or 3. Raises DecodeError."""
+        self._data = data
         self._mode = {1: "L", 3: "RGB"}[channels]
         self._max_pixels = max_pixels
         self._image = _from_array(data) if isinstance(data, np.ndarray) else open_file(data, max_pixels)
-        self._turn = _UPRIGHT.get(orientation_of(self._image))
+        self._orientation = orientation_of(self._image)
         width, height = self._image.size
-        self.height, self.width = (width, height) if self._turn in _SIDEWAYS else (height, width)
+        self.height, self.width = (width, height) if self._orientation in _SIDEWAYS else (height, width)
         self.format, self.mode = self._image.format or "", self._image.mode
         """As stored: "JPEG", "PNG" …, "" of an array; Pillow's mode."""
+        self._decoded: dict[int, NDArray[np.uint8]] = {}
+        """By the factor its size is divided by: for several crops of one image."""
 
     def pixels(self) -> NDArray[np.uint8]:
         """The whole image, (H, W, C)."""
-        return _to_array(self._decoded())
+        return self._at(1)
 
     def crop(
         self,
@@ -88,52 +87,51 @@ class Picture:
         flip: bool = False,
         reduce: bool = True,
     ) -> NDArray[np.uint8]:
-        """The pixels in `box` resized to `size` (height, width), antialiased: (height, width, C).
+        """The pixels in `box`, and none around it, resized to `size` (height, width), antialiased: (height, width, C).
 
         With `flip`, left and right are swapped. With `reduce`, a JPEG is decoded at a fraction of its size where that
-        keeps the quality. Raises DecodeError. A picture can be cropped once.
+        keeps the quality. Raises DecodeError.
         """
-        return _to_array(self.crop_image(box, size, resample, flip=flip, reduce=reduce))
-
-    def crop_image(
-        self,
-        box: Box,
-        size: tuple[int, int],
-        resample: Image.Resampling,
-        *,
-        flip: bool = False,
-        reduce: bool = True,
-    ) -> Image.Image:
-        """The same as an image of mode L or RGB."""
         check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
-        left, top, width, height = box
-        factor = self._reduce(box, size) if reduce else 1
-        image = self._decoded()
-        # Rounded up when reduced, the image may end within its last pixel.
-        right = min((left + width) / factor, image.width)
-        bottom = min((top + height) / factor, image.height)
-        resized = image.resize((size[1], size[0]), resample, (left / factor, top / factor, right, bottom))
-        if flip:
-            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # many times faster than numpy's
-        return resized
+        factor = self._factor(box, size) if reduce else 1
+        left, top, width, height = (side / factor for side in box)
+        return resize(self._at(factor), (left, top, width, height), size, resample, flip=flip)
 
-    def _reduce(self, box: Box, size: tuple[int, int]) -> int:
-        """Let the JPEG decoder reduce the image; returns the factor."""
+    def _factor(self, box: Box, size: tuple[int, int]) -> int:
+        """How many times smaller the image may be decoded for this crop."""
         if not isinstance(self._image, JpegImageFile):
             return 1
         room = min(box[2] / size[1], box[3] / size[0]) / _SPARE
-        factor = next((factor for factor in (8, 4, 2) if factor <= room), 1)
-        width, height = self._image.size
-        self._image.draft(None, (width // factor, height // factor))
-        return factor
+        return next((factor for factor in (8, 4, 2) if factor <= room), 1)
 
-    def _decoded(self) -> Image.Image:
-        """The image upright and in the mode asked for."""
+    def _at(self, factor: int) -> NDArray[np.uint8]:
+        """The image upright and in the mode asked for, its sides divided by `factor` and rounded up."""
+        if factor not in self._decoded:
+            pixels = self._fast_jpeg(factor) if isinstance(self._image, JpegImageFile) else None
+            self._decoded[factor] = upright(self._by_pillow(factor) if pixels is None else pixels, self._orientation)
+        return self._decoded[factor]
+
+    def _fast_jpeg(self, factor: int) -> NDArray[np.uint8] | None:
+        """None where Pillow must decide: unusual colours, files with errors."""
+        if self.mode not in ("L", self._mode):
+            return None
+        width, height = (-(-side // factor) for side in self._image.size)
+        colors = {"L": "GRAY", "RGB": "RGB"}[self._mode]
         try:
-            image = _convert(self._image, self._mode)
+            pixels = simplejpeg.decode_jpeg(self._data, colors, min_height=height, min_width=width, min_factor=factor)
+        except ValueError:
+            return None
+        return pixels if pixels.shape[:2] == (height, width) else None
+
+    def _by_pillow(self, factor: int) -> NDArray[np.uint8]:
+        image = self._image
+        if isinstance(image, JpegImageFile):
+            image = open_file(bytes(self._data), self._max_pixels)  # which can be decoded at one size only
+            image.draft(None, (image.width // factor, image.height // factor))
+        try:
+            return np.asarray(_convert(image, self._mode))
         except Exception as error:
             raise DecodeError(reason(error)) from None
-        return image if self._turn is None else image.transpose(self._turn)
 
 
 def decode(data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> NDArray[np.uint8]:
@@ -197,9 +195,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Turned as EXIF's `orientation` says: (H, W, C), of (H, W) as well."""
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if orientation in _SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode import Box, DecodeError, Picture, check_pixels, open_file, orientation_of, reason
+from unmask.data.decode import Box, DecodeError, Picture, check_pixels, open_file, orientation_of, reason, upright
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError
 
@@ -81,7 +81,7 @@ class Raster:
         flip: bool = False,
         reduce: bool = True,
     ) -> NDArray[Any]:
-        """The pixels in `box` resized to `size` (height, width), antialiased: (height, width, C).
+        """The pixels in `box`, and none around it, resized to `size` (height, width), antialiased: (height, width, C).
 
         Each band is resized by Pillow in floating point, then rounded and clipped where it holds whole numbers. Exact
         where the box has the size asked for. `reduce` matters to JPEG in `Picture`. Raises DecodeError.
@@ -90,23 +90,16 @@ class Raster:
         left, top, width, height = box
         pixels = self._pixels[top : top + height, left : left + width]
         if (height, width) != size:
-            pixels = self._resized(box, size, resample)
+            pixels = _resized(pixels, size, resample)
         return pixels[:, ::-1] if flip else pixels
 
-    crop_image = crop
 
-    def _resized(self, box: Box, size: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
-        left, top, width, height = box
-        # Pixels around the box enter, as far as the widest filter reaches: three of the larger of both pixels.
-        reach_x, reach_y = (3 * math.ceil(max(1, scale)) + 1 for scale in (width / size[1], height / size[0]))
-        x, y = max(0, left - reach_x), max(0, top - reach_y)
-        near = self._pixels[y : top + height + reach_y, x : left + width + reach_x]
-        inside = (left - x, top - y, left - x + width, top - y + height)
-        out = np.empty((*size, near.shape[2]), near.dtype)
-        for band in range(near.shape[2]):
-            image = Image.fromarray(near[:, :, band].astype(np.float32)).resize((size[1], size[0]), resample, inside)
-            out[:, :, band] = to_dtype(np.array(image), near.dtype)
-        return out
+def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
+    out = np.empty((*size, pixels.shape[2]), pixels.dtype)
+    for band in range(pixels.shape[2]):
+        image = Image.fromarray(pixels[:, :, band].astype(np.float32)).resize((size[1], size[0]), resample)
+        out[:, :, band] = to_dtype(np.array(image), pixels.dtype)
+    return out
 
 
 def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> Picture | Raster:
@@ -178,7 +171,7 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
     image = open_file(data, max_pixels)
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
         pixels = np.asarray(_codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
-        return Stored(_upright(pixels, orientation_of(image)), alpha=data[25] != 2)
+        return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
     return _from_pillow(image)
 
 
@@ -186,16 +179,16 @@ def _from_pillow(image: Image.Image) -> Stored:
     image.load()
     turn = orientation_of(image)
     if image.mode == "I" and image.format == "PNG":
-        return Stored(_upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
+        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         pixels = np.asarray(image)
-        return Stored(_upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
+        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
     alpha = image.has_transparency_data
     if alpha or image.mode not in ("L", "RGB"):
         grey = image.mode in ("1", "LA", "La")
         image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
     pixels = np.asarray(image)
-    return Stored(_upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
+    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
 
 
 def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any]:
@@ -274,7 +267,7 @@ def _read_tiff(data: bytes, channels: int | None, max_pixels: int) -> Stored:
         pixels = pixels.transpose([kept.index(axis) for axis in ("Y", "X", band)])
         extra = page.tags.valueof(_EXTRA) or ()
         alpha = bands in (2, 4) and tuple(extra) in ((1,), (2,))
-        return Stored(_upright(pixels, page.tags.valueof(_ORIENTATION) or 1), alpha)
+        return Stored(upright(pixels, page.tags.valueof(_ORIENTATION) or 1), alpha)
 
 
 def _codec(module: str, kind: str) -> Any:
@@ -284,16 +277,6 @@ def _codec(module: str, kind: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise FormError(f"{kind} is read by {module}; pip install 'unmask[tiff]'") from None
-
-
-def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
 
 
 def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[Any]:

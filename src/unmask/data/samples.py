@@ -5,9 +5,9 @@ Everything here is a pure function of the configuration and the position, comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -87,8 +87,9 @@ class TrainSamples(Samples):
         images = self._images(len(keys))
         shown = np.empty(len(keys), np.int64)
         bad: list[int] = []
+        picture = lru_cache(maxsize=2)(self._picture)  # repeats of two images stand in turn: each is decoded once
         for row, (epoch, index) in enumerate(keys):
-            shown[row] = self._fill(images[row], epoch, index, bad)
+            shown[row] = self._fill(images[row], epoch, index, bad, picture)
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
         if self.task == "pretrain":
             return arrays | self._masks(keys)
@@ -124,12 +125,14 @@ class TrainSamples(Samples):
     def _augmentation(self) -> Augmentation:
         return Augmentation.of(self.augment, self.data)
 
-    def _fill(self, out: NDArray[Any], epoch: int, index: int, bad: list[int]) -> int:
+    def _fill(
+        self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
+    ) -> int:
         """Write one training image; returns its index, which is another than asked for when that one is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
             try:
-                out[:] = self._crop(epoch, candidate)
+                out[:] = self._crop(picture(candidate), epoch, candidate)
             except DataError as error:
                 bad.append(candidate)
                 reason = f"{printable(self.source.name(candidate))}: {error}"
@@ -142,14 +145,13 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.REPLACE)
         yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
 
-    def _crop(self, epoch: int, index: int) -> NDArray[Any]:
+    def _crop(self, picture: Picture | Raster, epoch: int, index: int) -> NDArray[Any]:
         data = self.data
-        picture = self._picture(index)
         rng = generator(self.seed, epoch, index, Op.CROP)
         box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
         flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
-        image = picture.crop_image(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
-        return self._augmentation(image, lambda op: generator(self.seed, epoch, index, op))
+        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        return self._augmentation(pixels, lambda op: generator(self.seed, epoch, index, op))
 
 
 class EvalSamples(Samples):
