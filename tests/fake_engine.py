@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import Config
-from unmask.data.batch import Batch
+from unmask.data.batch import FULL_RANGE, Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 from unmask.evaluate.reconstruct import patchify
@@ -163,7 +163,8 @@ class FakeEngine:
 
     def _patches(self, batch: Batch) -> np.ndarray:
         mean, std = np.float32(self.config.data.mean), np.float32(self.config.data.std)
-        return patchify((batch.images / np.float32(255) - mean) / std, self.config.model.patch_size)
+        images = batch.images / np.float32(FULL_RANGE[batch.images.dtype.name])
+        return patchify((images - mean) / std, self.config.model.patch_size)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

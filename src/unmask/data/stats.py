@@ -19,6 +19,8 @@ from unmask.report.progress import progress
 
 _AHEAD = 4
 """Images in memory for each thread."""
+_LOOKS = 20
+"""Images tried for channels and dtype."""
 
 
 @dataclass
@@ -66,7 +68,8 @@ class Stats:
 def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
     """Look at every pixel once, with the memory of a few images.
 
-    `channels` and `dtype` default to those of the first image that can be read. Raises DataError if there is none.
+    `channels` and `dtype` default to those of the first image that can be read. Raises DataError if none of the
+    first 20 can.
     """
     stats = _start(source, channels, dtype, max_pixels)
 
@@ -91,8 +94,8 @@ def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixe
 
 
 def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
-    error = "there are no images"
-    for index in range(min(len(source), 20)):
+    error, looks = "there are no images", min(len(source), _LOOKS)
+    for index in range(looks):
         try:
             stored = read_stored(source.read(index).data, channels, max_pixels)
         except DataError as reason:
@@ -103,4 +106,4 @@ def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: 
             bands -= 1
         kind = stored.pixels.dtype.name
         return Stats(channels or bands, dtype or (kind if kind in ("uint8", "uint16") else "float32"))
-    raise DataError(f"not one image can be read; {error}")
+    raise DataError(f"none of the first {looks} images can be read; {error}")
