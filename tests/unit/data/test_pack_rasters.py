@@ -41,8 +41,8 @@ def noise(*shape: int, dtype: str) -> NDArray[Any]:
 
 def tiff(path: Path, pixels: NDArray[Any], **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    bands = {"planarconfig": "contig"} if pixels.ndim == 3 else {}
-    tifffile.imwrite(path, pixels, **{"photometric": "minisblack"} | bands | options)
+    defaults: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig" if pixels.ndim == 3 else None}
+    tifffile.imwrite(path, pixels, **defaults | options)
     return path
 
 
@@ -72,7 +72,7 @@ def batches(source: Source) -> list[Batch]:
         source,
         task="pretrain",
         model=ModelConfig(image_size=(16, 16), patch_size=8, channels=12),
-        data=DataConfig(dtype="uint16", mean=[0.5] * 12, std=[0.25] * 12),
+        data=DataConfig(dtype="uint16", mean=(0.5,) * 12, std=(0.25,) * 12),
         augment=AugmentConfig(),
         seed=5,
         batch_size=8,
@@ -164,7 +164,7 @@ def test_transparency_of_8_bit_files_is_laid_over_white_and_the_fourth_band_of_o
 def test_pages_that_may_be_bands_or_frames_are_not_resized(tmp_path: Path) -> None:
     pages = tiff(tmp_path / "a.tif", noise(12, 30, 20, dtype="uint16"), planarconfig=None)
     assert recode(pages.read_bytes(), None, 90, max_pixels=MANY) == pages.read_bytes()
-    with pytest.raises(DecodeError, match="has several pages.*without --short-side"):
+    with pytest.raises(DecodeError, match=r"has several pages.*without --short-side"):
         recode(pages.read_bytes(), 10, 90, max_pixels=MANY)
     with tifffile.TiffWriter(tmp_path / "b.tif") as file:
         file.write(np.full((30, 20), 5, np.uint16), photometric="minisblack")
