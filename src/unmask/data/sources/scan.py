@@ -50,7 +50,7 @@ def scan(root: Path) -> Table:
         folders[os.fsdecode(path[:-1])] = folder.stat().st_mtime_ns
         return _list(folder, inside, skipped)
 
-    return _walk(children).build(folders=folders, skipped=skipped)
+    return _walk(children).sorted(folders=folders, skipped=skipped)
 
 
 def scan_remote(url: str) -> Table:
@@ -65,21 +65,20 @@ def scan_remote(url: str) -> Table:
             elif os.fsencode(name).lower().endswith(EXTENSIONS):
                 yield os.fsencode(name), size
 
-    return _walk(children).build(folders=folders, skipped={})
+    return _walk(children).sorted(folders=folders, skipped={})
 
 
 def _walk(children: Callable[[bytes], Iterator[tuple[bytes, int]]]) -> TableBuilder:
-    """All images in byte order of their paths; `children` gives those right in a folder, and folders with a slash."""
+    """All images and their sizes; `children` gives those right in a folder, and folders with a slash."""
     rows = TableBuilder("size")
-    # A folder sorts as its name with a slash, so that walking in this order yields whole paths in byte order.
-    pending = [(b"", 0)]
+    pending = [b""]
     while pending:
-        path, size = pending.pop()
-        if path and not path.endswith(b"/"):
-            rows.add(path, size)
-        else:
-            found = sorted(children(path), reverse=True)
-            pending.extend((path + child, size) for child, size in found)
+        folder = pending.pop()
+        for name, size in children(folder):
+            if name.endswith(b"/"):
+                pending.append(folder + name)
+            else:
+                rows.add(folder + name, size)
     return rows
 
 

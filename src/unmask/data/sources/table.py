@@ -23,6 +23,10 @@ from unmask.data.sources.base import printable
 from unmask.errors import DataError
 
 _VERSION = 2
+_WORD = 8
+"""Bytes of a name compared at once."""
+_ROWS = 1024
+"""Names copied at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,42 +75,39 @@ class Table:
 
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> Table:
         """These rows, in this order."""
-        if rows.dtype == np.bool_:
-            rows = np.flatnonzero(rows)
-        return self.renamed(_arrow(self).take(rows), {key: column[rows] for key, column in self.columns.items()})
-
-    def sorted(self) -> Table:
-        """In byte order of the names; rows of one name keep their order."""
-        import pyarrow.compute as pc  # a second, needed only while an index is built
-
-        return self.take(pc.call_function("array_sort_indices", [_arrow(self)]).to_numpy().astype(np.int64))
+        lengths = np.diff(self.ends, prepend=0)
+        starts, lengths = (self.ends - lengths)[rows], lengths[rows]
+        columns = {key: column[rows] for key, column in self.columns.items()}
+        return Table(_pieces(self.names, starts, lengths), np.cumsum(lengths), columns, self.meta)
 
     def repeated(self) -> NDArray[np.bool_]:
         """(N,) which rows of a sorted table have the name of the next row."""
-        import pyarrow.compute as pc
-
-        values = _arrow(self)
-        same = pc.call_function("equal", [values[:-1], values[1:]]).to_numpy(zero_copy_only=False)
-        return np.append(same, np.zeros(min(1, len(self)), bool))
+        repeated = np.zeros(len(self), bool)
+        lengths = np.diff(self.ends, prepend=0)
+        rows = np.flatnonzero(lengths[:-1] == lengths[1:])
+        byte = 0
+        while len(rows):  # from the last byte on, as neighbours begin alike
+            byte += 1
+            equal = lengths[rows] < byte
+            repeated[rows[equal]] = True
+            rows = rows[~equal]
+            rows = rows[self.names[self.ends[rows] - byte] == self.names[self.ends[rows + 1] - byte]]
+        return repeated
 
     def without_prefix(self, length: int) -> Table:
         """The same rows, with names that lack their first bytes."""
-        starts = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
-        keep = np.ones(len(self.names), bool)
-        for byte in range(length):
-            keep[starts + byte] = False
-        ends = self.ends - length * np.arange(1, len(self) + 1)
-        return Table(self.names[keep], ends, self.columns, self.meta)
+        lengths = np.diff(self.ends, prepend=0)
+        names = _pieces(self.names, self.ends - lengths + length, lengths - length)
+        return Table(names, np.cumsum(lengths - length), self.columns, self.meta)
 
     def with_prefix(self, prefixes: Sequence[bytes], which: NDArray[np.int64]) -> Table:
         """The same rows, with `prefixes[which]` before the names."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        before = pa.array(prefixes, pa.large_binary()).take(pa.array(which))
-        nothing = pa.scalar(b"", pa.large_binary())
-        joined = pc.call_function("binary_join_element_wise", [before, _arrow(self), nothing])
-        return self.renamed(joined, self.columns)
+        before = np.cumsum([0, *map(len, prefixes)])
+        lengths = np.stack([np.diff(before)[which], np.diff(self.ends, prepend=0)], axis=1)
+        starts = np.stack([before[which], before[-1] + self.ends - lengths[:, 1]], axis=1)
+        pool = np.concatenate([np.frombuffer(b"".join(prefixes), np.uint8), self.names])
+        names = _pieces(pool, starts.ravel(), lengths.ravel())
+        return Table(names, np.cumsum(lengths.sum(axis=1)), self.columns, self.meta)
 
     def renamed(self, values: Any, columns: dict[str, NDArray[np.int64]]) -> Table:
         """A table with the names of an Arrow array of type large_binary."""
@@ -116,21 +117,14 @@ class Table:
         return Table(blob, ends[1:] - ends[0], columns, self.meta)
 
 
-def concatenated(tables: Sequence[Table]) -> Table:
-    """The rows of tables of the same columns, one table after the other; without `meta`."""
-    firsts = np.cumsum([0, *(len(table.names) for table in tables)])
-    ends = np.concatenate([table.ends + first for table, first in zip(tables, firsts[:-1], strict=True)])
-    columns = {key: np.concatenate([table.columns[key] for table in tables]) for key in tables[0].columns}
-    return Table(np.concatenate([table.names for table in tables]), ends, columns)
-
-
 class TableBuilder:
     """Collects the rows of a Table."""
 
-    def __init__(self, *columns: str) -> None:
+    def __init__(self, *columns: str, narrow: Sequence[str] = ()) -> None:
+        """The columns in `narrow` need 32 bits only; in the cache all have 64."""
         self._names = bytearray()
         self._ends = array("q")
-        self._columns = {key: array("q") for key in columns}
+        self._columns = {key: array("i" if key in narrow else "q") for key in columns}
         self._appends = [column.append for column in self._columns.values()]
 
     def __len__(self) -> int:
@@ -145,8 +139,35 @@ class TableBuilder:
     def set(self, column: str, row: int, value: int) -> None:
         self._columns[column][row] = value
 
+    def extend(self, other: TableBuilder) -> None:
+        """Take over the rows of `other`, which has the same columns and is of no use afterwards."""
+        if not len(self):
+            self.__dict__ |= other.__dict__  # a single tar of millions is not copied
+            return
+        self._ends.extend(array("q", (np.frombuffer(other._ends, np.int64) + len(self._names)).tobytes()))
+        self._names += other._names
+        for key, column in self._columns.items():
+            column.extend(other._columns[key])
+
+    def sorted(self, **meta: Any) -> Table:
+        """In byte order of the names; rows of one name keep their order. The builder is of no use afterwards.
+
+        At the peak this takes the names once more, and some 40 bytes a row.
+        """
+        self._names += bytes(_WORD)
+        table = self.build(**meta)
+        lengths = np.diff(table.ends, prepend=0).astype(np.int32)
+        starts = np.subtract(table.ends, lengths, out=table.ends)
+        order = _order(table.names, starts, lengths)
+        for column in (starts, lengths, *table.columns.values()):  # in place: no second table is in memory
+            column[:] = column[order]
+        del order
+        names = _pieces(table.names, starts, lengths)
+        return Table(names, np.cumsum(lengths, out=starts), table.columns, meta)
+
     def build(self, **meta: Any) -> Table:
-        columns = {key: np.frombuffer(values, np.int64) for key, values in self._columns.items()}
+        """In the order of `add`. The table shares the builder's memory: no rows can be added while it is in use."""
+        columns = {key: np.frombuffer(values, values.typecode) for key, values in self._columns.items()}
         return Table(np.frombuffer(self._names, np.uint8), np.frombuffer(self._ends, np.int64), columns, meta)
 
 
@@ -253,10 +274,38 @@ def _reopen(cache: Path, token: str) -> Table:
     return table
 
 
-def _arrow(table: Table) -> Any:
-    """The names as an Arrow array: Arrow sorts a million byte strings where they lie, without Python objects."""
-    import pyarrow as pa
+def _order(names: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int32]) -> NDArray[np.uint32]:
+    """(N,) the rows in byte order of their names; rows of one name keep their order.
 
-    offsets = np.concatenate([np.zeros(1, np.int64), table.ends])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(table.names))]
-    return pa.Array.from_buffers(pa.large_binary(), len(table), buffers)
+    A radix sort by words of 8 bytes, the last word first, each name from its own last word on: a few numbers a row and
+    no Python objects. `names` goes on for a word behind the last name.
+    """
+    words = np.ndarray(len(names) - _WORD + 1, ">u8", names, strides=1)
+    # Of names that differ in zeros at the end, the shorter comes first.
+    by_length = np.argsort(lengths, kind="stable").astype(np.uint32)
+    stops = np.cumsum(np.bincount((lengths + _WORD - 1) // _WORD, minlength=1))
+    order = by_length[:0]
+    for count in range(len(stops) - 1, 0, -1):
+        order = np.concatenate([by_length[stops[count - 1] : stops[count]], order])
+        start = _WORD * (count - 1)
+        keys = words[starts[order] + start].astype(np.uint64)
+        behind = 8 * np.maximum(start + _WORD - lengths[order], 0).astype(np.uint8)  # bits of the next name
+        keys = keys >> behind << behind
+        order = order[np.argsort(keys, kind="stable")]
+    return np.concatenate([by_length[: stops[0]], order])
+
+
+def _pieces(
+    names: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64] | NDArray[np.int32]
+) -> NDArray[np.uint8]:
+    """Pieces of `names`, one after the other."""
+    joined = np.empty(lengths.sum(dtype=np.int64), np.uint8)
+    first = 0
+    for row in range(0, len(starts), _ROWS):  # an index for each byte: of few rows at a time
+        some = slice(row, row + _ROWS)
+        ends = np.cumsum(lengths[some], dtype=np.int64)
+        last = first + int(ends[-1])
+        shifts = starts[some] - (ends - lengths[some])
+        joined[first:last] = names[np.arange(last - first) + np.repeat(shifts, lengths[some])]
+        first = last
+    return joined

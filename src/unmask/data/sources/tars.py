@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from unmask.data.sources import files, imagenet
 from unmask.data.sources.base import Item, printable
 from unmask.data.sources.labels import numbered
 from unmask.data.sources.scan import ENCODED
-from unmask.data.sources.table import Table, TableBuilder, cached, classes, concatenated
+from unmask.data.sources.table import Table, TableBuilder, cached, classes
 from unmask.data.sources.tar import Member, members
 from unmask.errors import DataError
 
@@ -30,6 +32,7 @@ _REMOTE_WINDOW = 4 << 20
 _CONNECTIONS = 8
 _MOST_LABEL = 1 << 20
 """Bytes of a .cls or .json member."""
+_COLUMNS = ("shard", "start", "size", "label")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,17 +98,12 @@ def _states(shards: list[str]) -> list[files.State]:
 
 
 def _index(shards: list[str], sizes: list[int], what: str) -> Table:
-    """One table of all images: the columns are shard, first byte, size and label."""
-    walks = [_Walk(shard, number, size) for number, (shard, size) in enumerate(zip(shards, sizes, strict=True))]
-    if files.is_remote(shards[0]):
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            tables = list(pool.map(_Walk.table, walks))
-    else:
-        tables = [walk.table() for walk in walks]
-    texts = [text for walk in walks for text in walk.texts]
-    _refuse_copies(shards, tables)
-    table = _below_common_folder(concatenated(tables).sorted()) if sum(map(len, tables)) else tables[0]
-    labels, names, problem = _labels(table, texts, tables, walks)
+    """One table of all images; its columns are _COLUMNS."""
+    table, texts, firsts = _walked(shards, sizes)
+    if not len(table):
+        return table
+    table = _below_common_folder(table)
+    labels, names, problem = _labels(table, texts, firsts)
     table = Table(table.names, table.ends, table.columns | {"label": labels})
     repeated = table.repeated()
     other_shard = np.diff(table.columns["shard"], append=table.columns["shard"][-1:]) != 0
@@ -113,25 +111,46 @@ def _index(shards: list[str], sizes: list[int], what: str) -> Table:
         stems = [os.fsencode(shard).rpartition(b"/")[2].removesuffix(b".tar") + b"/" for shard in shards]
         if len(set(stems)) < len(stems):
             raise DataError(f"{what}: images in shards of the same name have the same name; rename the shards")
-        table = table.with_prefix(stems, table.columns["shard"]).sorted()
+        table = table.take(np.argsort(np.argsort(stems)[table.columns["shard"]], kind="stable"))  # is now their order
+        table = table.with_prefix(stems, table.columns["shard"])
         repeated = table.repeated()
     table = table.take(~repeated) if repeated.any() else table  # as on extraction, the last of a name counts
     meta = {"classes": names, "problem": problem, "labelled": bool(texts)}
     return Table(table.names, table.ends, table.columns, meta)
 
 
-def _labels(
-    table: Table, texts: list[bytes], tables: list[Table], walks: list[_Walk]
-) -> tuple[NDArray[np.int64], list[str], str]:
+def _walked(shards: list[str], sizes: list[int]) -> tuple[Table, list[bytes], list[int]]:
+    """The images of all shards in byte order, the labels as they are written, and where those of each shard start."""
+    rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
+    texts: list[bytes] = []
+    firsts: list[int] = []
+    seen: dict[str, str] = {}
+    for shard, walk in zip(shards, _walks(shards, sizes), strict=True):
+        _refuse_copy(shard, walk.rows.build(), seen)
+        rows.extend(walk.rows)
+        firsts.append(len(texts))
+        texts += walk.texts
+    return rows.sorted(), texts, firsts
+
+
+def _walks(shards: list[str], sizes: list[int]) -> Iterator[_Walk]:
+    walks = map(_Walk, shards, count(), sizes)
+    if files.is_remote(shards[0]):
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            yield from pool.map(_Walk.run, walks)
+    else:
+        yield from map(_Walk.run, walks)
+
+
+def _labels(table: Table, texts: list[bytes], firsts: list[int]) -> tuple[NDArray[np.int64], list[str], str]:
     """Label of each image, the class names, and what is wrong with them."""
     if not texts:
         try:
             return *classes(table, ""), ""
         except DataError as error:
             return np.full(len(table), -1, np.int64), [], str(error).removeprefix(": ")
-    firsts = np.cumsum([0, *(len(walk.texts) for walk in walks)])
     raw = table.columns["label"]
-    which = np.where(raw >= 0, raw + firsts[table.columns["shard"]], -1)
+    which = np.where(raw >= 0, raw + np.array(firsts)[table.columns["shard"]], -1)
     if (missing := which < 0).any():
         name = printable(os.fsdecode(table.name(int(np.argmax(missing)))))
         return which, [], f"{missing.sum()} images have no label in a .cls or .json member, such as {name}"
@@ -140,16 +159,14 @@ def _labels(
     return values[which], names, ""
 
 
-def _refuse_copies(shards: list[str], tables: list[Table]) -> None:
+def _refuse_copy(shard: str, table: Table, seen: dict[str, str]) -> None:
     """A shard that is there twice: the same members at the same places, and the same first image."""
-    seen: dict[str, str] = {}
-    for shard, table in zip(shards, tables, strict=True):
-        if not len(table):
-            continue
-        other = seen.setdefault(table.fingerprint("start", "size"), shard)
-        part = int(table.columns["start"][0]), int(table.columns["size"][0])
-        if other != shard and files.read(shard, *part) == files.read(other, *part):
-            raise DataError(f"{printable(shard)} holds the same images as {printable(other)}; name only one of them")
+    if not len(table):
+        return
+    other = seen.setdefault(table.fingerprint("start", "size"), shard)
+    part = int(table.columns["start"][0]), int(table.columns["size"][0])
+    if other != shard and files.read(shard, *part) == files.read(other, *part):
+        raise DataError(f"{printable(shard)} holds the same images as {printable(other)}; name only one of them")
 
 
 def _below_common_folder(table: Table) -> Table:
@@ -173,10 +190,10 @@ class _Walk:
     """Collects the images of one tar."""
 
     def __init__(self, path: str, number: int, size: int) -> None:
+        self.rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
         self.texts: dict[bytes, int] = {}
         """Labels as they are written."""
         self._path, self._number, self._size = path, number, size
-        self._rows = TableBuilder("shard", "start", "size", "label")
         self._key = b""
         self._first = 0
         """Row of the first image of this key."""
@@ -184,14 +201,14 @@ class _Walk:
         self._from_cls = False
         self._window, self._window_start = b"", 0
 
-    def table(self) -> Table:
+    def run(self) -> _Walk:
         what = printable(self._path)
         for member in members(self._read, 0, self._size, what):
             if member.name.lower().endswith(b".tar") and member.kind is None:
                 self._inner(member, what)
             else:
                 self._add(member.name, member, what)
-        return self._rows.build()
+        return self
 
     def _inner(self, tar: Member, what: str) -> None:
         folder = tar.name[:-4]
@@ -211,11 +228,11 @@ class _Walk:
         folder, slash, base = name.rpartition(b"/")
         key = folder + slash + base.partition(b".")[0]
         if key != self._key:
-            self._key, self._first, self._label, self._from_cls = key, len(self._rows), -1, False
+            self._key, self._first, self._label, self._from_cls = key, len(self.rows), -1, False
         if image:
             if member.kind is not None:
                 raise DataError(_NOT_PLAIN.format(what, printable(os.fsdecode(name)), member.kind))
-            self._rows.add(name, self._number, member.start, member.size, self._label)
+            self.rows.add(name, self._number, member.start, member.size, self._label)
         elif member.kind is None and member.size <= _MOST_LABEL:
             self._set_label(lower.endswith(b".cls"), self._read(member.start, member.size))
 
@@ -225,8 +242,8 @@ class _Walk:
             return
         self._label = self.texts.setdefault(text, len(self.texts))
         self._from_cls = cls
-        for row in range(self._first, len(self._rows)):
-            self._rows.set("label", row, self._label)
+        for row in range(self._first, len(self.rows)):
+            self.rows.set("label", row, self._label)
 
     def _read(self, start: int, length: int) -> bytes:
         first = start - self._window_start
