@@ -1,9 +1,10 @@
 """What packing costs, and what reading images at random costs from files, from packs and from other formats.
 
-    python benchmarks/pack.py --data FOLDER --work EMPTY_FOLDER [--rounds 5] [--part encoding packing reading]
+    python benchmarks/pack.py --data FOLDER --work EMPTY_FOLDER [--rounds 5] [--part encoding packing loading reading]
 
 - encoding: each image as `--short-side 256` makes it, by threads (as `unmask pack` does) and by processes.
 - packing: `unmask pack`, images as they are and with --short-side 256.
+- loading: batches for pretraining at 224 pixels from the folder and from these packs, in the training process.
 - reading: the bytes of every image in random order, "warm" from the page cache and "cold" after the files' pages were
   dropped: what then comes from storage is counted by the kernel. ArrayRecord (pip install array_record) holds one image
   a group, uncompressed; Grain reads it so at random.
@@ -28,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.pack import pack
+from unmask.data.pipeline import train_batches
 from unmask.data.recode import recode
 from unmask.data.sources import Source, open_source
 
@@ -95,6 +98,33 @@ def measure_packing(data: Path, work: Path, rounds: int) -> None:
                 f"{share:.1%} | {index / 1e3:.0f} |",
                 flush=True,
             )
+
+
+def measure_loading(data: Path, work: Path, rounds: int) -> None:
+    pack(data, work / "whole")
+    pack(data, work / "small", short_side=256)
+    sources = {"files": data, "pack": work / "whole", "pack --short-side 256": work / "small"}
+    times: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(rounds):
+        for name, path in sources.items():
+            batches = train_batches(
+                opened(path),
+                task="pretrain",
+                model=ModelConfig(),
+                data=DataConfig(workers=0),
+                augment=AugmentConfig(),
+                seed=0,
+                batch_size=64,
+                accumulate=1,
+                start_step=0,
+                stop_step=8,
+            )
+            before = cpu()
+            count = sum(len(batch.images) for step in batches for batch in step)
+            times[name].append(1e3 * (cpu() - before) / count)
+    print("\n| loading from | CPU ms/image |\n|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {statistics.median(values):.2f} |")
 
 
 def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path], Read]]]:
@@ -186,7 +216,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--work", type=Path, required=True, help="made here, and removed at the end")
     parser.add_argument("--rounds", type=int, default=5)
-    parts = {"encoding": measure_encoding, "packing": measure_packing, "reading": measure_reading}
+    parts = {
+        "encoding": measure_encoding,
+        "packing": measure_packing,
+        "loading": measure_loading,
+        "reading": measure_reading,
+    }
     parser.add_argument("--part", nargs="+", choices=list(parts), default=list(parts))
     args = parser.parse_args()
     args.work.mkdir(parents=True)
