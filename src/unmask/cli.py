@@ -177,7 +177,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("pack", commands.pack, "copy the images of any source into a few large tars, to train from")
     sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
-    sub.add_argument("out", nargs="?", metavar="OUT", help="folder or URL, such as s3://bucket/folder; the same command again resumes")
+    sub.add_argument("out", nargs="?", metavar="OUT", help="folder or URL; the same command again resumes")
     sub.add_argument(
         "--short-side", type=int, metavar="PIXELS", help="resize larger images (default: all go in as they are)"
     )
