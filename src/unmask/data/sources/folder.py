@@ -1,4 +1,8 @@
-"""A folder of images: flat or nested; where labels are asked for, one folder per class."""
+"""A folder of images: flat or nested; where labels are asked for, one folder per class.
+
+Images are read anew each time, but a file overwritten in place, under its name, keeps its old size in the index and the
+fingerprint until something in its folder is added, removed or renamed: to notice it takes a look at every file.
+"""
 
 from __future__ import annotations
 

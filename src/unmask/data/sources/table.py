@@ -96,9 +96,9 @@ class Table:
 
     def without_prefix(self, length: int) -> Table:
         """The same rows, with names that lack their first bytes."""
-        lengths = np.diff(self.ends, prepend=0)
-        names = _pieces(self.names, self.ends - lengths + length, lengths - length)
-        return Table(names, np.cumsum(lengths - length), self.columns, self.meta)
+        lengths = np.diff(self.ends, prepend=0) - length
+        names = _pieces(self.names, self.ends - lengths, lengths)
+        return Table(names, np.cumsum(lengths), self.columns, self.meta)
 
     def with_prefix(self, prefixes: Sequence[bytes], which: NDArray[np.int64]) -> Table:
         """The same rows, with `prefixes[which]` before the names."""

@@ -202,6 +202,7 @@ class _Walk:
         self._window, self._window_start = b"", 0
 
     def run(self) -> _Walk:
+        """Raises DataError when the tar is damaged."""
         what = printable(self._path)
         for member in members(self._read, 0, self._size, what):
             if member.name.lower().endswith(b".tar") and member.kind is None:
