@@ -1,22 +1,28 @@
-"""Our loader against torch's DataLoader with the official MAE pretraining transform, on the same files.
+"""Our loader against torch's DataLoader with the official MAE pretraining transform, on the same photographs.
 
-    python benchmarks/loader.py --data FOLDER [--workers 0 1 2] [--rounds 7]
+    python benchmarks/loader.py --data FOLDER [--pack FOLDER] [--workers 0 1 2] [--rounds 7] [--views 4]
 
-Both sides decode, take the same random resized crop (224, scale 0.2-1, bicubic), flip and batch; ours also draws the
-masks. Theirs hands out normalised float32, which is what its training loop takes; ours uint8, because our engines
-normalise on the device. With workers=0 theirs loads in the training thread, ours in as many threads as there are
-cores. Rounds alternate between the two. A rate counts the images after the first batch of each worker, which arrive
-together in torch's loader; medians are printed.
+(a) torch's DataLoader, Pillow, and the official transform; ours: (b) from the folder, (c) from a pack of it with
+`--short-side 256` (made beside the measurement unless --pack names one), (d) from the folder with `augment.repeats`, so
+that an image is decoded once for so many views.
+
+All decode, take the same random resized crop (224, scale 0.2-1, bicubic), flip and batch; ours also draws the masks.
+(a) hands out normalised float32, which is what its training loop takes; ours uint8, because our engines normalise on
+the device. With workers=0, (a) loads in the training thread, ours in as many threads as there are cores. Rounds take
+all of them in turn. A rate counts the images after the first batch of each worker, which arrive together in torch's
+loader; medians are printed. CPU: milliseconds of all processes for an image, start and first batches included.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
+from unmask.data.pack import pack
 from unmask.data.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 
@@ -68,14 +75,14 @@ def random_crop(width: int, height: int) -> tuple[int, int, int, int]:
     return (width - side) // 2, (height - side) // 2, side, side
 
 
-def ours(source: Source, workers: int, steps: int) -> Iterator[int]:
+def ours(source: Source, workers: int, steps: int, views: int = 1) -> Iterator[int]:
     """Number of images in each batch."""
     batches = train_batches(
         source,
         task="pretrain",
         model=ModelConfig(image_size=(SIZE, SIZE)),
         data=DataConfig(workers=workers, max_bad_share=0),
-        augment=AugmentConfig(),
+        augment=AugmentConfig(repeats=views),
         seed=0,
         batch_size=BATCH,
         accumulate=1,
@@ -98,48 +105,73 @@ def theirs(paths: list[Path], workers: int, steps: int) -> Iterator[int]:
         yield len(images)
 
 
-def measure(batches: Iterator[int], warm: int) -> tuple[float, float]:
-    """Seconds until the first batch, and images per second after `warm` batches."""
-    started = time.perf_counter()
-    next(batches)
+def measure(batches: Iterator[int], warm: int) -> tuple[float, float, float]:
+    """Images per second after `warm` batches, CPU milliseconds an image, seconds until the first batch."""
+    cpu, started = cpu_seconds(), time.perf_counter()
+    total = next(batches)
     first = last = time.perf_counter()
     for _ in range(warm - 1):
-        next(batches)
+        total += next(batches)
         last = time.perf_counter()
     count, begun = 0, last
     for images in batches:
         count += images
         last = time.perf_counter()  # without the time it takes to end the workers
-    return first - started, count / (last - begun)
+    return count / (last - begun), (cpu_seconds() - cpu) / (total + count) * 1000, first - started
+
+
+def cpu_seconds() -> float:
+    """Of this process and those it has waited for."""
+    return sum(os.times()[:4])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of images")
+    parser.add_argument("--pack", help="pack of the same images with --short-side 256")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=1024, help="images per measurement")
+    parser.add_argument("--views", type=int, default=4)
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        packed = args.pack or pack(args.data, Path(folder) / "pack", short_side=256)
+        run(args, str(packed))
 
-    source = open_source(args.data, key="--data", labels=False)
+
+def run(args: argparse.Namespace, packed: str) -> None:
+    folder, shards = (open_source(data, key="--data", labels=False) for data in (args.data, packed))
     root = Path(args.data).resolve()
-    paths = [root / source.name(index) for index in range(len(source))]
+    paths = [root / folder.name(index) for index in range(len(folder))]
     steps = max(2, args.images // BATCH)
-    print(
-        f"{len(paths)} images, {steps} batches of {BATCH}, {args.rounds} rounds; ours uint8, theirs float32 normalised"
-    )
-    print(f"{'workers':>7} {'ours img/s':>11} {'torch img/s':>12} {'ratio':>6} {'first batch ours / torch (s)':>29}")
+    sides: dict[str, Callable[[int], Iterator[int]]] = {
+        "(a) torch, Pillow": lambda workers: theirs(paths, workers, steps),
+        "(b) folder": lambda workers: ours(folder, workers, steps),
+        "(c) pack": lambda workers: ours(shards, workers, steps),
+        f"(d) {args.views} views": lambda workers: ours(folder, workers, steps, args.views),
+    }
+    print(f"{len(paths)} images, {steps} batches of {BATCH}, {args.rounds} rounds")
+    print("| workers | loader | images/s | times (a) | times (b) | CPU ms an image | first batch, s |")
+    print("|---|---|---|---|---|---|---|")
     for workers in args.workers:
-        rounds: list[list[tuple[float, float]]] = []
-        for number in range(args.rounds):
-            sides = {0: ours(source, workers, steps), 1: theirs(paths, workers, steps)}
-            order = (0, 1) if number % 2 else (1, 0)
-            measured = {side: measure(sides[side], max(1, workers)) for side in order}
-            rounds.append([measured[0], measured[1]])
-        our_rate, their_rate = (statistics.median(pair[side][1] for pair in rounds) for side in (0, 1))
-        ratio = statistics.median(our[1] / their[1] for our, their in rounds)
-        waits = " / ".join(f"{statistics.median(pair[side][0] for pair in rounds):.2f}" for side in (0, 1))
-        print(f"{workers:>7} {our_rate:>11.0f} {their_rate:>12.0f} {ratio:>6.2f} {waits:>29}", flush=True)
+        rounds = [
+            {name: measure(side(workers), max(1, workers)) for name, side in shuffled(sides, number)}
+            for number in range(args.rounds)
+        ]
+        a, b, *_ = sides
+        for name in sides:
+            rate, cpu, first = (statistics.median(measured[name][i] for measured in rounds) for i in range(3))
+            to_a, to_b = (statistics.median(each[name][0] / each[base][0] for each in rounds) for base in (a, b))
+            print(
+                f"| {workers} | {name} | {rate:.0f} | {to_a:.2f} | {to_b:.2f} | {cpu:.2f} | {first:.2f} |", flush=True
+            )
+
+
+def shuffled(sides: dict[str, Callable[[int], Iterator[int]]], number: int) -> list[tuple[str, Any]]:
+    """Each comes first in its turn."""
+    items = list(sides.items())
+    first = number % len(items)
+    return items[first:] + items[:first]
 
 
 if __name__ == "__main__":

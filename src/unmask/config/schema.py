@@ -123,7 +123,8 @@ class DataConfig(Section):
     """Factor on each class in the cross entropy: in their order, or `balanced`: inversely to their number of images."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     workers: int = Field(default=0, ge=0)
-    """Loader processes; 0 loads in threads of the training process."""
+    """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared
+    memory (more only where two large images for each do), and each about 50 MB of its own."""
     max_bad_share: float = Field(default=0.001, ge=0, le=1)
     """Stop when more than this share of the images cannot be decoded."""
     max_pixels: int = Field(default=178_956_970, ge=1)

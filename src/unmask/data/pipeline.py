@@ -29,8 +29,9 @@ from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
 
 _PART_ROWS = 32
+"""Most rows in a part."""
 _BUFFER_BYTES = 2**30
-"""Most memory for parts made ahead."""
+"""Most memory for parts made ahead, over all workers."""
 _MAX_THREADS = 16
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -75,8 +76,9 @@ def train_batches(
     samples = TrainSamples(source, task, model, data, seed, augment, batch_size)
     share = batch_size // world
     first = start_step * batch_size + rank * share
-    parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step)
-    return _steps(parts, _image_bytes(model, data), data.workers)
+    buffer = _Buffer(_image_bytes(model, data), data.workers)
+    parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step, buffer.rows)
+    return _steps(parts, buffer)
 
 
 def eval_batches(
@@ -98,8 +100,9 @@ def eval_batches(
     """
     samples = EvalSamples(source, task, model, data, seed)
     stride = world * batch_size
-    parts = _Parts(samples, rank * batch_size, stride, batch_size, 1, -(-len(source) // stride))
-    return _singles(_steps(parts, _image_bytes(model, data), data.workers))
+    buffer = _Buffer(_image_bytes(model, data), data.workers)
+    parts = _Parts(samples, rank * batch_size, stride, batch_size, 1, -(-len(source) // stride), buffer.rows)
+    return _singles(_steps(parts, buffer))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,8 @@ class _Parts:
     """Rows of a step that are made here."""
     accumulate: int
     steps: int
+    rows: int
+    """Most rows in a part."""
 
     @property
     def micro(self) -> int:
@@ -124,7 +129,7 @@ class _Parts:
     @property
     def per_micro(self) -> int:
         """Parts in a micro-batch."""
-        return -(-self.micro // _PART_ROWS)
+        return -(-self.micro // self.rows)
 
     def __len__(self) -> int:
         return self.steps * self.accumulate * self.per_micro
@@ -133,7 +138,7 @@ class _Parts:
         micro, part = divmod(index, self.per_micro)
         step, micro = divmod(micro, self.accumulate)
         start = self.first + step * self.stride + micro * self.micro
-        rows = range(part * _PART_ROWS, min((part + 1) * _PART_ROWS, self.micro))
+        rows = range(part * self.rows, min((part + 1) * self.rows, self.micro))
         return self.samples(range(start + rows.start, start + rows.stop))
 
 
@@ -143,17 +148,15 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
             yield batch
 
 
-def _steps(parts: _Parts, image_bytes: int, workers: int) -> Generator[list[Batch]]:
-    return _generate(parts, _dataset(parts, _ahead(parts, image_bytes, workers), workers))
+def _steps(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    return _generate(parts, _dataset(parts, buffer))
 
 
-def _dataset(parts: _Parts, ahead: int, workers: int) -> grain.IterDataset[Arrays]:
+def _dataset(parts: _Parts, buffer: _Buffer) -> grain.IterDataset[Arrays]:
     dataset = grain.MapDataset.source(parts)
-    if not workers:
-        threads = min(_MAX_THREADS, cores())
-        return dataset.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
-    buffer = max(1, ahead // (2 * workers))  # Grain has one in the worker and another here
-    options = grain.MultiprocessingOptions(workers, buffer)
+    if not buffer.workers:
+        return dataset.to_iter_dataset(grain.ReadOptions(buffer.makers, buffer.ahead(parts)))
+    options = grain.MultiprocessingOptions(buffer.workers, buffer.ahead(parts))
     in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return dataset.to_iter_dataset(in_process).mp_prefetch(options, worker_init_fn=_start_worker)
 
@@ -167,13 +170,34 @@ def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[li
         iterator.close()
 
 
-def _ahead(parts: _Parts, image_bytes: int, workers: int) -> int:
-    """Parts to make ahead: two steps, as far as memory allows."""
-    part_bytes = min(_PART_ROWS, parts.micro) * image_bytes
-    memory = _BUFFER_BYTES
-    if workers and _SHARED_MEMORY.is_dir():
-        memory = min(memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
-    return min(2 * parts.accumulate * parts.per_micro, memory // part_bytes)
+class _Buffer:
+    """How much is made ahead: two steps, within `_BUFFER_BYTES` and half of the shared memory.
+
+    With many workers and large images, parts get fewer rows, so that the least each worker holds stays within that
+    too; two rows are the least of a part.
+    """
+
+    def __init__(self, image_bytes: int, workers: int) -> None:
+        self.workers = workers
+        self.makers = workers or min(_MAX_THREADS, cores())
+        self._image_bytes = image_bytes
+        self._memory = _BUFFER_BYTES
+        if workers and _SHARED_MEMORY.is_dir():
+            self._memory = min(self._memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
+        fit = self._memory // (self._held(1) * image_bytes)
+        self.rows = max(2, min(_PART_ROWS, fit) // 2 * 2)  # pairs that are mixed with one another stay together
+
+    def _held(self, ahead: int) -> int:
+        """Parts in memory with `ahead` of them made ahead by each: what Grain has in a worker, between, and here."""
+        return self.makers * (2 * ahead + 2) if self.workers else self.makers * (ahead + 1)
+
+    def ahead(self, parts: _Parts) -> int:
+        """Parts for Grain to make ahead: of each worker, or of all threads."""
+        wanted = 2 * parts.accumulate * parts.per_micro
+        fit = self._memory // (min(parts.rows, parts.micro) * self._image_bytes)
+        if not self.workers:
+            return max(self.makers, min(wanted, fit - self.makers))
+        return max(1, min(wanted, fit - 2 * self.makers) // (2 * self.makers))
 
 
 def _image_bytes(model: ModelConfig, data: DataConfig) -> int:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data import pipeline
 from unmask.data.batch import Batch
 from unmask.data.order import sample_at
 from unmask.data.pipeline import eval_batches, train_batches
@@ -227,6 +229,7 @@ def loaders(threads: list[threading.Thread]) -> list[str]:
 PROBE = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.pipeline import train_batches
 from unmask.data.sources import open_source
@@ -266,3 +269,13 @@ def test_loader_processes_import_no_framework(probe: tuple[set[str], str]):
 
 def test_whole_run_leaves_no_shared_memory_and_no_warnings(probe: tuple[set[str], str]):
     assert probe[1] == ""
+
+
+@pytest.mark.parametrize(("side", "rows"), [(224, 32), (512, 20), (1024, 4), (2048, 2)])
+def test_what_sixteen_workers_make_ahead_is_bounded(side: int, rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**32))
+    buffer = pipeline._Buffer(side * side * 3, workers=16)
+    assert buffer.rows == rows
+    parts = pipeline._Parts(lambda _: {}, 0, 4096, 4096, 1, 10, buffer.rows)
+    held = buffer._held(buffer.ahead(parts)) * rows * side * side * 3
+    assert held <= pipeline._BUFFER_BYTES or rows == 2
