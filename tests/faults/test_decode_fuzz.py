@@ -5,6 +5,8 @@ A longer run is a line: docs/log.md has it, with what it found.
 
 from __future__ import annotations
 
+import random
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -84,14 +86,25 @@ HEADER = 120
 """Bytes in which damage does the most."""
 
 
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    data = bytearray(draw(st.sampled_from([*SOUND.values()])))
-    for _ in range(draw(st.integers(1, 6))):
-        at = draw(st.integers(0, draw(st.sampled_from([HEADER, len(data)]))))
-        new = draw(st.one_of(st.binary(max_size=8), st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"])))
-        data[at : at + draw(st.integers(0, 8))] = new
-    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 9)) == 0 else data)
+def damaged(data: bytes, seed: int) -> bytes:
+    """Mostly bytes exchanged for others, so that much of it still looks sound; sometimes others left out or put in."""
+    rng = random.Random(seed)
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(min(len(data), rng.choice((HEADER, len(data)))))
+        new = rng.choice((rng.randbytes(1), rng.randbytes(4), b"\xff" * 4, bytes(2), b"\x7f\xff"))
+        changed[at : at + (len(new) if rng.random() < 0.8 else rng.randrange(10))] = new
+    if data.startswith(b"\x89PNG") and rng.random() < 0.7:
+        repair(changed)
+    return bytes(changed[: len(changed) if rng.random() < 0.9 else rng.randrange(len(changed))])
+
+
+def repair(png: bytearray) -> None:
+    """Make the checksums right, so that damage comes through to what they protect."""
+    start = 8
+    while start + 12 <= len(png) and (end := start + 8 + int.from_bytes(png[start : start + 4], "big")) + 4 <= len(png):
+        png[end : end + 4] = zlib.crc32(png[start + 4 : end]).to_bytes(4, "big")
+        start = end + 4
 
 
 def refusal(data: bytes, channels: int, dtype: str) -> str | None:
@@ -109,14 +122,17 @@ def refusal(data: bytes, channels: int, dtype: str) -> str | None:
     return None
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", SOUND)
-def test_undamaged_they_are_all_read(name: str) -> None:
-    assert None in [refusal(SOUND[name], *run) for run in RUNS]
+PAIRS = [(name, run) for name in SOUND for run in RUNS if refusal(SOUND[name], *run) is None]
+
+
+def test_undamaged_all_are_read() -> None:
+    assert {name for name, _ in PAIRS} == SOUND.keys()
+    assert {run for _, run in PAIRS} == set(RUNS)
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(data=damaged(), run=st.sampled_from(RUNS))
-def test_damaged_images_are_pixels_or_a_data_error(data: bytes, run: tuple[int, str]) -> None:
-    assert "\n" not in (refusal(data, *run) or "")
+@settings(max_examples=800, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pair=st.sampled_from(PAIRS), seed=st.integers(0, 2**63))
+def test_damaged_images_are_pixels_or_a_data_error(pair: tuple[str, tuple[int, str]], seed: int) -> None:
+    name, run = pair
+    assert "\n" not in (refusal(damaged(SOUND[name], seed), *run) or "")
