@@ -30,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
         path = tmp_path / "photos" / str(number % 3) / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         pattern.rotate(number).save(path)
-    return path.parents[1]
+    return tmp_path / "photos"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
