@@ -157,7 +157,12 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
     for index in range(len(files)):
         writer.write(files.read(index).data)
     writer.close()
-    return formats | {"ArrayRecord": (path, lambda path: ArrayRecordDataSource([str(path)]).__getitem__)}
+
+    def read_records(path: Path) -> Read:
+        records: Any = ArrayRecordDataSource([str(path)])
+        return records.__getitem__
+
+    return formats | {"ArrayRecord": (path, read_records)}
 
 
 def drop(path: Path) -> None:
