@@ -1,6 +1,6 @@
 """Names and numbers of all images of a source, in arrays; kept in a cache file and mapped from it.
 
-A million images take some 60 MB here, and all loader processes share them.
+A million images take some 70 MB here, and all loader processes share them.
 """
 
 from __future__ import annotations
