@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def state(path: str) -> State:
         status = Path(path).stat()
     except OSError as error:
         raise _failed(path, error) from None
+    _check_regular(path, status)
     return State(status.st_size, f"{status.st_mtime_ns}")
 
 
@@ -64,10 +66,14 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
     if is_remote(path):
         return remote.read(path, start, length, version)
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
         try:
+            status = os.fstat(file)
+            _check_regular(path, status)
             if length is None:
-                length = os.fstat(file).st_size - start
+                length = status.st_size - start
+            if start + length > status.st_size:  # before memory is taken for what a damaged index says
+                raise _truncated(path, start + length)
             data = os.pread(file, length, start)
             while 0 < len(data) < length and (more := os.pread(file, length - len(data), start + len(data))):
                 data += more  # a signal, or more than 2 GiB
@@ -76,7 +82,7 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
     except OSError as error:
         raise _failed(path, error) from None
     if len(data) != length:
-        raise DataError(f"{printable(path)} ends before byte {start + length}; it was truncated")
+        raise _truncated(path, start + length)
     return data
 
 
@@ -129,6 +135,15 @@ def _braces(pattern: str) -> Iterator[str]:
         values = iter(words.split(","))
     for value in values:
         yield from _braces(pattern[: found.start()] + value + pattern[found.end() :])
+
+
+def _truncated(path: str, end: int) -> DataError:
+    return DataError(f"{printable(path)} ends before byte {end}; it was truncated")
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{printable(path)} cannot be read: it is a folder, a FIFO or a device, not a file")
 
 
 def _failed(path: str, error: OSError) -> DataError:
