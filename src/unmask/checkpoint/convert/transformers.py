@@ -124,9 +124,9 @@ def write_transformers(
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> bool:
     """True for the autoencoder, False for the classifier."""
-    kind = config.get("model_type")
-    architectures = config.get("architectures") or [_ARCHITECTURES.get(str(kind))]
-    if architectures != [_ARCHITECTURES.get(str(kind))] or kind not in _ARCHITECTURES:
+    kind = str(config.get("model_type"))
+    architectures = config.get("architectures") or [_ARCHITECTURES.get(kind)]
+    if architectures != [_ARCHITECTURES.get(kind)] or kind not in _ARCHITECTURES:
         raise CheckpointError(
             f"{path} is of {kind} {architectures}; can be read: {' and '.join(_ARCHITECTURES.values())}"
         )
