@@ -16,6 +16,8 @@ PACKAGES = (
     "mindspore",
     "numpy",
     "pillow",
+    "simplejpeg",
+    "cykooz.resizer",
     "grain",
     "safetensors",
     "pyarrow",

@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def _index(path: str, what: str) -> Table:
     """Names; the column `label` holds the classes of all images one after the other, `label_end` where each end."""
     rows = TableBuilder("label_end")
     ids: dict[str, int] = {}
-    flat: list[int] = []
+    flat = array("q")
     unlabelled: str | None = None
     for name, joined in _rows(path, what):
         if not name or "\0" in name:
@@ -86,11 +87,11 @@ def _index(path: str, what: str) -> Table:
         texts = list(dict.fromkeys(text for part in joined.split(";") if (text := part.strip())))
         if not texts and unlabelled is None:
             unlabelled = name
-        flat += [ids.setdefault(text, len(ids)) for text in texts]
+        flat.extend(ids.setdefault(text, len(ids)) for text in texts)
         rows.add(os.fsencode(name), len(flat))
     values, names = numbered(list(ids))
     table = rows.build(classes=names, unlabelled=unlabelled)
-    labels = values[np.array(flat, np.int64)] if flat else np.zeros(0, np.int64)
+    labels = values[np.frombuffer(flat, np.int64)] if flat else np.zeros(0, np.int64)
     return Table(table.names, table.ends, table.columns | {"label": labels}, table.meta)
 
 
