@@ -207,5 +207,5 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def reason(error: Exception) -> str:
-    """What a decoder's exception says, for DecodeError."""
-    return f"cannot be decoded: {error}" if str(error) else f"cannot be decoded: {type(error).__name__}"
+    """What a decoder's exception says, on one line, for DecodeError."""
+    return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"

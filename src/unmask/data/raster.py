@@ -14,6 +14,7 @@ the model does not ask for is laid over white. Any other difference is refused w
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -244,6 +245,7 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
 
 def _read_tiff(data: bytes, channels: int | None, max_pixels: int) -> Stored:
     tifffile = _codec("tifffile", "a TIFF of several bands, 16-bit or floating")
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # DecodeError says what is wrong with a file
     with tifffile.TiffFile(BytesIO(data)) as file:
         page = file.pages[0]
         check_pixels((page.imagewidth, page.imagelength), max_pixels)

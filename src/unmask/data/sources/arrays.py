@@ -118,6 +118,8 @@ def _unzip(path: str, what: str) -> dict[str, NDArray[Any]]:
     try:
         with np.load(BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if name in _IMAGES + _LABELS}
+    except MemoryError:
+        raise DataError(f"{what}: its arrays are larger than memory; store them as .npy, which is mapped") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(f"{what} is not a plain .npz archive: {_first_line(error)}") from None
 

@@ -12,9 +12,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from unmask.data.sources import files
 from unmask.data.sources.base import Item, printable
@@ -27,6 +29,34 @@ INDEX = "index.parquet"
 BAD = "bad_images.txt"
 FORMAT = "unmask pack"
 VERSION = 1
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Shard(BaseModel):
+    name: Annotated[str, Field(pattern=r"^[0-9]+\.tar$")]
+    images: Count
+    bytes: Count
+    sha256: str
+
+
+class IndexFile(BaseModel):
+    name: Literal["index.parquet"]
+    bytes: Count
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a manifest must hold: packs are downloaded from strangers."""
+
+    images: Count
+    class_names: list[str] | None
+    labels_in_names: bool
+    settings: dict[str, Any]
+    source: dict[str, Any]
+    index: IndexFile
+    shards: list[Shard]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +76,8 @@ class PackSource(TableLabels):
     def open(cls, folder: str, manifest: dict[str, Any], *, what: str, labels: bool) -> PackSource:
         """Raises DataError when files are missing or damaged or, with `labels`, when the pack has none."""
         folder = files.absolute(folder)
-        index = cached(["pack", manifest["index"]], lambda: read_index(folder, manifest))
+        identity = ["pack", *(manifest[key] for key in ("images", "index", "shards", "class_names"))]
+        index = cached(identity, lambda: read_index(folder, manifest))
         if labels and manifest["class_names"] is None:
             raise DataError(f"{what} was packed from images without labels; pack them again from class folders")
         shards = tuple(f"{folder}/{shard['name']}" for shard in manifest["shards"])
@@ -93,24 +124,68 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
         return None  # manifest.json is a common name
     if manifest.get("version") != VERSION:
         raise DataError(f"{printable(path)} is of version {manifest.get('version')}, not {VERSION}; update unmask")
+    try:
+        Manifest.model_validate(manifest, strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(str(part) for part in wrong["loc"])
+        raise DataError(f"{printable(path)} is damaged: {where}: {wrong['msg']}; copy or pack it again") from None
     return manifest
 
 
 def read_index(folder: str, manifest: dict[str, Any]) -> Table:
     """The index of the pack in `folder`. Raises DataError when it is not the one that the manifest describes."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = f"{folder}/{manifest['index']['name']}"
     data = files.read(path)
     if hashlib.sha256(data).hexdigest() != manifest["index"]["sha256"]:
         raise DataError(f"{printable(path)} is damaged: its checksum is not that of {MANIFEST}; copy or pack it again")
-    rows = pq.read_table(BytesIO(data)).combine_chunks()
-    labels = rows["labels"].combine_chunks()
-    columns = {key: rows[key].to_numpy().astype(np.int64) for key in ("shard", "start", "size")}
-    columns["label_end"] = labels.offsets.to_numpy().astype(np.int64)[1:]
-    columns["label"] = labels.flatten().to_numpy().astype(np.int64)
+    try:
+        rows = pq.read_table(BytesIO(data), schema=_schema()).combine_chunks()
+        rows.validate(full=True)
+        labels = rows["labels"].combine_chunks()
+        if any(column.null_count for column in (*rows.columns, labels.flatten())):
+            raise ValueError("a column or a value is missing")
+        columns = {key: rows[key].to_numpy().astype(np.int64) for key in ("shard", "start", "size")}
+        columns["label_end"] = labels.offsets.to_numpy().astype(np.int64)[1:]
+        columns["label"] = labels.flatten().to_numpy().astype(np.int64)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is no index of a pack: {str(error).partition(chr(10))[0]}; pack again") from None
+    if (problem := _problem(columns, manifest)) is not None:
+        raise DataError(f"{path} does not go with {MANIFEST}: {problem}; copy or pack it again")
     empty = Table(np.zeros(0, np.uint8), np.zeros(0, np.int64), {})
     return empty.renamed(rows["name"].combine_chunks(), columns)
+
+
+def _problem(columns: dict[str, NDArray[np.int64]], manifest: dict[str, Any]) -> str | None:
+    """What the rows say that cannot be."""
+    shard, start, size, label = (columns[key] for key in ("shard", "start", "size", "label"))
+    if len(shard) != manifest["images"]:
+        return f"it has {len(shard)} images, not {manifest['images']}"
+    ends = np.array([shard["bytes"] for shard in manifest["shards"]], np.int64)
+    if ((shard < 0) | (shard >= len(ends))).any():
+        return "images lie in shards that are not there"
+    if ((start < 0) | (size < 0) | (size > ends[shard]) | (start > ends[shard] - size)).any():
+        return "images lie beyond the ends of their shards"
+    if ((label < 0) | (label >= len(manifest["class_names"] or ()))).any():
+        return "images are of classes that are not there"
+    return None
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "name": pa.large_binary(),
+            "shard": pa.int32(),
+            "start": pa.int64(),
+            "size": pa.int64(),
+            "labels": pa.list_(pa.int32()),
+        }
+    )
 
 
 def index_bytes(
@@ -125,12 +200,13 @@ def index_bytes(
 
     table = pa.table(
         {
-            "name": pa.array([names.name(index) for _, index, _, _ in rows], pa.large_binary()),
-            "shard": pa.array([shard for shard, _, _, _ in rows], pa.int32()),
-            "start": pa.array([start for _, _, start, _ in rows], pa.int64()),
-            "size": pa.array([size for _, _, _, size in rows], pa.int64()),
-            "labels": pa.array([labels(index) for _, index, _, _ in rows], pa.list_(pa.int32())),
-        }
+            "name": [names.name(index) for _, index, _, _ in rows],
+            "shard": [shard for shard, _, _, _ in rows],
+            "start": [start for _, _, start, _ in rows],
+            "size": [size for _, _, _, size in rows],
+            "labels": [labels(index) for _, index, _, _ in rows],
+        },
+        schema=_schema(),
     )
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd")
