@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from unmask.data.pack_check import verify_pack
 from unmask.data.sources import files, open_source, remote
 from unmask.errors import ConfigError, DataError
 
-s3fs: Any = pytest.importorskip("s3fs", reason="remote packs need unmask[remote]")
 SMALL = 15_000
 """Bytes of a shard, so that there are several."""
 
@@ -27,38 +25,15 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    """Of a store that is not Amazon's, with a bucket called `bucket`."""
-    moto = pytest.importorskip("moto.server", reason="moto is the S3 server")
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        import boto3
-
-        client: Any = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        yield client
-        client.close()
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-def keys(client: Any, folder: str) -> list[str]:
-    found = client.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/")
+def keys(store: Any, folder: str) -> list[str]:
+    found = store.list_objects_v2(Bucket="bucket", Prefix=f"{folder}/")
     return [entry["Key"] for entry in found.get("Contents", [])]
 
 
-def objects(client: Any, folder: str) -> dict[str, bytes]:
+def objects(store: Any, folder: str) -> dict[str, bytes]:
     return {
-        key.removeprefix(f"{folder}/"): client.get_object(Bucket="bucket", Key=key)["Body"].read()
-        for key in keys(client, folder)
+        key.removeprefix(f"{folder}/"): store.get_object(Bucket="bucket", Key=key)["Body"].read()
+        for key in keys(store, folder)
     }
 
 
@@ -66,12 +41,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_bytes_are_those_of_a_local_pack(client: Any, colours: Path, tmp_path: Path, cache: Path) -> None:
+def test_the_bytes_are_those_of_a_local_pack(store: Any, colours: Path, tmp_path: Path, cache: Path) -> None:
     (colours / "odd" / "07.jpg").write_bytes(b"no image")
     for out in (tmp_path / "here", "s3://bucket/there"):
         pack(colours, out, shard_size=SMALL, max_bad_share=0.05)
     assert len(contents(tmp_path / "here")) > 5
-    assert objects(client, "there") == contents(tmp_path / "here")
+    assert objects(store, "there") == contents(tmp_path / "here")
     here, there = (
         open_source(f"{out}", key="data.train", labels=True) for out in (tmp_path / "here", "s3://bucket/there")
     )
@@ -80,7 +55,7 @@ def test_the_bytes_are_those_of_a_local_pack(client: Any, colours: Path, tmp_pat
 
 
 def test_it_goes_on_where_it_ended(
-    client: Any, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Any, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack(colours, tmp_path / "whole", shard_size=SMALL)
     image = colours / "odd" / "07.jpg"
@@ -89,39 +64,39 @@ def test_it_goes_on_where_it_ended(
     with pytest.raises(DataError, match=r"they are listed in s3://bucket/stopped/bad_images\.txt"):
         pack(colours, "s3://bucket/stopped", shard_size=SMALL)
     image.write_bytes(data)
-    before = objects(client, "stopped")
+    before = objects(store, "stopped")
     assert {"bad_images.txt", ".parts/job.json", ".parts/000000.json", "000000.tar"} <= before.keys()
     with pytest.raises(ConfigError, match=r"short-side None, not 20"):
         pack(colours, "s3://bucket/stopped", shard_size=SMALL, short_side=20)
-    client.put_object(Bucket="bucket", Key="stopped/000001.tar", Body=b"cut")  # what other stores may leave
+    store.put_object(Bucket="bucket", Key="stopped/000001.tar", Body=b"cut")  # what other stores may leave
     pack(colours, "s3://bucket/stopped", shard_size=SMALL)
     assert "of 40 images are done already" in capsys.readouterr().out
-    assert objects(client, "stopped") == contents(tmp_path / "whole")
+    assert objects(store, "stopped") == contents(tmp_path / "whole")
     pack(colours, "s3://bucket/stopped", shard_size=SMALL)
     assert "s3://bucket/stopped is complete" in capsys.readouterr().out
 
 
-def test_killed_it_goes_on(client: Any, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_it_goes_on(store: Any, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runs.ENVIRONMENT", dict(os.environ))  # with this store and cache
     process = start("pack", colours, "s3://bucket/killed", "--shard-size", f"{SMALL}", cwd=tmp_path)
-    while "killed/.parts/000001.json" not in keys(client, "killed") and process.poll() is None:
+    while "killed/.parts/000001.json" not in keys(store, "killed") and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert "killed/manifest.json" not in keys(client, "killed")
+    assert "killed/manifest.json" not in keys(store, "killed")
     pack(colours, "s3://bucket/killed", shard_size=SMALL)
     pack(colours, tmp_path / "whole", shard_size=SMALL)
-    assert objects(client, "killed") == contents(tmp_path / "whole")
+    assert objects(store, "killed") == contents(tmp_path / "whole")
 
 
-def test_verify_names_what_is_damaged(client: Any, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_what_is_damaged(store: Any, colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(colours, "s3://bucket/damaged", shard_size=SMALL)
     verify_pack("s3://bucket/damaged")
-    flipped = bytearray(objects(client, "damaged")["000001.tar"])
+    flipped = bytearray(objects(store, "damaged")["000001.tar"])
     flipped[5000] ^= 1
-    client.put_object(Bucket="bucket", Key="damaged/000001.tar", Body=bytes(flipped))
-    client.delete_object(Bucket="bucket", Key="damaged/000002.tar")
+    store.put_object(Bucket="bucket", Key="damaged/000001.tar", Body=bytes(flipped))
+    store.delete_object(Bucket="bucket", Key="damaged/000002.tar")
     capsys.readouterr()
     with pytest.raises(DataError, match=r"2 of \d+ files of s3://bucket/damaged are damaged"):
         verify_pack("s3://bucket/damaged")
@@ -130,11 +105,11 @@ def test_verify_names_what_is_damaged(client: Any, colours: Path, capsys: pytest
     assert "s3://bucket/damaged/000002.tar cannot be read: no such file" in shown
 
 
-def test_what_is_there_is_not_overwritten(client: Any, colours: Path) -> None:
-    client.put_object(Bucket="bucket", Key="mine/photo.jpg", Body=b"photo")
+def test_what_is_there_is_not_overwritten(store: Any, colours: Path) -> None:
+    store.put_object(Bucket="bucket", Key="mine/photo.jpg", Body=b"photo")
     with pytest.raises(ConfigError, match="s3://bucket/mine is not empty and holds no pack"):
         pack(colours, "s3://bucket/mine")
-    assert objects(client, "mine") == {"photo.jpg": b"photo"}
+    assert objects(store, "mine") == {"photo.jpg": b"photo"}
     with pytest.raises(DataError, match=r"s3://nobucket/pack/\.parts/job\.json cannot be written: no such"):
         pack(colours, "s3://nobucket/pack")
 

@@ -51,29 +51,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def s3(data: Path) -> Iterator[str]:
-    """URL of a bucket that holds the data, on a store that is not Amazon's."""
-    server = pytest.importorskip("moto.server", reason="moto is the S3 server").ThreadedMotoServer(
-        port=0, verbose=False
-    )
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import boto3
-
-        client: Any = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        for path in data.rglob("*"):
-            if path.is_file():
-                client.put_object(Bucket="bucket", Key=f"data/{path.relative_to(data)}", Body=path.read_bytes())
-        client.put_object(Bucket="bucket", Key="data/images/", Body=b"")  # as consoles mark a folder
-        yield "s3://bucket/data"
-        client.close()
-    server.stop()
+def s3(data: Path, store: Any) -> str:
+    """URL of a bucket that holds the data."""
+    for path in data.rglob("*"):
+        if path.is_file():
+            store.put_object(Bucket="bucket", Key=f"data/{path.relative_to(data)}", Body=path.read_bytes())
+    store.put_object(Bucket="bucket", Key="data/images/", Body=b"")  # as consoles mark a folder
+    return "s3://bucket/data"
 
 
 def open_images(spec: str) -> Source:
