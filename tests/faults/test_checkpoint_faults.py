@@ -91,11 +91,10 @@ def save_beyond_the_limit(root: Path) -> None:
 
 def hold_the_lock(folder: Path) -> None:
     lock = RunLock(folder)
-    worker = os.fork()
-    if worker == 0:
+    if os.fork() == 0:
+        say(str(os.getpid()))  # it runs: what it inherited of the lock is closed
         time.sleep(60)
         os._exit(0)
-    say(str(worker))
     time.sleep(60)
     lock.release()
 
