@@ -114,7 +114,7 @@ def png(side: int, depth: int, *extra: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, (header, *extra, pixels, b"IEND")))
 
 
-def tiff(channels: int, dtype: str, **options: Any) -> bytes:
+def tiff(channels: int, dtype: str, side: int = SIDE, **options: Any) -> bytes:
     """Little-endian; the sides in its header are made larger."""
     file = BytesIO()
     photometric = "rgb" if channels == 3 else "minisblack"
@@ -125,7 +125,7 @@ def tiff(channels: int, dtype: str, **options: Any) -> bytes:
     (entries,) = struct.unpack_from("<H", data, start)
     for entry in range(start + 2, start + 2 + 12 * entries, 12):
         if struct.unpack_from("<H", data, entry)[0] in (256, 257):
-            struct.pack_into("<I", data, entry + 8, SIDE)
+            struct.pack_into("<I", data, entry + 8, side)
     return bytes(data)
 
 
@@ -150,6 +150,7 @@ SMALL_BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "TIFF": (lambda: tiff(3, "uint8"), "pixels are more than data.max_pixels"),
     "TIFF of 4 bands": (lambda: tiff(4, "uint16"), "pixels are more than data.max_pixels"),
     "compressed TIFF": (lambda: tiff(4, "float32", compression="zlib"), "pixels are more than data.max_pixels"),
+    "TIFF within the limit": (lambda: tiff(4, "uint16", 13_000, compression="zlib"), "claims 1352000000 bytes"),
     "WebP": (webp, "exceeds limit"),
     "npy": (npy, "buffer is smaller"),
 }
