@@ -41,7 +41,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _MANY = 16
 """Bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
-"""Bytes of pixels for a byte of a TIFF: blank images come to 10,000 with the best compressors, to 1,000 with Deflate."""
+"""Bytes of pixels for a byte of a TIFF: blank images come to 10,000 with the best compressors, 1,000 with Deflate."""
 _LOOKS = 4
 """Images looked at before a run starts."""
 
