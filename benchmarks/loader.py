@@ -3,8 +3,8 @@
     python benchmarks/loader.py --data FOLDER [--pack FOLDER] [--workers 0 1 2] [--rounds 7] [--views 4]
 
 (a) torch's DataLoader, Pillow, and the official transform; ours: (b) from the folder, (c) from a pack of it with
-`--short-side 256` (made beside the measurement unless --pack names one), (d) from the folder with `augment.repeats`, so
-that an image is decoded once for so many views.
+`--short-side 256` (made beside the measurement unless --pack names one), (d) from the pack with `augment.repeats`, so
+that an image is decoded once for so many views, and (e) the same from the folder.
 
 All decode, take the same random resized crop (224, scale 0.2-1, bicubic), flip and batch; ours also draws the masks.
 (a) hands out normalised float32, which is what its training loop takes; ours uint8, because our engines normalise on
@@ -148,7 +148,8 @@ def run(args: argparse.Namespace, packed: str) -> None:
         "(a) torch, Pillow": lambda workers: theirs(paths, workers, steps),
         "(b) folder": lambda workers: ours(folder, workers, steps),
         "(c) pack": lambda workers: ours(shards, workers, steps),
-        f"(d) {args.views} views": lambda workers: ours(folder, workers, steps, args.views),
+        f"(d) pack, {args.views} views": lambda workers: ours(shards, workers, steps, args.views),
+        f"(e) folder, {args.views} views": lambda workers: ours(folder, workers, steps, args.views),
     }
     print(f"{len(paths)} images, {steps} batches of {BATCH}, {args.rounds} rounds")
     print("| workers | loader | images/s | times (a) | times (b) | CPU ms an image | first batch, s |")

@@ -22,7 +22,12 @@ def sample_at(position: int, count: int, seed: int, repeats: int = 1) -> tuple[i
     block, place = divmod(position, 2 * repeats)
     copy, which = divmod(place, 2)
     number, place = divmod(2 * block + which, count)
-    return number * repeats + copy, index_shuffle(place, max_index=count - 1, seed=_pass_seed(seed, number), rounds=4)
+    return number * repeats + copy, _shuffled(place, count, _pass_seed(seed, number))
+
+
+@lru_cache(maxsize=16)  # for repeats
+def _shuffled(place: int, count: int, seed: int) -> int:
+    return index_shuffle(place, max_index=count - 1, seed=seed, rounds=4)
 
 
 @lru_cache(maxsize=16)

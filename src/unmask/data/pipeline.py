@@ -1,29 +1,33 @@
 """Batches for training and evaluation, made ahead of time by Grain in threads or loader processes.
 
 The unit of work is a part of a micro-batch: small enough that all workers start on the first batch together, that
-closing is quick and that little shared memory is needed. Which worker makes a part does not enter its content.
+closing is quick and that little memory is needed. Which worker makes a part does not enter its content. Loader
+processes write images into a ring of shared memory; the other arrays, which are small, come through Grain.
 """
 
 from __future__ import annotations
 
-import math
+import atexit
 import os
 import re
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
+from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Batch
-from unmask.data.samples import Arrays, EvalSamples, Task, TrainSamples
+from unmask.data.ring import Ring
+from unmask.data.samples import Arrays, EvalSamples, Samples, Task, TrainSamples
 from unmask.data.sources.base import Source
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
@@ -76,9 +80,8 @@ def train_batches(
     samples = TrainSamples(source, task, model, data, seed, augment, batch_size)
     share = batch_size // world
     first = start_step * batch_size + rank * share
-    buffer = _Buffer(_image_bytes(model, data), data.workers)
-    parts = _Parts(samples, first, batch_size, share, accumulate, stop_step - start_step, buffer.rows)
-    return _steps(parts, buffer)
+    buffer = _Buffer(samples.image_bytes, data.workers)
+    return _steps(_Parts(samples, first, batch_size, share, accumulate, stop_step - start_step, buffer.rows), buffer)
 
 
 def eval_batches(
@@ -100,16 +103,16 @@ def eval_batches(
     """
     samples = EvalSamples(source, task, model, data, seed)
     stride = world * batch_size
-    buffer = _Buffer(_image_bytes(model, data), data.workers)
-    parts = _Parts(samples, rank * batch_size, stride, batch_size, 1, -(-len(source) // stride), buffer.rows)
-    return _singles(_steps(parts, buffer))
+    buffer = _Buffer(samples.image_bytes, data.workers)
+    steps = -(-len(source) // stride)
+    return _singles(_steps(_Parts(samples, rank * batch_size, stride, batch_size, 1, steps, buffer.rows), buffer))
 
 
 @dataclass(frozen=True, eq=False)
 class _Parts:
     """Random access to the parts of all micro-batches, in order: what Grain distributes."""
 
-    samples: Callable[[range], Arrays]
+    samples: Samples
     first: int
     """Position of the first row."""
     stride: int
@@ -134,12 +137,40 @@ class _Parts:
     def __len__(self) -> int:
         return self.steps * self.accumulate * self.per_micro
 
-    def __getitem__(self, index: int) -> Arrays:
+    def positions(self, index: int) -> range:
+        """Of the rows of a part, in the stream of samples."""
         micro, part = divmod(index, self.per_micro)
         step, micro = divmod(micro, self.accumulate)
         start = self.first + step * self.stride + micro * self.micro
-        rows = range(part * self.rows, min((part + 1) * self.rows, self.micro))
-        return self.samples(range(start + rows.start, start + rows.stop))
+        return range(start + part * self.rows, start + min((part + 1) * self.rows, self.micro))
+
+    def __getitem__(self, index: int) -> Arrays:
+        return self.samples(self.positions(index))
+
+
+@dataclass(frozen=True, eq=False)
+class _SharedParts:
+    """In loader processes: images go into the ring."""
+
+    parts: _Parts
+    ring: Ring
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> _Others:
+        arrays = self.parts.samples(self.parts.positions(index), self.ring.slot(index))
+        del arrays["images"]
+        return _Others(arrays)
+
+
+class _Others:
+    """Of a part, the arrays that are not images; hidden in an object, because Grain makes shared memory for each array
+    it sees.
+    """
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
 
 
 def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
@@ -149,32 +180,64 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
 
 
 def _steps(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
-    return _generate(parts, _dataset(parts, buffer))
+    return _by_processes(parts, buffer) if buffer.workers else _by_threads(parts, buffer)
 
 
-def _dataset(parts: _Parts, buffer: _Buffer) -> grain.IterDataset[Arrays]:
-    dataset = grain.MapDataset.source(parts)
-    if not buffer.workers:
-        return dataset.to_iter_dataset(grain.ReadOptions(buffer.makers, buffer.ahead(parts)))
-    options = grain.MultiprocessingOptions(buffer.workers, buffer.ahead(parts))
-    in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return dataset.to_iter_dataset(in_process).mp_prefetch(options, worker_init_fn=_start_worker)
+def _by_threads(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    options = grain.ReadOptions(buffer.makers, buffer.ahead(parts))
+    with closing(iter(grain.MapDataset.source(parts).to_iter_dataset(options))) as iterator:
+
+        def take(_: int, out: NDArray[Any]) -> Arrays:
+            arrays = next(iterator)
+            out[:] = arrays.pop("images")
+            return arrays
+
+        yield from _batches(parts, take)
 
 
-def _generate(parts: _Parts, dataset: grain.IterDataset[Arrays]) -> Generator[list[Batch]]:
-    iterator = iter(dataset)
-    try:
-        for _ in range(parts.steps):
-            yield [_merge([_next(iterator) for _ in range(parts.per_micro)]) for _ in range(parts.accumulate)]
-    finally:
-        iterator.close()
+def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    samples, slots = parts.samples, buffer.ahead(parts)
+    with ExitStack() as stack:
+        ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
+        stack.callback(ring.close)
+        in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        options = grain.MultiprocessingOptions(buffer.workers, -(-slots // buffer.workers))
+        dataset = grain.MapDataset.source(_SharedParts(parts, ring)).to_iter_dataset(in_process)
+        iterator = iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
+        stack.callback(iterator.close)
+        stack.callback(ring.release)
+        atexit.register(stack.close)  # for a program that ends without closing this generator
+        stack.callback(atexit.unregister, stack.close)
+
+        def take(index: int, out: NDArray[Any]) -> Arrays:
+            others = _next(iterator)
+            ring.take(index, out)
+            return others.arrays
+
+        yield from _batches(parts, take)
+
+
+def _batches(parts: _Parts, take: Callable[[int, NDArray[Any]], Arrays]) -> Generator[list[Batch]]:
+    """`take` writes the images of a part into the second argument, and returns the other arrays."""
+    for step in range(parts.steps):
+        yield [_batch(parts, step * parts.accumulate + micro, take) for micro in range(parts.accumulate)]
+
+
+def _batch(parts: _Parts, micro: int, take: Callable[[int, NDArray[Any]], Arrays]) -> Batch:
+    samples = parts.samples
+    images = np.empty((parts.micro, *samples.shape), samples.data.dtype)
+    starts = range(0, parts.micro, parts.rows)
+    others = [
+        take(micro * parts.per_micro + part, images[start : start + parts.rows]) for part, start in enumerate(starts)
+    ]
+    return Batch(images, **{name: np.concatenate([arrays[name] for arrays in others]) for name in others[0]})
 
 
 class _Buffer:
     """How much is made ahead: two steps, within `_BUFFER_BYTES` and half of the shared memory.
 
-    With many workers and large images, parts get fewer rows, so that the least each worker holds stays within that
-    too; two rows are the least of a part.
+    With many workers and large images, parts get fewer rows, so that the two that each worker needs, one to write and
+    one that is ready, stay within that too; two rows are the least of a part.
     """
 
     def __init__(self, image_bytes: int, workers: int) -> None:
@@ -184,34 +247,16 @@ class _Buffer:
         self._memory = _BUFFER_BYTES
         if workers and _SHARED_MEMORY.is_dir():
             self._memory = min(self._memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
-        fit = self._memory // (self._held(1) * image_bytes)
+        fit = self._memory // (2 * self.makers * image_bytes)
         self.rows = max(2, min(_PART_ROWS, fit) // 2 * 2)  # pairs that are mixed with one another stay together
 
-    def _held(self, ahead: int) -> int:
-        """Parts in memory with `ahead` of them made ahead by each: what Grain has in a worker, between, and here."""
-        return self.makers * (2 * ahead + 2) if self.workers else self.makers * (ahead + 1)
-
     def ahead(self, parts: _Parts) -> int:
-        """Parts for Grain to make ahead: of each worker, or of all threads."""
-        wanted = 2 * parts.accumulate * parts.per_micro
+        """Most parts in memory, those being made included."""
         fit = self._memory // (min(parts.rows, parts.micro) * self._image_bytes)
-        if not self.workers:
-            return max(self.makers, min(wanted, fit - self.makers))
-        return max(1, min(wanted, fit - 2 * self.makers) // (2 * self.makers))
+        return max(2 * self.makers, min(2 * parts.accumulate * parts.per_micro, fit))
 
 
-def _image_bytes(model: ModelConfig, data: DataConfig) -> int:
-    return math.prod(model.image_size) * model.channels * np.dtype(data.dtype).itemsize
-
-
-def _merge(parts: list[Arrays]) -> Batch:
-    arrays = {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-    for part in parts:
-        part.clear()  # Grain holds on to the last ones, and their arrays may be shared memory
-    return Batch(**arrays)
-
-
-def _next(iterator: Iterator[Arrays]) -> Arrays:
+def _next(iterator: Iterator[_Others]) -> _Others:
     try:
         return next(iterator)
     except RuntimeError as error:

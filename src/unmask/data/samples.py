@@ -5,6 +5,8 @@ Everything here is a pure function of the configuration and the position, comput
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -33,7 +35,7 @@ _REPLACEMENTS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class Samples(ABC):
     """What training and evaluation share."""
 
     source: Source
@@ -42,8 +44,25 @@ class Samples:
     data: DataConfig
     seed: int
 
-    def _images(self, count: int) -> NDArray[Any]:
-        return np.zeros((count, *self.model.image_size, self.model.channels), self.data.dtype)
+    @abstractmethod
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
+        """What is at these positions of the stream; with `out` (rows, H, W, C), images are made in its first rows."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (H, W, C)."""
+        return *self.model.image_size, self.model.channels
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.data.dtype).itemsize
+
+    def _images(self, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
+        """(count, H, W, C), black."""
+        if out is None:
+            return np.zeros((count, *self.shape), self.data.dtype)
+        out.fill(0)
+        return out[:count]
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
@@ -80,11 +99,11 @@ class TrainSamples(Samples):
         if self.task == "finetune" and (labels := self._labels(np.zeros(1, np.int64))) is not None:
             self._targets(labels)
 
-    def __call__(self, positions: range) -> Arrays:
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
         """Raises DataError when one image after the other cannot be decoded."""
         repeats = self.augment.repeats
         keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
-        images = self._images(len(keys))
+        images = self._images(len(keys), out)
         shown = np.empty(len(keys), np.int64)
         bad: list[int] = []
         picture = lru_cache(maxsize=2)(self._picture)  # repeats of two images stand in turn: each is decoded once
@@ -157,8 +176,8 @@ class TrainSamples(Samples):
 class EvalSamples(Samples):
     """In order, centre-cropped; rows past the end and images that cannot be decoded are not valid."""
 
-    def __call__(self, positions: range) -> Arrays:
-        images = self._images(len(positions))
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
+        images = self._images(len(positions), out)
         index = np.array([position if position < len(self.source) else -1 for position in positions], np.int64)
         valid = index >= 0
         bad: list[int] = []

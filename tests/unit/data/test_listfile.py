@@ -143,6 +143,6 @@ def test_unusable_lists_are_refused(root: Path, name: str, content: str, message
 
 def test_hundred_thousand_entries_stay_in_arrays(root: Path):
     source = open_list(root / "l.txt", "".join(f"c{i % 10}/{i}.jpg\t{i % 10}\n" for i in range(100_000)))
-    assert isinstance(source.index.names, np.memmap)
+    assert isinstance(source.index.names.base.base, np.memmap)
     assert source.labels is not None
     assert (len(source), source.name(99_999), int(source.labels[99_999])) == (100_000, "c9/99999.jpg", 9)

@@ -261,6 +261,15 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
     return set((folder / "modules").read_text().split()), result.stderr
 
 
+def test_program_that_ends_without_closing_ends_at_once_and_leaves_nothing(tmp_path: Path):
+    text = PROBE.replace("list(train", "batches = (train").replace("stop_step=3", "stop_step=99")
+    (tmp_path / "probe.py").write_text(text + "    next(batches); print(Path('/proc/self/maps').read_text())")
+    command = [sys.executable, tmp_path / "probe.py", tmp_path / "modules"]
+    printed = subprocess.run(command, check=True, timeout=25, stdout=subprocess.PIPE, text=True).stdout
+    (segment,) = segments(printed)
+    assert not segment.exists()
+
+
 def test_loader_processes_import_no_framework(probe: tuple[set[str], str]):
     modules, _ = probe
     assert "grain" in modules
@@ -271,11 +280,26 @@ def test_whole_run_leaves_no_shared_memory_and_no_warnings(probe: tuple[set[str]
     assert probe[1] == ""
 
 
-@pytest.mark.parametrize(("side", "rows"), [(224, 32), (512, 20), (1024, 4), (2048, 2)])
+@pytest.mark.parametrize(("side", "rows"), [(224, 32), (512, 32), (1024, 10), (2048, 2)])
 def test_what_sixteen_workers_make_ahead_is_bounded(side: int, rows: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**32))
     buffer = pipeline._Buffer(side * side * 3, workers=16)
     assert buffer.rows == rows
-    parts = pipeline._Parts(lambda _: {}, 0, 4096, 4096, 1, 10, buffer.rows)
-    held = buffer._held(buffer.ahead(parts)) * rows * side * side * 3
-    assert held <= pipeline._BUFFER_BYTES or rows == 2
+    parts = pipeline._Parts(None, 0, 4096, 4096, 1, 10, buffer.rows)  # pyright: ignore
+    ahead = buffer.ahead(parts)
+    assert ahead >= 2 * 16
+    assert ahead * rows * side * side * 3 <= pipeline._BUFFER_BYTES
+
+
+def test_shared_memory_is_as_large_as_what_is_made_ahead(source: Source):
+    batches = train(source, batch_size=64, data=DataConfig(workers=2))
+    next(batches)
+    (segment,) = segments(Path("/proc/self/maps").read_text())
+    assert segment.stat().st_size == 4096 + 4 * 32 * 32 * 32 * 3
+    batches.close()
+    assert not segment.exists()
+
+
+def segments(maps: str) -> set[Path]:
+    """Shared memory that a process has mapped."""
+    return {Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/psm_" in line}

@@ -251,7 +251,7 @@ def load(cache: Path) -> Table | None:
         with cache.open("rb") as file:
             line = file.readline()
             head = json.loads(line)
-            values = np.memmap(file, np.uint8, "r", len(line))
+            values = np.asarray(np.memmap(file, np.uint8, "r", len(line)))  # plain, for memmap is slow to index
         if head["version"] != _VERSION:
             return None
         arrays: dict[str, NDArray[np.int64]] = {}

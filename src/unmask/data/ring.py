@@ -1,0 +1,78 @@
+"""Shared memory that loader processes write images into, used over and over.
+
+Making shared memory anew for every part costs more than filling it: the kernel clears each page and maps it, in the
+process that writes and again in the one that reads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_HEAD = 4096
+"""Bytes before the first slot."""
+_POLL = 0.002
+"""Seconds between two looks at whether a slot is free."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """Slots for the images of parts: part i is in slot i % slots, and the next one waits until it was taken.
+
+    One process makes it, takes the parts in order and closes it; any number of others, to which it goes pickled, write
+    one part each at a time.
+    """
+
+    memory: SharedMemory
+    slots: int
+    shape: tuple[int, ...]
+    """Of a slot: (rows, H, W, C)."""
+    dtype: str
+
+    @classmethod
+    def make(cls, slots: int, shape: tuple[int, ...], dtype: str) -> Ring:
+        size = _HEAD + slots * math.prod(shape) * np.dtype(dtype).itemsize
+        return cls(SharedMemory(create=True, size=size), slots, shape, dtype)
+
+    def slot(self, part: int) -> NDArray[Any]:
+        """Where to write the images of a part, once that is free: (rows, H, W, C)."""
+        while part >= self._taken[0] + self.slots:
+            time.sleep(_POLL)
+        return self._images(part)
+
+    def take(self, part: int, out: NDArray[Any]) -> None:
+        """Copy the images of a part to `out` (n <= rows, H, W, C), and free its slot."""
+        out[:] = self._images(part)[: len(out)]
+        self._taken[0] = part + 1
+
+    def close(self) -> None:
+        """Give the memory back, once no other process writes."""
+        self.memory.unlink()
+        self.memory.close()
+
+    def release(self) -> None:
+        """Let nobody wait any longer: what is written from now on will not be read."""
+        self._taken[0] = np.iinfo(np.int64).max - self.slots
+
+    # Arrays are made anew each time, for memory cannot be closed while there are any; and by frombuffer, for ndarray()
+    # would not tell the memory of them.
+
+    @property
+    def _taken(self) -> NDArray[np.int64]:
+        """(1,) How many parts were taken."""
+        return self._array(np.dtype(np.int64), 1, 0)
+
+    def _images(self, part: int) -> NDArray[Any]:
+        dtype, values = np.dtype(self.dtype), math.prod(self.shape)
+        start = _HEAD + part % self.slots * values * dtype.itemsize
+        return self._array(dtype, values, start).reshape(self.shape)
+
+    def _array(self, dtype: np.dtype[Any], values: int, start: int) -> NDArray[Any]:
+        assert self.memory.buf is not None  # not closed
+        return np.frombuffer(self.memory.buf, dtype, values, start)
