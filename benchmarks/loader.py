@@ -135,12 +135,14 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        packed = args.pack or pack(args.data, Path(folder) / "pack", short_side=256)
-        run(args, str(packed))
+        if not args.pack:
+            args.pack = f"{folder}/pack"
+            pack(args.data, Path(args.pack), short_side=256)
+        run(args)
 
 
-def run(args: argparse.Namespace, packed: str) -> None:
-    folder, shards = (open_source(data, key="--data", labels=False) for data in (args.data, packed))
+def run(args: argparse.Namespace) -> None:
+    folder, shards = (open_source(data, key="--data", labels=False) for data in (args.data, args.pack))
     root = Path(args.data).resolve()
     paths = [root / folder.name(index) for index in range(len(folder))]
     steps = max(2, args.images // BATCH)
