@@ -275,26 +275,28 @@ def test_dead_loader_process_is_an_error_not_a_hang(number: signal.Signals, mess
 
 
 ORPHANS = """
-import multiprocessing, os, signal, sys
+import multiprocessing, os, re, signal, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_data_faults import Digits, start
 
 if __name__ == "__main__":
     batches = start(Digits(), workers=2)
     next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    memory = re.search("/dev/shm/psm_.*", Path("/proc/self/maps").read_text())[0]
+    print(memory, *(f"/proc/{child.pid}" for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_loader_processes_end_with_a_killed_training_process(tmp_path: Path):
+def test_loader_processes_and_their_memory_end_with_a_killed_training_process(tmp_path: Path):
     (tmp_path / "orphans.py").write_text(ORPHANS)
     command = [sys.executable, str(tmp_path / "orphans.py"), str(Path(__file__).parent)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == -signal.SIGKILL, result.stderr
-    pids = [int(pid) for pid in result.stdout.split()]
-    assert len(pids) == 2
+    left = [Path(path) for path in result.stdout.split()]
+    assert len(left) == 1 + 2
     until = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+    while any(path.exists() for path in left) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(path.exists() for path in left)
