@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from unmask.checkpoint.folder import Checkpoint
+from unmask.checkpoint.images import write_images
 from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.resume import check_same_config, data_record
 from unmask.checkpoint.start import starting_weights
@@ -94,6 +95,7 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         output = None
         if rank == 0:
             _describe(config, data, folder)
+            write_images(source, data["fingerprint"], folder)
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""

@@ -50,7 +50,7 @@ def test_a_change_is_refused_allowed_and_noted(photos: Path, capsys: pytest.Capt
     add(photos / "a" / "new.png")
     assert train(photos, 1) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert "10 images then, 11 now" in line
+    assert "10 images then, 11 now: 1 added (a/new.png); restore it" in line
     assert line.endswith("or go on with data.allow_change=true")
     assert meta(photos)["data"] == first
 
@@ -59,7 +59,7 @@ def test_a_change_is_refused_allowed_and_noted(photos: Path, capsys: pytest.Capt
     add(photos / "b" / "newest.png")
     add(photos / "b" / "the-newest.png")
     assert train(photos, 1, "data.allow_change=true") == 0
-    assert "10 images then, 14 now" in capsys.readouterr().out
+    assert "14 now: 4 added (a/new.png, a/newer.png, b/newest.png, …); going on" in capsys.readouterr().out
     second = meta(photos)["data"]
     earlier = [{"images": 10, "fingerprint": first["fingerprint"], "until_step": 2}]
     assert (second["images"], second["earlier"]) == (14, earlier)
@@ -70,7 +70,7 @@ def test_a_change_is_refused_allowed_and_noted(photos: Path, capsys: pytest.Capt
     for image in sorted(photos.rglob("*.png"))[:12]:
         image.unlink()
     assert train(photos, 1) == 3
-    capsys.readouterr()
+    assert "14 images then, 2 now: 12 gone (a/0.png, a/2.png, a/4.png, …); restore it" in capsys.readouterr().err
     assert train(photos, 1, "data.allow_change=true") == 0, "2 images make less steps than are done"
     assert "2 images, 1 steps, resumed after step 3" in capsys.readouterr().out
 

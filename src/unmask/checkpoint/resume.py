@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.checkpoint.folder import Checkpoint
+from unmask.checkpoint.images import changes
 from unmask.config.load import flatten, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources.base import Source
@@ -47,7 +48,7 @@ def data_record(source: Source, checkpoint: Checkpoint | None, folder: Path, *, 
         return before
     difference = (
         f"data.train has changed since the last checkpoint in {folder}: {before['images']} images then, "
-        f"{len(source)} now, or other names, sizes or labels"
+        f"{len(source)} now: {changes(source, before['fingerprint'], folder) or 'other names, sizes or labels'}"
     )
     if not allow_change:
         raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")

@@ -109,6 +109,14 @@ class Table:
         names = _pieces(pool, starts.ravel(), lengths.ravel())
         return Table(names, np.cumsum(lengths.sum(axis=1)), self.columns, self.meta)
 
+    def arrow(self) -> Any:
+        """The names as an Arrow array of type large_binary."""
+        import pyarrow as pa
+
+        offsets = np.concatenate([[0], self.ends]).astype(np.int64)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(self.names))]
+        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
+
     def renamed(self, values: Any, columns: dict[str, NDArray[np.int64]]) -> Table:
         """A table with the names of an Arrow array of type large_binary."""
         _, offsets, names = values.buffers()
