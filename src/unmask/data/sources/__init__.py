@@ -84,12 +84,25 @@ def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
 
 
 def _columnar_files(path: str) -> list[str]:
-    """The Parquet or Arrow files right in a folder."""
-    names = sorted(name for name, _, is_folder in files.listing(path) if name.endswith(_COLUMNAR) and not is_folder)
-    names = [name for name in names if not name.startswith("cache-")]  # intermediate results of `datasets`
+    """The Parquet or Arrow files right in a folder, or in the only folder there that has some."""
+    names = _columnar_names(path)
+    if not names:
+        below = [f"{path}/{name}" for name, _, is_folder in sorted(files.listing(path)) if is_folder]
+        below = [folder for folder in below if _columnar_names(folder)]
+        if len(below) > 1:
+            held = ", ".join(folder.rpartition("/")[2] for folder in below)
+            raise DataError(
+                f"{path} has Parquet or Arrow files in {held}; name one of these folders, such as {below[0]}"
+            )
+        return _columnar_files(below[0]) if below else []
     splits = {found[1] for name in names if (found := re.fullmatch(r"(.+)-\d{5}-of-\d{5}(?:-\w+)?\.\w+", name))}
     if len(splits) > 1:
         raise DataError(
             f"{path} holds {', '.join(sorted(splits))}; name one of them, such as {path}/{min(splits)}-*.parquet"
         )
     return [f"{path}/{name}" for name in names]
+
+
+def _columnar_names(path: str) -> list[str]:
+    names = sorted(name for name, _, is_folder in files.listing(path) if name.endswith(_COLUMNAR) and not is_folder)
+    return [name for name in names if not name.startswith("cache-")]  # intermediate results of `datasets`
