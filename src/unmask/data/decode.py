@@ -57,6 +57,19 @@ class DecodeError(DataError):
     """A file is not an image that can be decoded."""
 
 
+class FormError(DecodeError):
+    """A sound file whose pixels do not go into this run; the message says what to set or to install."""
+
+
+def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
+    """Of an image whose channels are not those of the run."""
+    wanted = {"uint8": "uint8", "uint16": "uint16"}.get(dtype.name, "float32")
+    return FormError(
+        f"has {found} channels of {dtype}, the run {channels}; set model.channels={found} data.dtype={wanted} and the "
+        "data.mean and data.std that `unmask stats` prints"
+    )
+
+
 class Picture:
     """An image whose header has been read; pixels are decoded when asked for, and no more of them than needed."""
 

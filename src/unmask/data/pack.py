@@ -23,9 +23,8 @@ from typing import Any
 from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.tensors import cause, written_aside
 from unmask.config.schema import DataConfig
-from unmask.data.decode import DecodeError
+from unmask.data.decode import DecodeError, FormError
 from unmask.data.members import Members
-from unmask.data.raster import FormError
 from unmask.data.recode import recode
 from unmask.data.sources import Source, files, open_source, remote
 from unmask.data.sources.base import printable

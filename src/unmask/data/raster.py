@@ -4,7 +4,7 @@
 |---|---|
 | JPEG, WebP, GIF, BMP, 8-bit PNG, 16-bit grey PNG, TIFF of 8 bits or one band | Pillow |
 | 16-bit colour PNG, of which Pillow would keep the high byte | imagecodecs (`unmask[tiff]`) |
-| other TIFF: its first page, or its pages where they are the bands | tifffile (`unmask[tiff]`) |
+| other TIFF (`tiff.py`) | tifffile (`unmask[tiff]`) |
 | .npy: (H, W), (H, W, C) or (C, H, W); never unpickled | NumPy |
 
 Values stay as they are stored, with one exception: 8-bit files in a uint16 run are multiplied by 257. In a float32 run
@@ -14,10 +14,11 @@ the model does not ask for is laid over white. Any other difference is refused w
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -27,27 +28,31 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode import Box, DecodeError, Picture, check_pixels, open_file, orientation_of, reason, upright
+from unmask.data.decode import (
+    Box,
+    DecodeError,
+    FormError,
+    Picture,
+    check_pixels,
+    open_file,
+    orientation_of,
+    reason,
+    refusal,
+    upright,
+)
 from unmask.data.sources.base import Source, printable
+from unmask.data.tiff import Tiff, codec
 from unmask.errors import ConfigError, DataError
 
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
 _BIG_TIFF = (b"II+\0", b"MM\0+")
-_SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA, _ORIENTATION = 277, 258, 262, 338, 274
+_SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA = 277, 258, 262, 338
 _RGB, _CMYK = 2, 5
 _LUMA = np.array([0.299, 0.587, 0.114])
-_MANY = 16
-"""Bands of an image of `max_pixels`, where nothing says how many there should be."""
-_MOST_RATIO = 20_000
-"""Bytes of pixels for a byte of a TIFF: blank images come to 10,000 with the best compressors, 1,000 with Deflate."""
 _LOOKS = 4
 """Images looked at before a run starts."""
-
-
-class FormError(DecodeError):
-    """A sound file whose pixels do not go into this run; the message says what to set or to install."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +66,30 @@ class Stored:
 
 
 class Raster:
-    """What `Picture` is for 8-bit grey and colour, for any channels and dtype. The whole file is decoded at once."""
+    """What `Picture` is for 8-bit grey and colour, for any channels and dtype.
+
+    Crops of a large TIFF decode the parts they touch; anything else is decoded at once.
+    """
 
     def __init__(self, data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> None:
         """`data`: an encoded file, or pixels (H, W, C). Raises DecodeError."""
         self._max_pixels = max_pixels
-        stored = read_stored(data, channels, max_pixels)
-        self.mode = f"{stored.pixels.shape[2]} x {stored.pixels.dtype}"
-        self._pixels = _converted(stored, channels, np.dtype(dtype))
-        self.height, self.width = self._pixels.shape[:2]
+        self._convert = partial(_converted, channels=channels, dtype=np.dtype(dtype))
+        tiff = _tiff(data, channels, max_pixels)
+        if tiff is not None and tiff.in_parts:
+            self._parts, self._pixels = tiff, None
+            self.height, self.width = tiff.height, tiff.width
+            self.mode = f"{tiff.bands} x {tiff.dtype}"
+            self._convert(Stored(np.zeros((1, 1, tiff.bands), tiff.dtype), tiff.alpha))  # refuses what does not fit
+        else:
+            stored = _stored(data, tiff, channels, max_pixels)
+            self._pixels = self._convert(stored)
+            self.height, self.width = self._pixels.shape[:2]
+            self.mode = f"{stored.pixels.shape[2]} x {stored.pixels.dtype}"
 
     def pixels(self) -> NDArray[Any]:
-        """The whole image, (H, W, C)."""
-        return self._pixels
+        """The whole image, (H, W, C). Raises DecodeError."""
+        return self._part((0, 0, self.width, self.height))
 
     def crop(
         self,
@@ -90,11 +106,17 @@ class Raster:
         where the box has the size asked for. `reduce` matters to JPEG in `Picture`. Raises DecodeError.
         """
         check_pixels((size[1], size[0]), self._max_pixels)
-        left, top, width, height = box
-        pixels = self._pixels[top : top + height, left : left + width]
-        if (height, width) != size:
+        pixels = self._part(box)
+        if pixels.shape[:2] != size:
             pixels = _resized(pixels, size, resample)
         return pixels[:, ::-1] if flip else pixels
+
+    def _part(self, box: Box) -> NDArray[Any]:
+        left, top, width, height = box
+        if self._pixels is not None:
+            return self._pixels[top : top + height, left : left + width]
+        with _decoding():
+            return self._convert(Stored(self._parts.part(box), self._parts.alpha))
 
 
 def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
@@ -151,15 +173,34 @@ def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def read_stored(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Stored:
     """The pixels as they are stored. `channels`, where known, tells bands from rows and pages. Raises DecodeError."""
+    return _stored(data, _tiff(data, channels, max_pixels), channels, max_pixels)
+
+
+def _stored(data: bytes | NDArray[Any], tiff: Tiff | None, channels: int | None, max_pixels: int) -> Stored:
+    with _decoding():
+        stored = _read(data, channels, max_pixels) if tiff is None else Stored(tiff.whole(), tiff.alpha)
+    if stored.pixels.dtype.kind not in "uif" or not stored.pixels.size:
+        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} are no pixels")
+    return stored
+
+
+@contextmanager
+def _decoding() -> Generator[None]:
     try:
-        stored = _read(data, channels, max_pixels)
+        yield
     except DecodeError:
         raise
     except Exception as error:  # decoders meet hostile bytes in many ways
         raise DecodeError(reason(error)) from None
-    if stored.pixels.dtype.kind not in "uif" or not stored.pixels.size:
-        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} are no pixels")
-    return stored
+
+
+def _tiff(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Tiff | None:
+    """Where it is a TIFF file that Pillow does not read all of."""
+    if isinstance(data, np.ndarray) or not data.startswith((*_TIFF, *_BIG_TIFF)):
+        return None
+    with _decoding():
+        plain = data.startswith(_TIFF) and _is_plain_tiff(data, channels)
+        return None if plain else Tiff(data, channels, max_pixels)
 
 
 def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Stored:
@@ -167,13 +208,9 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
         return Stored(data if data.ndim == 3 else data[:, :, None])
     if data.startswith(_NPY):
         return Stored(_read_npy(data, channels, max_pixels))
-    if data.startswith(_BIG_TIFF):
-        return _read_tiff(data, channels, max_pixels)
-    if data.startswith(_TIFF) and not _is_plain_tiff(data, channels):
-        return _read_tiff(data, channels, max_pixels)
     image = open_file(data, max_pixels)
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
-        pixels = np.asarray(_codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
+        pixels = np.asarray(codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
         return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
     return _from_pillow(image)
 
@@ -245,46 +282,6 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
     return samples == 3 or color == _CMYK or (samples in (2, 4) and opacity)
 
 
-def _read_tiff(data: bytes, channels: int | None, max_pixels: int) -> Stored:
-    tifffile = _codec("tifffile", "a TIFF of several bands, 16-bit or floating")
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # DecodeError says what is wrong with a file
-    with tifffile.TiffFile(BytesIO(data)) as file:
-        page = file.pages[0]
-        check_pixels((page.imagewidth, page.imagelength), max_pixels)
-        series = file.series[0]
-        # "C": pages that the file calls channels; others are frames, unless there are as many as the run has channels.
-        pages = series.ndim == 3 and series.axes[1:] == "YX" and (series.axes[0] == "C" or series.shape[0] == channels)
-        found = series if pages and series.axes[0] != "S" else page
-        sizes = dict(zip(found.axes, found.shape, strict=True))
-        bands = math.prod(size for axis, size in sizes.items() if axis not in "YX")
-        if channels is not None and bands != channels and not {bands, channels} <= {1, 2, 3, 4}:
-            raise _refusal(bands, page.dtype, channels)
-        check_pixels((page.imagewidth, page.imagelength * bands), max_pixels * max(_MANY, channels or 0))
-        if (claimed := math.prod(found.shape) * page.dtype.itemsize) > _MOST_RATIO * len(data):
-            raise DecodeError(f"claims {claimed} bytes of pixels in a file of {len(data)}")
-        pixels = np.asarray(found.asarray())
-        kept = "".join(axis for axis, size in sizes.items() if axis in "YX" or size > 1)
-        pixels = pixels.reshape([sizes[axis] for axis in kept])
-        if len(kept) == 2:
-            pixels, kept = pixels[:, :, None], kept + "S"
-        if len(kept) != 3 or not {"Y", "X"} <= set(kept):
-            raise DecodeError(f"a TIFF with the axes {found.axes} is not an image")
-        band = next(axis for axis in kept if axis not in "YX")
-        pixels = pixels.transpose([kept.index(axis) for axis in ("Y", "X", band)])
-        extra = page.tags.valueof(_EXTRA) or ()
-        alpha = bands in (2, 4) and tuple(extra) in ((1,), (2,))
-        return Stored(upright(pixels, page.tags.valueof(_ORIENTATION) or 1), alpha)
-
-
-def _codec(module: str, kind: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise FormError(f"{kind} is read by {module}; pip install 'unmask[tiff]'") from None
-
-
 def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     pixels = stored.pixels
     if stored.alpha and channels in (1, 3) and pixels.dtype.kind == "u":
@@ -297,7 +294,7 @@ def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[A
             luma = (pixels @ _LUMA)[:, :, None]
             pixels = np.rint(luma).astype(pixels.dtype) if pixels.dtype.kind in "ui" else luma.astype(pixels.dtype)
     elif found != channels:
-        raise _refusal(found, pixels.dtype, channels)
+        raise refusal(found, pixels.dtype, channels)
     if pixels.dtype == np.uint8 and dtype == np.uint16:
         pixels = pixels.astype(np.uint16) * np.uint16(257)
     elif dtype == np.float32:
@@ -309,14 +306,6 @@ def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[A
         wanted = "uint16" if pixels.dtype == np.uint16 else "float32"
         raise FormError(f"has pixels of {pixels.dtype}, the run of {dtype}; set data.dtype={wanted}")
     return pixels
-
-
-def _refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
-    wanted = {"uint8": "uint8", "uint16": "uint16"}.get(dtype.name, "float32")
-    return FormError(
-        f"has {found} channels of {dtype}, the run {channels}; set model.channels={found} data.dtype={wanted} and the "
-        "data.mean and data.std that `unmask stats` prints"
-    )
 
 
 def _over_white(pixels: NDArray[np.unsignedinteger[Any]]) -> NDArray[Any]:

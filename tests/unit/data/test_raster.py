@@ -14,8 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.decode import DecodeError, decode
-from unmask.data.raster import FormError, Picture, Raster, check_images, open_image
+from unmask.data.decode import DecodeError, FormError, decode
+from unmask.data.raster import Picture, Raster, check_images, open_image
 from unmask.data.sources.listed import ListSource
 from unmask.errors import ConfigError
 
