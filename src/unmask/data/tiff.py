@@ -66,7 +66,7 @@ class Tiff:
     def in_parts(self) -> bool:
         """Whether `part` may be asked for, and pays."""
         page = self._page
-        plain = self._found is page and self._orientation == 1 and page.imagedepth == 1
+        plain = self._found is page and self._orientation == 1 and page.imagedepth == 1 and self.dtype.kind in "uif"
         return plain and len(page.dataoffsets) > 1 and self.height * self.width >= _LARGE
 
     def whole(self) -> NDArray[Any]:

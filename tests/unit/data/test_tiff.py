@@ -103,6 +103,11 @@ def test_small_turned_and_contiguous_images_are_decoded_whole(monkeypatch: pytes
     assert Raster(written(pixels, tile=(64, 64)), 5, "uint16", MANY)._pixels is not None
 
 
+def test_complex_numbers_are_no_pixels():
+    with pytest.raises(DecodeError, match="are no pixels"):
+        Raster(written(noise(5, "complex64"), tile=(64, 64)), 5, "float32", MANY)
+
+
 def test_damage_is_an_error_where_it_is_touched():
     good = written(noise(5, "uint16"), tile=(64, 64), compression="zlib")
     raster = Raster(good[:-1000], 5, "uint16", MANY)
