@@ -65,8 +65,8 @@ def train_batches(
     batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
     processes.
 
-    Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too
-    many images in a row cannot be decoded, and WorkerError when a loader process dies.
+    Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too many images in a row
+    cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies.
     """
     if batch_size % (world * accumulate):
         raise ConfigError(
@@ -198,7 +198,11 @@ def _by_threads(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
 def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
     samples, slots = parts.samples, buffer.ahead(parts)
     with ExitStack() as stack:
-        ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
+        try:
+            ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
+        except OSError as error:
+            reason = f"no shared memory for loader processes: {error.strerror}"
+            raise DataError(f"{reason}; check {_SHARED_MEMORY}, or load without them: data.workers=0") from None
         stack.callback(ring.close)
         in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(buffer.workers, -(-slots // buffer.workers))

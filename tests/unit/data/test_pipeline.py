@@ -270,6 +270,17 @@ def test_program_that_ends_without_closing_ends_at_once_and_leaves_nothing(tmp_p
     assert not segment.exists()
 
 
+def test_shared_memory_that_cannot_be_made_is_an_error_that_says_so(tmp_path: Path):
+    limit = "    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    (tmp_path / "probe.py").write_text(PROBE.replace("    data, model", limit + "    data, model"))
+    command = [sys.executable, tmp_path / "probe.py", tmp_path / "modules"]
+    printed = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60).stderr
+    assert (
+        "no shared memory for loader processes: File too large; check /dev/shm, or load without them: data.workers=0\n"
+        in printed
+    )
+
+
 def test_loader_processes_import_no_framework(probe: tuple[set[str], str]):
     modules, _ = probe
     assert "grain" in modules
