@@ -58,11 +58,8 @@ class Samples(ABC):
         return math.prod(self.shape) * np.dtype(self.data.dtype).itemsize
 
     def _images(self, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
-        """(count, H, W, C), black."""
-        if out is None:
-            return np.zeros((count, *self.shape), self.data.dtype)
-        out.fill(0)
-        return out[:count]
+        """(count, H, W, C) to be written to."""
+        return np.empty((count, *self.shape), self.data.dtype) if out is None else out[:count]
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
@@ -187,6 +184,7 @@ class EvalSamples(Samples):
             except DataError:
                 bad.append(positions[row])
                 valid[row] = False
+        images[~valid] = 0
         arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
         if self.task == "pretrain":
             return arrays | self._masks([(0, position) for position in positions])

@@ -85,10 +85,9 @@ def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
 
 def _columnar_files(path: str) -> list[str]:
     """The Parquet or Arrow files right in a folder, or in the only folder there that has some."""
-    names = _columnar_names(path)
+    names, folders = _columnar(path)
     if not names:
-        below = [f"{path}/{name}" for name, _, is_folder in sorted(files.listing(path)) if is_folder]
-        below = [folder for folder in below if _columnar_names(folder)]
+        below = [f"{path}/{folder}" for folder in folders if _columnar(f"{path}/{folder}")[0]]
         if len(below) > 1:
             held = ", ".join(folder.rpartition("/")[2] for folder in below)
             raise DataError(
@@ -103,6 +102,9 @@ def _columnar_files(path: str) -> list[str]:
     return [f"{path}/{name}" for name in names]
 
 
-def _columnar_names(path: str) -> list[str]:
-    names = sorted(name for name, _, is_folder in files.listing(path) if name.endswith(_COLUMNAR) and not is_folder)
-    return [name for name in names if not name.startswith("cache-")]  # intermediate results of `datasets`
+def _columnar(path: str) -> tuple[list[str], list[str]]:
+    """Names of the Parquet or Arrow files right in a folder, and of its folders."""
+    entries = sorted(files.listing(path))
+    names = [name for name, _, is_folder in entries if name.endswith(_COLUMNAR) and not is_folder]
+    folders = [name for name, _, is_folder in entries if is_folder]
+    return [name for name in names if not name.startswith("cache-")], folders  # intermediate results of `datasets`
