@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
-from unmask.data.samples import TrainSamples
+from unmask.data.loader.samples import TrainSamples
 from unmask.data.sources import Source, open_source
 
 SIZE = 224

@@ -23,7 +23,7 @@ from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
 from unmask.environment import cores, versions
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 ENGINES = ("torch", "mindspore")
 LR = 1e-4

@@ -30,8 +30,8 @@ import numpy as np
 from PIL import Image
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
-from unmask.data.pack import pack
-from unmask.data.pipeline import train_batches
+from unmask.data.loader.pipeline import train_batches
+from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
 
 SIZE = 224

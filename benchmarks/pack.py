@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.pack import pack
-from unmask.data.pipeline import train_batches
-from unmask.data.recode import recode
+from unmask.data.loader.pipeline import train_batches
+from unmask.data.packs.recode import recode
+from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
 
 Read = Callable[[int], bytes]

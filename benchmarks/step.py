@@ -31,7 +31,7 @@ from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
 from unmask.engines.base import EngineState
 from unmask.engines.torch_engine.engine import DTYPES, TorchEngine, pick_device
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 LR = 1e-4
 

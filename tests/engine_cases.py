@@ -8,9 +8,9 @@ import numpy as np
 
 from unmask.config.load import check_config
 from unmask.config.schema import Config
+from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
 from unmask.data.masking import keep_path, random_mask
-from unmask.data.mixing import class_targets
 from unmask.data.rng import Op, generator
 
 TINY = {

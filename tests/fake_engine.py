@@ -16,7 +16,7 @@ from unmask.data.batch import FULL_RANGE, Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 from unmask.evaluate.reconstruct import patchify
-from unmask.init import parameter_shapes
+from unmask.models.parameters import parameter_shapes
 from unmask.schedules import is_decayed, layer_scale
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from unmask.config.schema import ModelConfig
-from unmask.init import Task, parameter_shapes
+from unmask.models.parameters import Task, parameter_shapes
 
 SMALL: dict[str, Any] = {
     "image_size": (16, 16), "patch_size": 4, "channels": 3, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unmask.api import finetune, pretrain, sweep_labels
-    from unmask.data.pack import pack
-    from unmask.data.pack_check import verify_pack
+    from unmask.data.packs.verify import verify_pack
+    from unmask.data.packs.write import pack
+    from unmask.evaluate.fast_probe import probe
+    from unmask.evaluate.inference import Model, load
     from unmask.evaluate.knn import knn
-    from unmask.evaluate.model import Model, load
-    from unmask.evaluate.probe import probe
 
 # Importing Grain logs a warning for everyone who does not use JAX, once in every loader process.
 logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
@@ -24,12 +24,12 @@ logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.
 __all__ = ["Model", "finetune", "knn", "load", "pack", "pretrain", "probe", "sweep_labels", "verify_pack"]
 
 _HOME = {
-    "Model": "unmask.evaluate.model",
+    "Model": "unmask.evaluate.inference",
     "knn": "unmask.evaluate.knn",
-    "load": "unmask.evaluate.model",
-    "pack": "unmask.data.pack",
-    "probe": "unmask.evaluate.probe",
-    "verify_pack": "unmask.data.pack_check",
+    "load": "unmask.evaluate.inference",
+    "pack": "unmask.data.packs.write",
+    "probe": "unmask.evaluate.fast_probe",
+    "verify_pack": "unmask.data.packs.verify",
 }
 
 

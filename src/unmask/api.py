@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from unmask.config.load import load_config
-from unmask.config.modelzoo import Command, Translation, load_modelzoo
 from unmask.config.schema import Config
 from unmask.environment import launched
 from unmask.errors import ConfigError
+from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.report.progress import say, table
 
 if TYPE_CHECKING:
-    from unmask.evaluate.few_labels import Result
+    from unmask.sweep import Result
 
 
 def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
@@ -43,10 +43,10 @@ def sweep_labels(
 ) -> list[Result]:
     """Accuracy against labels per class: fine-tuned from `init`, from scratch, and of a linear probe.
 
-    `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`; see `unmask.evaluate.few_labels`.
+    `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`; see `unmask.sweep`.
     The same call again goes on. Raises the errors of `unmask.errors`.
     """
-    from unmask.evaluate.few_labels import sweep_labels
+    from unmask.sweep import sweep_labels
 
     return sweep_labels(load_config(recipe, _overrides(settings)), labels=labels, seeds=seeds, steps=steps)
 
@@ -73,7 +73,7 @@ def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Com
 
 def run(config: Config, folder: Path) -> dict[str, float]:
     """Train in `folder`, then draw the curves and, after pretraining, a reconstruction. Returns the last numbers."""
-    from unmask.report.figures import curves
+    from unmask.report.pictures import curves
     from unmask.train import train
 
     values = train(config, folder)
@@ -82,7 +82,7 @@ def run(config: Config, folder: Path) -> dict[str, float]:
     pictures = [curves(folder)]
     images = config.data.val or config.data.train
     if config.task == "pretrain" and images is not None:
-        from unmask.evaluate.model import load
+        from unmask.evaluate.inference import load
         from unmask.evaluate.output import write_reconstruction
 
         model = load(folder, engine=config.engine, device=config.device)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unmask.evaluate.model import Images, Model
+    from unmask.evaluate.inference import Images, Model
 
 Command = Callable[[Namespace], None]
 STATS = ["channel", "mean", "std"]
@@ -65,7 +65,7 @@ def knn(options: Namespace) -> None:
 
 
 def probe(options: Namespace) -> None:
-    from unmask.evaluate.probe import LEARNING_RATES, probe
+    from unmask.evaluate.fast_probe import LEARNING_RATES, probe
     from unmask.report.progress import say, table
 
     result = probe(
@@ -91,7 +91,7 @@ def probe(options: Namespace) -> None:
 
 def sweep_labels(options: Namespace) -> None:
     from unmask.config.load import load_config
-    from unmask.evaluate.few_labels import sweep_labels
+    from unmask.sweep import sweep_labels
 
     config = load_config(options.recipe, options.settings)
     sweep_labels(config, labels=options.labels, seeds=options.seeds, steps=options.steps)
@@ -106,8 +106,8 @@ def reconstruct(options: Namespace) -> None:
 
 
 def pack(options: Namespace) -> None:
-    from unmask.data.pack import pack as write
-    from unmask.data.pack_check import verify_pack
+    from unmask.data.packs.verify import verify_pack
+    from unmask.data.packs.write import pack as write
     from unmask.errors import ConfigError
 
     if options.verify is not None and options.source is None:
@@ -127,11 +127,11 @@ def pack(options: Namespace) -> None:
 
 
 def convert(options: Namespace) -> None:
-    from unmask.checkpoint.convert import read_foreign, write_foreign
+    from unmask.interchange import read_model, write_model
     from unmask.report.progress import say
 
-    found = read_foreign(options.model)
-    write_foreign(options.to, options.out, found.weights, found.model, found.class_names)
+    found = read_model(options.model)
+    write_model(options.to, options.out, found.weights, found.model, found.class_names)
     say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {len(found.weights)} tensors")
 
 
@@ -183,7 +183,7 @@ def _pool(options: Namespace) -> dict[str, object]:
 
 
 def _load(options: Namespace, settings: dict[str, object] | None = None, *, join: bool = False) -> Model:
-    from unmask.evaluate.model import load
+    from unmask.evaluate.inference import load
 
     return load(
         options.model,
@@ -200,7 +200,7 @@ def _load_modelzoo(options: Namespace) -> tuple[Model, str]:
     """The model and the images that a YAML file of the MindSpore model zoo names."""
     from unmask.api import translate_modelzoo
     from unmask.errors import ConfigError
-    from unmask.evaluate.model import load
+    from unmask.evaluate.inference import load
 
     translation = translate_modelzoo(options.config_path, options.flat, command="evaluate")
     config = translation.config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unmask.api import run
 from unmask.config.load import load_config
-from unmask.evaluate.model import load
+from unmask.evaluate.inference import load
 from unmask.report.progress import say, table
 
 HELD_OUT = "bundled:mnist5k/val"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import ConfigError
-from unmask.evaluate.model import load
+from unmask.evaluate.inference import load
 
 
 def export(model: str | Path, out: Path) -> None:

@@ -21,16 +21,14 @@ import yaml
 
 from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import write_images
-from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.resume import check_same_config, data_record
-from unmask.checkpoint.start import starting_weights
 from unmask.checkpoint.store import CheckpointStore
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
-from unmask.data.bad_files import BadFiles
 from unmask.data.batch import Batch
-from unmask.data.pipeline import eval_batches, train_batches
-from unmask.data.raster import check_images
+from unmask.data.decode.raster import check_images
+from unmask.data.loader.bad_files import BadFiles
+from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
@@ -38,8 +36,10 @@ from unmask.engines.base import Engine, EngineState, StepResult
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
+from unmask.interchange.start import starting_weights
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
+from unmask.run_lock import RunLock
 from unmask.schedules import learning_rate, peak_lr
 
 

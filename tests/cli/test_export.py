@@ -16,7 +16,7 @@ import mindspore as ms
 
 from unmask.api import run
 from unmask.config.load import load_config
-from unmask.evaluate.model import load
+from unmask.evaluate.inference import load
 
 
 @pytest.mark.parametrize(

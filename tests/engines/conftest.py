@@ -11,7 +11,7 @@ from fake_engine import FakeEngine
 from unmask.config.schema import Config
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 
 @pytest.fixture(params=["fake", "torch", "mindspore"])

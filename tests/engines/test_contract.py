@@ -13,7 +13,7 @@ from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines.base import Engine, EngineState
 from unmask.errors import CheckpointError
-from unmask.init import initial_weights, parameter_shapes
+from unmask.models.parameters import initial_weights, parameter_shapes
 
 Build = Callable[[Config], Engine]
 LR = 1e-2

@@ -14,12 +14,12 @@ import pytest
 
 from unmask.config.load import check_config
 from unmask.config.schema import Config
-from unmask.data import resize
-from unmask.data.pipeline import train_batches
+from unmask.data.decode import resize
+from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import open_source, subset
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 from unmask.schedules import learning_rate
 
 STEPS = 20

@@ -13,7 +13,7 @@ from engine_cases import make_batch, make_config
 from unmask.config.schema import Config
 from unmask.engines.base import EngineState
 from unmask.errors import EngineError
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 pytest.importorskip("mindspore", reason="mindspore is not installed")
 import mindspore as ms

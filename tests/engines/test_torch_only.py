@@ -10,7 +10,7 @@ from engine_cases import make_batch, make_config
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState
 from unmask.errors import EngineError
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")

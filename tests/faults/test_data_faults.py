@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.decode import DecodeError, Picture, decode
-from unmask.data.pipeline import WorkerError, train_batches
+from unmask.data.decode.picture import DecodeError, Picture, decode
+from unmask.data.loader.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
 from unmask.errors import DataError
 
@@ -112,7 +112,7 @@ def test_bomb_is_refused_before_it_is_decoded(kind: str):
     side = 65_000
     data = with_size(kind, side, side)
     code = (
-        "import resource, sys, pathlib; from unmask.data.decode import decode\n"
+        "import resource, sys, pathlib; from unmask.data.decode.picture import decode\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try: decode(pathlib.Path(sys.argv[1]).read_bytes(), 3, {LIMIT})\n"
         "except Exception as error: print(type(error).__name__, error)\n"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data import tiff
-from unmask.data.raster import open_image
+from unmask.data.decode import tiff
+from unmask.data.decode.raster import open_image
 from unmask.errors import DataError
 
 LIMIT = 100_000

@@ -23,8 +23,8 @@ from runs import TINY_MODEL
 from unmask.checkpoint import load_newest
 from unmask.cli import main
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.bad_files import BadFiles
-from unmask.data.pipeline import train_batches
+from unmask.data.loader.bad_files import BadFiles
+from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 from unmask.errors import DataError
 
@@ -157,7 +157,7 @@ SMALL_BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 DECODE = """
 import logging, resource, sys
 from pathlib import Path
-from unmask.data.raster import open_image
+from unmask.data.decode.raster import open_image
 from unmask.errors import DataError
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -20,10 +20,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from runs import TINY_MODEL
-from unmask.checkpoint.convert import read_foreign
 from unmask.cli import main
 from unmask.data.sources import open_source
 from unmask.errors import CheckpointError, DataError, UnmaskError
+from unmask.interchange import read_model
 
 PAYLOADS = [
     ("os", "system", "touch {}"),
@@ -90,7 +90,7 @@ def test_no_pickle_fires_whatever_the_file_is_called(tmp_path: Path, payload: tu
     content = opcodes(*payload, fired)
     for path in wrap(tmp_path, content):
         with pytest.raises(CheckpointError) as raised:
-            read_foreign(path)
+            read_model(path)
         assert "\n" not in str(raised.value)
         assert not fired.exists(), path
     (tmp_path / "images").mkdir()
@@ -183,7 +183,7 @@ def test_hostile_safetensors_are_refused_by_every_reader(tmp_path: Path, name: s
     for path, named in ((tmp_path / "x.safetensors", tmp_path / "x.safetensors"), (hub / "model.safetensors", hub)):
         path.write_bytes(HOSTILE[name])
         with pytest.raises(CheckpointError) as raised:
-            read_foreign(named)
+            read_model(named)
         assert "\n" not in str(raised.value)
         assert len(str(raised.value)) < 600 + len(str(path))
         path.unlink()
@@ -199,7 +199,7 @@ def test_an_index_of_shards_is_not_followed(tmp_path: Path, name: str) -> None:
     index = {"metadata": {}, "weight_map": {"norm.weight": name}}
     (hub / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
-        read_foreign(hub)
+        read_model(hub)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_a_hostile_config_is_refused(tmp_path: Path, config: bytes) -> None:
     save_file({"vit.layernorm.weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes(config)
     with pytest.raises(CheckpointError) as raised:
-        read_foreign(tmp_path)
+        read_model(tmp_path)
     assert "\n" not in str(raised.value)
 
 
@@ -232,4 +232,4 @@ def test_a_pickle_that_calls_itself_json_or_safetensors_is_only_text(tmp_path: P
     for name in ("checksums.json", "state.json", "weights.safetensors"):
         (folder / name).write_bytes(pickle.dumps({"step": 1}))
     with pytest.raises(CheckpointError, match=r"checksums\.json is not JSON"):
-        read_foreign(folder)
+        read_model(folder)

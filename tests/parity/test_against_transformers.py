@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unmask.checkpoint.convert.transformers import read_transformers, write_transformers
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, ModelConfig
+from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
-from unmask.data.mixing import class_targets
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState, Tensors
-from unmask.init import FIXED, initial_weights
+from unmask.interchange.transformers import read_transformers, write_transformers
+from unmask.models.parameters import FIXED, initial_weights
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

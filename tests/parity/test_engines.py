@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from unmask.config.schema import Config
+from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
 from unmask.data.masking import keep_path, random_mask
-from unmask.data.mixing import class_targets
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
-from unmask.init import initial_weights
+from unmask.models.parameters import initial_weights
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("mindspore", reason="mindspore is not installed")

@@ -48,6 +48,6 @@ def test_light_modules_import_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
 
 
-@pytest.mark.parametrize("module", ["unmask.report.log", "unmask.report.figures", "unmask.config.schema"])
+@pytest.mark.parametrize("module", ["unmask.report.log", "unmask.report.pictures", "unmask.config.schema"])
 def test_no_framework_and_no_plotting_is_imported_before_it_is_used(module: str) -> None:
     assert not imported_by(f"import {module}") & {"grain", "matplotlib", "mindspore", "PIL", "tensorboardX", "torch"}

@@ -15,12 +15,12 @@ from PIL import Image
 
 import unmask.train
 from fake_engine import FakeEngine
-from unmask.checkpoint.lock import RunLock
 from unmask.checkpoint.store import CheckpointStore
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
 from unmask.report.log import read_log
+from unmask.run_lock import RunLock
 from unmask.train import Plan, train
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.checkpoint.tensors import cause, fsync, parse_json, read_bytes, read_tensors, write_tensors
+from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import CheckpointError
+from unmask.files import cause, fsync, parse_json, read_bytes
 
 TENSOR_FILES = {group: f"{group}.safetensors" for group in ("weights", "optimizer", "ema")}
 STATE = "state.json"

@@ -22,9 +22,9 @@ from unmask.checkpoint.folder import (
     verify,
     write_folder,
 )
-from unmask.checkpoint.tensors import cause, fsync
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
+from unmask.files import cause, fsync
 
 log = logging.getLogger("unmask")
 _ASIDE = ".tmp-"

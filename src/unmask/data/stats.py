@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.raster import open_image, read_stored
+from unmask.data.decode.raster import open_image, read_stored
 from unmask.data.sources.base import Source, printable
 from unmask.environment import cores
 from unmask.errors import DataError

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from unmask.config.schema import Config
 from unmask.engines.base import Engine
-from unmask.engines.probe import ProbeEngine
+from unmask.engines.linear_probe import ProbeEngine
 from unmask.environment import launched
 from unmask.errors import EngineError
 

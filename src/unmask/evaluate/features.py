@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from unmask.data.sources import Source
 from unmask.errors import DataError
-from unmask.evaluate.classes import check_same_classes
-from unmask.evaluate.model import Images, Model, as_source
+from unmask.evaluate.class_names import check_same_classes
+from unmask.evaluate.inference import Images, Model, as_source
 from unmask.evaluate.output import embedding_records, embeddings
-from unmask.evaluate.rows import Records, collect
+from unmask.evaluate.resumable import Records, collect
 from unmask.report.progress import say
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from unmask.errors import ConfigError
 from unmask.evaluate.features import features_of
-from unmask.evaluate.model import Images, Model
+from unmask.evaluate.inference import Images, Model
 from unmask.report.progress import progress
 
 _QUERIES, _DATABASE = 1024, 16384

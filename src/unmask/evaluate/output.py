@@ -19,10 +19,10 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
-from unmask.evaluate.model import Images, Model, Rows, as_source
-from unmask.evaluate.rows import Records, collect
+from unmask.evaluate.inference import Images, Model, Rows, as_source
+from unmask.evaluate.resumable import Records, collect
 from unmask.report.charts import confusion_chart
-from unmask.report.figures import contact_sheet, reconstruction_grid
+from unmask.report.pictures import contact_sheet, reconstruction_grid
 from unmask.report.progress import say
 
 _CHUNK = 4096

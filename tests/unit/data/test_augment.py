@@ -6,8 +6,8 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from unmask.data.augment import center_crop, random_resized_crop_box
-from unmask.data.decode import Picture
+from unmask.data.augment.crop import center_crop, random_resized_crop_box
+from unmask.data.decode.picture import Picture
 from unmask.data.rng import Op, generator
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)

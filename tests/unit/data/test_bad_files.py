@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unmask.data.bad_files import BadFiles
 from unmask.data.batch import Batch
+from unmask.data.loader.bad_files import BadFiles
 from unmask.data.sources.bundled import ArraySource
 from unmask.errors import DataError
 

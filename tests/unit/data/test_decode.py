@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.augment import random_resized_crop_box
-from unmask.data.decode import DecodeError, Picture, decode, upright
+from unmask.data.augment.crop import random_resized_crop_box
+from unmask.data.decode.picture import DecodeError, Picture, decode, upright
 from unmask.data.rng import Op, generator
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos-1k"

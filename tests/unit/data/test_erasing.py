@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from unmask.data.erasing import RandomErasing
+from unmask.data.augment.erasing import RandomErasing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

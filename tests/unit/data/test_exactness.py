@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Batch
-from unmask.data.order import sample_at
-from unmask.data.pipeline import eval_batches, train_batches
+from unmask.data.loader.order import sample_at
+from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources.base import Item
 
 SIDE = 8

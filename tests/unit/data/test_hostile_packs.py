@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unmask.data.pack import pack
-from unmask.data.pack_check import verify_pack
+from unmask.data.packs.verify import verify_pack
+from unmask.data.packs.write import pack
 from unmask.data.sources import open_source
 from unmask.errors import DataError
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from unmask.config.schema import AugmentConfig
-from unmask.data.mixing import Mixing, class_targets, mix_pair
+from unmask.data.augment.mixing import Mixing, class_targets, mix_pair
 
 SIZE = (32, 48)
 

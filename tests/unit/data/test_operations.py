@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from unmask.data.operations import OPERATIONS, Canvas, ColorJitter, hue
+from unmask.data.augment.operations import OPERATIONS, Canvas, ColorJitter, hue
 
 FILL = (124, 116, 104)
 CANVAS = Canvas(FILL, Image.Resampling.BICUBIC)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unmask.data.decode import decode
-from unmask.data.pack import pack as write_pack
-from unmask.data.pack_check import verify_pack
+from unmask.data.decode.picture import decode
+from unmask.data.packs.verify import verify_pack
+from unmask.data.packs.write import pack as write_pack
 from unmask.data.sources import Item, Source, open_source
 from unmask.errors import ConfigError, DataError
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Batch
-from unmask.data.decode import DecodeError
-from unmask.data.pack import pack
-from unmask.data.pack_check import verify_pack
-from unmask.data.pipeline import train_batches
-from unmask.data.raster import Raster, read_stored
-from unmask.data.recode import recode
+from unmask.data.decode.picture import DecodeError
+from unmask.data.decode.raster import Raster, read_stored
+from unmask.data.loader.pipeline import train_batches
+from unmask.data.packs.recode import recode
+from unmask.data.packs.verify import verify_pack
+from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
 from unmask.errors import DataError
 

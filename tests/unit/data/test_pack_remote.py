@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from runs import start
-from unmask.data.pack import pack
-from unmask.data.pack_check import verify_pack
+from unmask.data.packs.verify import verify_pack
+from unmask.data.packs.write import pack
 from unmask.data.sources import files, open_source, remote
 from unmask.errors import ConfigError, DataError
 

@@ -15,10 +15,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data import pipeline
 from unmask.data.batch import Batch
-from unmask.data.order import sample_at
-from unmask.data.pipeline import eval_batches, train_batches
+from unmask.data.loader import pipeline
+from unmask.data.loader.order import sample_at
+from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.errors import ConfigError, DataError
 
@@ -234,7 +234,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.pipeline import train_batches
+from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import open_source
 from unmask.data.sources.base import Item
 

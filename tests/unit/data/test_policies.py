@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from unmask.data.operations import OPERATIONS
-from unmask.data.policies import Policy, Step, parse_policy
+from unmask.config.policies import Policy, Step, parse_policy
+from unmask.data.augment.operations import OPERATIONS
 
 DRAWS = 6000
 POLICIES = ["rand-m9-mstd0.5-inc1", "rand-w0", "rand-tweights", "rand-t3aw", "original", "originalr", "v0", "v0r", "3a"]

@@ -14,9 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.decode import DecodeError, FormError, decode
-from unmask.data.raster import Picture, Raster, check_images, open_image
-from unmask.data.sources.listed import ListSource
+from unmask.data.decode.picture import DecodeError, FormError, decode
+from unmask.data.decode.raster import Picture, Raster, check_images, open_image
+from unmask.data.sources.in_memory import InMemorySource
 from unmask.errors import ConfigError
 
 MANY = 10**8
@@ -195,7 +195,7 @@ def test_refusal_names_the_keys(tmp_path: Path, pixels: NDArray[Any], run: tuple
         path = tmp_path / f"{number}.tif"
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=rf"data\.train: .*{number}\.tif: .*{message}") as caught:
-            check_images(ListSource([path]), "data.train", *run, MANY, exact=True)
+            check_images(InMemorySource([path]), "data.train", *run, MANY, exact=True)
         assert "\n" not in str(caught.value)
     with pytest.raises(FormError, match=message):
         open_image(pixels, *run, MANY)
@@ -205,10 +205,10 @@ def test_one_look_at_images_is_enough_and_broken_ones_are_left_to_the_count(tmp_
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "good.png").write_bytes(png(noise(9, 7, 3, dtype="uint8")))
     (tmp_path / "deep.png").write_bytes(png(noise(9, 7)))
-    source = ListSource([tmp_path / name for name in ("broken.png", "good.png", "deep.png")])
+    source = InMemorySource([tmp_path / name for name in ("broken.png", "good.png", "deep.png")])
     check_images(source, "data.train", 3, "uint8", MANY, exact=True)
-    check_images(ListSource([tmp_path / "broken.png"]), "data.train", 3, "uint8", MANY, exact=True)
-    deep = ListSource([tmp_path / "deep.png"])
+    check_images(InMemorySource([tmp_path / "broken.png"]), "data.train", 3, "uint8", MANY, exact=True)
+    deep = InMemorySource([tmp_path / "deep.png"])
     with pytest.raises(ConfigError, match=r"set data\.dtype=uint16"):
         check_images(deep, "data.train", 3, "uint8", MANY, exact=True)
     check_images(deep, "images", 3, "uint8", MANY)  # a trained model takes it, divided by 257

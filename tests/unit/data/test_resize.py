@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from unmask.data import resize as module
-from unmask.data.resize import resize
+from unmask.data.decode import resize as module
+from unmask.data.decode.resize import resize
 
 RESAMPLE = [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.BOX]
 
@@ -64,7 +64,7 @@ def test_pixels_of_the_size_asked_for_stay_as_they_are():
 @pytest.mark.skipif(module.by_cykooz is None, reason="cykooz.resizer has no wheel for this platform")
 def test_every_instruction_set_gives_the_same():
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
-    resizer = import_module("unmask.data.resize_cykooz").thread.resizer
+    resizer = import_module("unmask.data.decode.resize_cykooz").thread.resizer
     extensions = type(resizer.cpu_extensions)
     used = resizer.cpu_extensions
     expected = resize(pixels, (0, 0, 70, 90), (33, 47), Image.Resampling.BICUBIC)

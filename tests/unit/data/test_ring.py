@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from unmask.data.ring import Ring
+from unmask.data.loader.ring import Ring
 
 SHAPE = (2, 3, 3, 1)
 SLOTS = 3

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from unmask.data.loader.order import sample_at
 from unmask.data.masking import keep_path, random_mask
-from unmask.data.order import sample_at
 from unmask.data.rng import Op, generator
 
 

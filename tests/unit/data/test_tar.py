@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unmask.data.sources import Source, open_source
-from unmask.data.sources.tar import members
+from unmask.data.sources.tar_headers import members
 from unmask.errors import DataError
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -159,7 +159,7 @@ def test_index_is_kept_until_the_tar_changes(tmp_path: Path, monkeypatch: pytest
     path = make_tar(tmp_path / "d.tar", {"1.jpg": b"1"})
     first = open_images(path)
     walked: list[object] = []
-    monkeypatch.setattr("unmask.data.sources.tars.members", lambda *a: (walked.append(a), members(*a))[1])
+    monkeypatch.setattr("unmask.data.sources.tar.members", lambda *a: (walked.append(a), members(*a))[1])
     assert contents(open_images(path)) == contents(first)
     assert not walked
     make_tar(path, {"2.jpg": b"22"})

@@ -10,9 +10,9 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data import tiff
-from unmask.data.decode import DecodeError
-from unmask.data.raster import Raster
+from unmask.data.decode import tiff
+from unmask.data.decode.picture import DecodeError
+from unmask.data.decode.raster import Raster
 
 tifffile = pytest.importorskip("tifffile", reason="TIFF of many bands needs unmask[tiff]")
 MANY = 10**9

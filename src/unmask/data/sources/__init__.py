@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import re
 
-from unmask.data.sources import arrays, files, imagenet, listfile
+from unmask.data.sources import arrays, files, imagenet, list_file
 from unmask.data.sources.base import Item, Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
 from unmask.data.sources.folder import FolderSource, NoImagesError
-from unmask.data.sources.packed import PackSource, read_manifest
+from unmask.data.sources.pack import PackSource, read_manifest
 from unmask.data.sources.subset import subset
-from unmask.data.sources.tars import TarSource
+from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError
 
 __all__ = ["Item", "Source", "open_source", "subset"]
@@ -54,8 +54,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
         return _open_columnar(files.expand(path, what), options, what=what, labels=labels)
     if kind.endswith(arrays.SUFFIXES):
         return arrays.open_arrays(path, what=what, labels=labels)
-    if kind.endswith(listfile.SUFFIXES):
-        return listfile.ListFileSource.open(path, what=what, labels=labels)
+    if kind.endswith(list_file.SUFFIXES):
+        return list_file.ListFileSource.open(path, what=what, labels=labels)
     if (manifest := read_manifest(path)) is not None:
         return PackSource.open(path, manifest, what=what, labels=labels)
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources import files
 from unmask.data.sources.base import Item
-from unmask.data.sources.scan import EXTENSIONS, index_folder, scan_remote
+from unmask.data.sources.folder_scan import EXTENSIONS, index_folder, scan_remote
 from unmask.data.sources.table import Table, classes
 from unmask.errors import DataError
 

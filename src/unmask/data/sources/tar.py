@@ -1,153 +1,291 @@
-"""Where the members of a tar lie: one walk over its headers. Nothing is extracted, and no payload is read.
+"""Images in tars, read in place: a plain tar, ImageNet's tar of class tars, WebDataset shards.
 
-Formats: POSIX (ustar and pax) and GNU, long names included. See POSIX.1-2017 `pax`, "ustar Interchange Format", and
-the chapter "Basic Tar Format" of GNU tar's manual.
+All images of all shards form one set in byte order of their names, as those of a folder: the same images packed
+otherwise give the same run. Class of an image: the member `KEY.cls`, or the field `label` or `cls` of `KEY.json`,
+where KEY is the image's name up to the first dot (WebDataset); else its first folder. An inner tar is a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.data.sources import files, imagenet
+from unmask.data.sources.base import Item, printable
+from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.labels import numbered
+from unmask.data.sources.table import Table, TableBuilder, cached, classes
+from unmask.data.sources.tar_headers import Member, members
 from unmask.errors import DataError
 
-Read = Callable[[int, int], bytes]
-"""Bytes of the archive: start, length. Gives what there is of them."""
-
-_BLOCK = 512
-_MOST_NAME = 65_536
-"""Bytes of a long name or of pax records; more is no name."""
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_BLANK = b" " * 8
-_NO_PAYLOAD = b"123456"
-"""Links, devices, folders and FIFOs: whatever their size field says, no payload follows."""
-_KINDS = {b"1": "hard link", b"2": "symbolic link", b"S": "sparse file"}
+_WINDOW = 4096
+"""Bytes read at each header."""
+_REMOTE_WINDOW = 4 << 20
+"""The same from afar, where a request takes as long as a few images: the index is built at the rate of a download."""
+_CONNECTIONS = 8
+_MOST_LABEL = 1 << 20
+"""Bytes of a .cls or .json member."""
+_COLUMNS = ("shard", "start", "size", "label")
 
 
-@dataclass(slots=True)
-class Member:
-    """A regular file in a tar, or what stands in place of one."""
+@dataclass(frozen=True, eq=False)
+class TarSource:
+    """The images in one or more tars."""
 
-    name: bytes
-    start: int
-    """Byte of the archive at which its content starts."""
-    size: int
-    kind: str | None = None
-    """None for a regular file; "hard link", "symbolic link" or "sparse file", whose content is not simply there."""
+    shards: tuple[str, ...]
+    versions: tuple[str, ...]
+    index: Table
+    class_names: tuple[str, ...] | None
+    own_labels: NDArray[np.int64] | None = None
+    """(N,) from a file beside the tar, in place of those in it."""
+
+    @classmethod
+    def open(cls, shards: list[str], *, what: str, labels: bool, labels_file: str | None = None) -> TarSource:
+        """Index `shards`, or take the index of an earlier time. Raises DataError when they are damaged or unclear."""
+        shards = [files.absolute(shard) for shard in shards]
+        if len(set(shards)) < len(shards):
+            raise DataError(f"{what} names the same tar twice; name it once")
+        states = _states(shards)
+        identity = ["tar", *([shard, state.size, state.version] for shard, state in zip(shards, states, strict=True))]
+        index = cached(identity, lambda: _index(shards, [state.size for state in states], what))
+        if not len(index):
+            raise DataError(f"{what} holds no images")
+        source = cls(tuple(shards), tuple(state.version for state in states), index, None)
+        if not labels:
+            return source
+        if labels_file is not None:
+            own, names = _labels_of(labels_file, len(index), what)
+            return cls(source.shards, source.versions, index, names, own)
+        if index.meta["problem"]:
+            raise DataError(f"{what}: {index.meta['problem']}")
+        return cls(source.shards, source.versions, index, tuple(index.meta["classes"]))
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        if self.own_labels is not None or self.class_names is None:
+            return self.own_labels
+        return self.index.columns["label"]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, index: int) -> Item:
+        name = self.name(index)
+        shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
+        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
+        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.index.name(index))
+
+    def fingerprint(self) -> str:
+        """Equal to that of a folder of the same files."""
+        return self.index.fingerprint("size", *(["label"] if self.index.meta["labelled"] else []))
 
 
-def members(read: Read, start: int, stop: int, what: str) -> Iterator[Member]:
-    """The files and links in the tar that lies between two bytes, in order. Raises DataError when it is damaged."""
-    position = start
-    name: bytes | None = None  # from the records before a header
-    size: int | None = None
-    sparse = False
-    defaults: dict[bytes, bytes] = {}
-    while True:
-        header = read(position, _BLOCK) if position + _BLOCK <= stop else b""
-        if len(header) != _BLOCK:
-            raise _damaged(what, position, "it ends without an end mark; it was truncated")
-        if not header[0] and not header.strip(b"\0"):
+def _states(shards: list[str]) -> list[files.State]:
+    if not files.is_remote(shards[0]):
+        return [files.state(shard) for shard in shards]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        return list(pool.map(files.state, shards))
+
+
+def _index(shards: list[str], sizes: list[int], what: str) -> Table:
+    """One table of all images; its columns are _COLUMNS."""
+    table, texts, firsts = _walked(shards, sizes)
+    if not len(table):
+        return table
+    table = _below_common_folder(table)
+    labels, names, problem = _labels(table, texts, firsts)
+    table = Table(table.names, table.ends, table.columns | {"label": labels})
+    repeated = table.repeated()
+    other_shard = np.diff(table.columns["shard"], append=table.columns["shard"][-1:]) != 0
+    if (repeated & other_shard).any():  # each shard counts from 0: its name tells them apart
+        stems = [os.fsencode(shard).rpartition(b"/")[2].removesuffix(b".tar") + b"/" for shard in shards]
+        if len(set(stems)) < len(stems):
+            raise DataError(f"{what}: images in shards of the same name have the same name; rename the shards")
+        table = table.take(np.argsort(np.argsort(stems)[table.columns["shard"]], kind="stable"))  # is now their order
+        table = table.with_prefix(stems, table.columns["shard"])
+        repeated = table.repeated()
+    table = table.take(~repeated) if repeated.any() else table  # as on extraction, the last of a name counts
+    meta = {"classes": names, "problem": problem, "labelled": bool(texts)}
+    return Table(table.names, table.ends, table.columns, meta)
+
+
+def _walked(shards: list[str], sizes: list[int]) -> tuple[Table, list[bytes], list[int]]:
+    """The images of all shards in byte order, the labels as they are written, and where those of each shard start."""
+    rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
+    texts: list[bytes] = []
+    firsts: list[int] = []
+    seen: dict[str, str] = {}
+    for shard, walk in zip(shards, _walks(shards, sizes), strict=True):
+        _refuse_copy(shard, walk.rows.build(), seen)
+        rows.extend(walk.rows)
+        firsts.append(len(texts))
+        texts += walk.texts
+    return rows.sorted(), texts, firsts
+
+
+def _walks(shards: list[str], sizes: list[int]) -> Iterator[_Walk]:
+    walks = map(_Walk, shards, count(), sizes)
+    if files.is_remote(shards[0]):
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            yield from pool.map(_Walk.run, walks)
+    else:
+        yield from map(_Walk.run, walks)
+
+
+def _labels(table: Table, texts: list[bytes], firsts: list[int]) -> tuple[NDArray[np.int64], list[str], str]:
+    """Label of each image, the class names, and what is wrong with them."""
+    if not texts:
+        try:
+            return *classes(table, ""), ""
+        except DataError as error:
+            return np.full(len(table), -1, np.int64), [], str(error).removeprefix(": ")
+    raw = table.columns["label"]
+    which = np.where(raw >= 0, raw + np.array(firsts)[table.columns["shard"]], -1)
+    if (missing := which < 0).any():
+        name = printable(os.fsdecode(table.name(int(np.argmax(missing)))))
+        return which, [], f"{missing.sum()} images have no label in a .cls or .json member, such as {name}"
+    used, which = np.unique(which, return_inverse=True)  # a .cls replaces what a .json said
+    values, names = numbered([os.fsdecode(texts[text]) for text in used.tolist()])
+    return values[which], names, ""
+
+
+def _refuse_copy(shard: str, table: Table, seen: dict[str, str]) -> None:
+    """A shard that is there twice: the same members at the same places, and the same first image."""
+    if not len(table):
+        return
+    other = seen.setdefault(table.fingerprint("start", "size"), shard)
+    part = int(table.columns["start"][0]), int(table.columns["size"][0])
+    if other != shard and files.read(shard, *part) == files.read(other, *part):
+        raise DataError(f"{printable(shard)} holds the same images as {printable(other)}; name only one of them")
+
+
+def _below_common_folder(table: Table) -> Table:
+    """`tar c data` puts `data/` before every name: leave out folders that hold everything, but for the last."""
+    first, last = table.name(0), table.name(len(table) - 1)
+    folder = os.path.commonpath([path.rpartition(b"/")[0] for path in (first, last)])
+    if not folder:
+        return table
+    row = 0
+    below = table.without_prefix(len(folder) + 1)
+    while row < len(table):
+        child, slash, _ = below.name(row).partition(b"/")
+        if not slash:  # images right in the last of these folders: its name may mean something
+            length = len(folder.rpartition(b"/")[0])
+            return table.without_prefix(length + 1) if length else table
+        row = below.span(child).stop
+    return below
+
+
+class _Walk:
+    """Collects the images of one tar."""
+
+    def __init__(self, path: str, number: int, size: int) -> None:
+        self.rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
+        self.texts: dict[bytes, int] = {}
+        """Labels as they are written."""
+        self._path, self._number, self._size = path, number, size
+        self._key = b""
+        self._first = 0
+        """Row of the first image of this key."""
+        self._label = -1
+        self._from_cls = False
+        self._window, self._window_start = b"", 0
+
+    def run(self) -> _Walk:
+        """Raises DataError when the tar is damaged."""
+        what = printable(self._path)
+        for member in members(self._read, 0, self._size, what):
+            if member.name.lower().endswith(b".tar") and member.kind is None:
+                self._inner(member, what)
+            else:
+                self._add(member.name, member, what)
+        return self
+
+    def _inner(self, tar: Member, what: str) -> None:
+        folder = tar.name[:-4]
+        name = printable(os.fsdecode(tar.name))
+        for member in members(self._read, tar.start, tar.start + tar.size, f"{what}, {name} in it,"):
+            self._add(folder + b"/" + member.name.removeprefix(b"./"), member, what)
+
+    def _add(self, name: bytes, member: Member, what: str) -> None:
+        lower = name[-5:].lower()
+        image = lower.endswith(ENCODED)
+        if not image and not lower.endswith((b".cls", b".json")):
             return
-        _check(header, position, what, first=position == start)
-        kind = header[156:157]
-        length = _number(header[124:136], position, what) if size is None else size
-        position += _BLOCK
-        if kind == b"S" and header[482]:
-            position = _skip_sparse_map(read, position, stop, what)
-        padded = 0 if kind in _NO_PAYLOAD else (length + _BLOCK - 1) // _BLOCK * _BLOCK
-        if position + length > stop and padded:
-            raise _damaged(what, position, f"a member of {length} bytes goes beyond its end; it was truncated")
-        if kind in b"LKxgX":
-            if length > _MOST_NAME:
-                raise _damaged(what, position, f"a name of {length} bytes")
-            payload = read(position, length)
-            if kind == b"L":
-                name = payload.partition(b"\0")[0]
-            elif kind == b"g":
-                defaults |= _records(payload, position, what)
-            elif kind != b"K":
-                records = defaults | _records(payload, position, what)
-                name = records.get(b"GNU.sparse.name", records.get(b"path", name))
-                size = _decimal(records[b"size"], position, what) if b"size" in records else None
-                sparse = any(key.startswith(b"GNU.sparse.") for key in records)
-        else:
-            name = _name(header) if name is None else name
-            if kind in b"07\0" and not name.endswith(b"/"):
-                yield Member(name, position, length, "sparse file" if sparse else None)
-            elif kind in _KINDS:
-                yield Member(name, position, length, _KINDS[kind])
-            name, size, sparse = defaults.get(b"path"), None, False
-        position += padded
+        if b"//" in name or b"/." in name or name.startswith((b".", b"/")):
+            name = _relative(name, what)
+            if b"/." in name or name.startswith(b"."):  # hidden, such as ._photo.jpg
+                return
+        folder, slash, base = name.rpartition(b"/")
+        key = folder + slash + base.partition(b".")[0]
+        if key != self._key:
+            self._key, self._first, self._label, self._from_cls = key, len(self.rows), -1, False
+        if image:
+            if member.kind is not None:
+                raise DataError(_NOT_PLAIN.format(what, printable(os.fsdecode(name)), member.kind))
+            self.rows.add(name, self._number, member.start, member.size, self._label)
+        elif member.kind is None and member.size <= _MOST_LABEL:
+            self._set_label(lower.endswith(b".cls"), self._read(member.start, member.size))
+
+    def _set_label(self, cls: bool, payload: bytes) -> None:
+        text = payload.strip() if cls else _json_label(payload)
+        if not text or (self._from_cls and not cls):
+            return
+        self._label = self.texts.setdefault(text, len(self.texts))
+        self._from_cls = cls
+        for row in range(self._first, len(self.rows)):
+            self.rows.set("label", row, self._label)
+
+    def _read(self, start: int, length: int) -> bytes:
+        first = start - self._window_start
+        if first < 0 or first + length > len(self._window):
+            window = _REMOTE_WINDOW if files.is_remote(self._path) else _WINDOW
+            count = max(0, min(max(length, window), self._size - start))
+            self._window, self._window_start, first = files.read(self._path, start, count), start, 0
+        return self._window[first : first + length]
 
 
-def _check(header: bytes, position: int, what: str, *, first: bool) -> None:
-    """The checksum: of all bytes, its own field taken as blanks."""
-    stored = _number(header[148:156], position, what, bad="not a tar header" if not first else _not_a_tar(header))
-    rest = header[:148] + _BLANK + header[156:]
-    if stored != sum(rest) and stored != sum(rest) - 256 * sum(byte > 127 for byte in rest):  # some summed signed bytes
-        raise _damaged(what, position, _not_a_tar(header) if first else "not a tar header")
+_NOT_PLAIN = (
+    "{} cannot be used: {} is a {}, not a plain file; "
+    "make the tar anew with GNU tar's --hard-dereference --dereference and without --sparse"
+)
 
 
-def _not_a_tar(header: bytes) -> str:
-    for magic, name in _COMPRESSED.items():
-        if header.startswith(magic):
-            return f"it is compressed ({name}), which cannot be read at random; decompress it to a plain .tar"
-    return "it is not a tar"
+def _relative(name: bytes, what: str) -> bytes:
+    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+    if name.startswith(b"/") or b".." in parts:
+        shown = printable(os.fsdecode(name))
+        raise DataError(f"{what} cannot be used: its member {shown} lies outside of it; make it anew")
+    return b"/".join(parts)
 
 
-def _number(field: bytes, position: int, what: str, *, bad: str = "a bad number in a header") -> int:
-    """Octal digits; or, with the highest bit set, a big-endian binary number."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    digits = field.strip(b" \0")
-    if digits.isdigit() and b"8" not in digits and b"9" not in digits:
-        return int(digits, 8)
-    if not digits and field[0] in b" \0":
-        return 0
-    raise _damaged(what, position, bad)
+def _json_label(payload: bytes) -> bytes | None:
+    try:
+        fields = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    value = next((fields[key] for key in ("label", "cls") if key in fields), None) if isinstance(fields, dict) else None
+    return str(value).encode("utf-8", "surrogatepass") if isinstance(value, int | str) else None
 
 
-def _decimal(digits: bytes, position: int, what: str) -> int:
-    if not digits.isdigit() or len(digits) > 19:
-        raise _damaged(what, position, "a bad size in a pax record")
-    return int(digits)
-
-
-def _name(header: bytes) -> bytes:
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
-
-
-def _records(payload: bytes, position: int, what: str) -> dict[bytes, bytes]:
-    """The pax records "length key=value\\n" that matter here."""
-    records: dict[bytes, bytes] = {}
-    start = 0
-    while start < len(payload) and payload[start]:
-        digits = payload[start : start + 20].partition(b" ")[0]
-        length = int(digits) if digits.isdigit() else 0
-        record = payload[start + len(digits) + 1 : start + length]
-        key, equals, value = record.partition(b"=")
-        if length <= len(digits) or not equals or not record.endswith(b"\n") or start + length > len(payload):
-            raise _damaged(what, position, "a bad pax record")
-        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
-            records[key] = value[:-1]
-        start += length
-    return records
-
-
-def _skip_sparse_map(read: Read, position: int, stop: int, what: str) -> int:
-    """The first byte behind the blocks in which an old GNU sparse header goes on."""
-    more = True
-    while more:
-        block = read(position, _BLOCK) if position + _BLOCK <= stop else b""
-        if len(block) != _BLOCK:
-            raise _damaged(what, position, "it was truncated")
-        more = block[504] != 0
-        position += _BLOCK
-    return position
-
-
-def _damaged(what: str, position: int, problem: str) -> DataError:
-    return DataError(f"{what} cannot be used: {problem} (at byte {position})")
+def _labels_of(path: str, count: int, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The label of each image from a file with one line for each, in byte order of the names."""
+    lines = files.read(files.absolute(path)).decode("utf-8", "surrogateescape").splitlines()
+    texts = [line.strip() for line in lines if line.strip()]
+    if path.endswith(imagenet.GROUND_TRUTH):
+        texts = imagenet.synsets(texts, files.absolute(path))
+    if len(texts) != count:
+        raise DataError(f"{what} holds {count} images and {printable(path)} {len(texts)} labels; name matching files")
+    distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    values, names = numbered(list(distinct))
+    return values[[distinct[text] for text in texts]], tuple(names)

@@ -18,12 +18,12 @@ from unmask.data.batch import Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
 from unmask.engines.mindspore_engine.device import pick_device
-from unmask.engines.mindspore_engine.model import Classifier, MaskedAutoencoder
 from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
 from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
 from unmask.errors import EngineError
+from unmask.models.mindspore_vit import Classifier, MaskedAutoencoder
 from unmask.schedules import is_trained
 
 

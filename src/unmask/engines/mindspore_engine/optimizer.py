@@ -11,7 +11,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, ops
 from numpy.typing import ArrayLike, NDArray
 
 from unmask.config.schema import OptimizerConfig
-from unmask.engines.mindspore_engine.operators import Cell
+from unmask.models.mindspore_operators import Cell
 from unmask.schedules import is_decayed, layer_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -13,7 +13,7 @@ from mindspore.communication import init
 from numpy.typing import NDArray
 
 from unmask.engines.mindspore_engine.device import pick_device
-from unmask.engines.mindspore_engine.operators import Cell
+from unmask.models.mindspore_operators import Cell
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, float32, ops
 
 from unmask.config.schema import TrainConfig
 from unmask.engines.loss_scale import GROWTH_INTERVAL, MIN_LOSS_SCALE
-from unmask.engines.mindspore_engine.operators import Cell
 from unmask.engines.mindspore_engine.optimizer import Optimizer
+from unmask.models.mindspore_operators import Cell
 
 value_and_grad: Any = ms.value_and_grad
 

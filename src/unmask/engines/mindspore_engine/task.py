@@ -9,7 +9,8 @@ from mindspore import Tensor, bfloat16, float16, float32, ops
 
 from unmask.config.schema import Config
 from unmask.data.batch import FULL_RANGE
-from unmask.engines.mindspore_engine.model import (
+from unmask.models.mindspore_operators import Cell
+from unmask.models.mindspore_vit import (
     Classifier,
     MaskedAutoencoder,
     normalize,
@@ -17,7 +18,6 @@ from unmask.engines.mindspore_engine.model import (
     reconstruction_target,
     select,
 )
-from unmask.engines.mindspore_engine.operators import Cell
 
 one_hot: Any = ops.one_hot
 DTYPES = {"fp32": float32, "bf16": bfloat16, "fp16": float16}

@@ -21,7 +21,9 @@ from unmask.data.batch import FULL_RANGE, Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
 from unmask.engines.torch_engine.device import pick_device
-from unmask.engines.torch_engine.model import (
+from unmask.engines.torch_engine.optimizer import Optimizer
+from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
+from unmask.models.torch_vit import (
     Classifier,
     MaskedAutoencoder,
     normalize,
@@ -29,8 +31,6 @@ from unmask.engines.torch_engine.model import (
     reconstruction_target,
     select,
 )
-from unmask.engines.torch_engine.optimizer import Optimizer
-from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
 from unmask.schedules import is_trained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,1 @@
+"""How training images and their targets are varied: crops, colour, erasing, mixing."""

@@ -1,0 +1,291 @@
+"""Batches for training and evaluation, made ahead of time by Grain in threads or loader processes.
+
+The unit of work is a part of a micro-batch: small enough that all workers start on the first batch together, that
+closing is quick and that little memory is needed. Which worker makes a part does not enter its content. Loader
+processes write images into a ring of shared memory; the other arrays, which are small, come through Grain.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Batch
+from unmask.data.loader.ring import Ring
+from unmask.data.loader.samples import Arrays, EvalSamples, Samples, Task, TrainSamples
+from unmask.data.sources.base import Source
+from unmask.environment import cores
+from unmask.errors import ConfigError, DataError
+
+_PART_ROWS = 32
+"""Most rows in a part."""
+_BUFFER_BYTES = 2**30
+"""Most memory for parts made ahead, over all workers."""
+_MAX_THREADS = 16
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class WorkerError(DataError):
+    """A loader process died."""
+
+
+def train_batches(
+    source: Source,
+    *,
+    task: Task,
+    model: ModelConfig,
+    data: DataConfig,
+    augment: AugmentConfig,
+    seed: int,
+    batch_size: int,
+    accumulate: int,
+    start_step: int,
+    stop_step: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Generator[list[Batch]]:
+    """The `accumulate` equally large micro-batches of each step from `start_step` up to, not including, `stop_step`.
+
+    `batch_size` counts the images of a step over all `world` processes; this process gets share `rank` of them. The
+    batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
+    processes.
+
+    Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too many images in a row
+    cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies.
+    """
+    if batch_size % (world * accumulate):
+        raise ConfigError(
+            f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
+        )
+    if augment.mixes and batch_size // (world * accumulate) % 2:
+        raise ConfigError(
+            f"mixup and cutmix mix pairs of images, but train.batch_size={batch_size} over {world} processes x "
+            f"train.accumulate={accumulate} makes micro-batches of {batch_size // (world * accumulate)}; make them even"
+        )
+    samples = TrainSamples(source, task, model, data, seed, augment, batch_size)
+    share = batch_size // world
+    first = start_step * batch_size + rank * share
+    buffer = _Buffer(samples.image_bytes, data.workers)
+    return _steps(_Parts(samples, first, batch_size, share, accumulate, stop_step - start_step, buffer.rows), buffer)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    task: Task,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Generator[Batch]:
+    """Every image once, in order; the end is filled up with rows whose `valid` is False and `index` is -1.
+
+    Of `world` processes, this one gets every `world`-th batch; all get as many.
+    For pretraining each image gets the mask of epoch 0. Raises as `train_batches`, but an image that cannot be decoded
+    only becomes a row that is not valid.
+    """
+    samples = EvalSamples(source, task, model, data, seed)
+    stride = world * batch_size
+    buffer = _Buffer(samples.image_bytes, data.workers)
+    steps = -(-len(source) // stride)
+    return _singles(_steps(_Parts(samples, rank * batch_size, stride, batch_size, 1, steps, buffer.rows), buffer))
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Random access to the parts of all micro-batches, in order: what Grain distributes."""
+
+    samples: Samples
+    first: int
+    """Position of the first row."""
+    stride: int
+    """Positions from one step to the next."""
+    share: int
+    """Rows of a step that are made here."""
+    accumulate: int
+    steps: int
+    rows: int
+    """Most rows in a part."""
+
+    @property
+    def micro(self) -> int:
+        """Rows in a micro-batch."""
+        return self.share // self.accumulate
+
+    @property
+    def per_micro(self) -> int:
+        """Parts in a micro-batch."""
+        return -(-self.micro // self.rows)
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate * self.per_micro
+
+    def positions(self, index: int) -> range:
+        """Of the rows of a part, in the stream of samples."""
+        micro, part = divmod(index, self.per_micro)
+        step, micro = divmod(micro, self.accumulate)
+        start = self.first + step * self.stride + micro * self.micro
+        return range(start + part * self.rows, start + min((part + 1) * self.rows, self.micro))
+
+    def __getitem__(self, index: int) -> Arrays:
+        return self.samples(self.positions(index))
+
+
+@dataclass(frozen=True, eq=False)
+class _SharedParts:
+    """In loader processes: images go into the ring."""
+
+    parts: _Parts
+    ring: Ring
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> _Others:
+        arrays = self.parts.samples(self.parts.positions(index), self.ring.slot(index))
+        del arrays["images"]
+        return _Others(arrays)
+
+
+class _Others:
+    """Of a part, the arrays that are not images; hidden in an object, because Grain makes shared memory for each array
+    it sees.
+    """
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.arrays = arrays
+
+
+def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
+    with closing(steps):
+        for (batch,) in steps:
+            yield batch
+
+
+def _steps(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    return _by_processes(parts, buffer) if buffer.workers else _by_threads(parts, buffer)
+
+
+def _by_threads(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    options = grain.ReadOptions(buffer.makers, buffer.ahead(parts))
+    with closing(iter(grain.MapDataset.source(parts).to_iter_dataset(options))) as iterator:
+
+        def take(_: int, out: NDArray[Any]) -> Arrays:
+            arrays = next(iterator)
+            out[:] = arrays.pop("images")
+            return arrays
+
+        yield from _batches(parts, take)
+
+
+def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    samples, slots = parts.samples, buffer.ahead(parts)
+    with ExitStack() as stack:
+        try:
+            ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
+        except OSError as error:
+            reason = f"no shared memory for loader processes: {error.strerror}"
+            raise DataError(f"{reason}; check {_SHARED_MEMORY}, or load without them: data.workers=0") from None
+        stack.callback(ring.close)
+        in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        options = grain.MultiprocessingOptions(buffer.workers, -(-slots // buffer.workers))
+        dataset = grain.MapDataset.source(_SharedParts(parts, ring)).to_iter_dataset(in_process)
+        iterator = iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
+        stack.callback(iterator.close)
+        stack.callback(ring.release)
+        atexit.register(stack.close)  # for a program that ends without closing this generator
+        stack.callback(atexit.unregister, stack.close)
+
+        def take(index: int, out: NDArray[Any]) -> Arrays:
+            others = _next(iterator)
+            ring.take(index, out)
+            return others.arrays
+
+        yield from _batches(parts, take)
+
+
+def _batches(parts: _Parts, take: Callable[[int, NDArray[Any]], Arrays]) -> Generator[list[Batch]]:
+    """`take` writes the images of a part into the second argument, and returns the other arrays."""
+    for step in range(parts.steps):
+        yield [_batch(parts, step * parts.accumulate + micro, take) for micro in range(parts.accumulate)]
+
+
+def _batch(parts: _Parts, micro: int, take: Callable[[int, NDArray[Any]], Arrays]) -> Batch:
+    samples = parts.samples
+    images = np.empty((parts.micro, *samples.shape), samples.data.dtype)
+    starts = range(0, parts.micro, parts.rows)
+    others = [
+        take(micro * parts.per_micro + part, images[start : start + parts.rows]) for part, start in enumerate(starts)
+    ]
+    return Batch(images, **{name: np.concatenate([arrays[name] for arrays in others]) for name in others[0]})
+
+
+class _Buffer:
+    """How much is made ahead: two steps, within `_BUFFER_BYTES` and half of the shared memory.
+
+    With many workers and large images, parts get fewer rows, so that the two that each worker needs, one to write and
+    one that is ready, stay within that too; two rows are the least of a part.
+    """
+
+    def __init__(self, image_bytes: int, workers: int) -> None:
+        self.workers = workers
+        self.makers = workers or min(_MAX_THREADS, cores())
+        self._image_bytes = image_bytes
+        self._memory = _BUFFER_BYTES
+        if workers and _SHARED_MEMORY.is_dir():
+            self._memory = min(self._memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
+        fit = self._memory // (2 * self.makers * image_bytes)
+        self.rows = max(2, min(_PART_ROWS, fit) // 2 * 2)  # pairs that are mixed with one another stay together
+
+    def ahead(self, parts: _Parts) -> int:
+        """Most parts in memory, those being made included."""
+        fit = self._memory // (min(parts.rows, parts.micro) * self._image_bytes)
+        return max(2 * self.makers, min(2 * parts.accumulate * parts.per_micro, fit))
+
+
+def _next(iterator: Iterator[_Others]) -> _Others:
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if died is None:
+            raise
+        raise WorkerError(_explain(int(died[1]))) from None
+
+
+def _explain(code: int) -> str:
+    if code == -signal.SIGBUS:
+        return f"a loader process ran out of shared memory; enlarge {_SHARED_MEMORY} or lower data.workers"
+    if code == -signal.SIGKILL:
+        return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
+    return f"a loader process died with exit code {code}; data.workers=0 loads without processes"
+
+
+def _start_worker(number: int, count: int) -> None:
+    """In a loader process: leave Ctrl-C to the training process, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,197 @@
+"""From positions in the stream of samples to the arrays of a batch.
+
+Everything here is a pure function of the configuration and the position, computed in threads or loader processes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.augment.crop import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
+from unmask.data.augment.mixing import Mixing, class_targets
+from unmask.data.decode.picture import Picture
+from unmask.data.decode.raster import Raster, open_image
+from unmask.data.loader.order import sample_at
+from unmask.data.masking import keep_path, random_mask
+from unmask.data.rng import Op, generator
+from unmask.data.sources.base import Source, printable
+from unmask.errors import ConfigError, DataError
+
+Task = Literal["pretrain", "finetune"]
+Arrays = dict[str, NDArray[Any]]
+"""Fields of a Batch."""
+
+_REPLACEMENTS = 20
+"""Samples tried in place of a bad one before the data as a whole counts as unusable."""
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(ABC):
+    """What training and evaluation share."""
+
+    source: Source
+    task: Task
+    model: ModelConfig
+    data: DataConfig
+    seed: int
+
+    @abstractmethod
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
+        """What is at these positions of the stream; with `out` (rows, H, W, C), images are made in its first rows."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image: (H, W, C)."""
+        return *self.model.image_size, self.model.channels
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.data.dtype).itemsize
+
+    def _images(self, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
+        """(count, H, W, C) to be written to."""
+        return np.empty((count, *self.shape), self.data.dtype) if out is None else out[:count]
+
+    def _picture(self, index: int) -> Picture | Raster:
+        data = self.data
+        return open_image(self.source.read(index).data, self.model.channels, data.dtype, data.max_pixels)
+
+    def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
+        """Of these images: (n,) the class, or (n, classes) True for each of several."""
+        if self.source.labels is not None:
+            return self.source.labels[index]
+        return None if self._label_sets is None else self._label_sets[index]
+
+    @cached_property
+    def _label_sets(self) -> NDArray[np.bool_] | None:
+        return getattr(self.source, "label_sets", None)  # of lists that give several classes an image
+
+    def _masks(self, keys: Sequence[tuple[int, int]]) -> Arrays:
+        """Masks for (epoch, index) pairs."""
+        model = self.model
+        rngs = (generator(self.seed, *key, Op.MASK) for key in keys)
+        masks = [random_mask(rng, model.num_patches, model.num_keep) for rng in rngs]
+        return {"ids_keep": np.stack([keep for keep, _ in masks]), "ids_mask": np.stack([mask for _, mask in masks])}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainSamples(Samples):
+    """Randomly cropped, flipped and augmented; an image that cannot be decoded is replaced by another."""
+
+    augment: AugmentConfig
+    batch_size: int
+    """Images of a step, over all processes."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
+        if self.task == "finetune" and (labels := self._labels(np.zeros(1, np.int64))) is not None:
+            self._targets(labels)
+
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
+        """Raises DataError when one image after the other cannot be decoded."""
+        repeats = self.augment.repeats
+        keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
+        images = self._images(len(keys), out)
+        shown = np.empty(len(keys), np.int64)
+        bad: list[int] = []
+        picture = lru_cache(maxsize=2)(self._picture)  # repeats of two images stand in turn: each is decoded once
+        for row, (epoch, index) in enumerate(keys):
+            shown[row] = self._fill(images[row], epoch, index, bad, picture)
+        arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
+        if self.task == "pretrain":
+            return arrays | self._masks(keys)
+        if (labels := self._labels(shown)) is not None:
+            arrays |= {"labels": labels, "targets": self._targets(labels)}
+            if self.augment.mixes:
+                Mixing(self.augment, self.seed, self.batch_size)(positions, images, arrays["targets"])
+        if self.model.drop_path > 0:
+            rngs = (generator(self.seed, *key, Op.DROP_PATH) for key in keys)
+            arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
+        return arrays
+
+    def _targets(self, labels: NDArray[Any]) -> NDArray[np.float32]:
+        if self.model.num_classes is None:
+            raise ConfigError("model.num_classes is not set")
+        targets = class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
+        return targets if self._class_weights is None else targets * self._class_weights
+
+    @cached_property
+    def _class_weights(self) -> NDArray[np.float32] | None:
+        """(num_classes,)."""
+        weights, classes = self.data.class_weights, self.model.num_classes
+        if weights is None or self.source.labels is None:
+            return None
+        if weights == "balanced":
+            images = np.bincount(self.source.labels, minlength=classes or 0)
+            return (images.sum() / np.count_nonzero(images) / np.maximum(images, 1)).astype(np.float32)
+        if len(weights) != classes:
+            raise ConfigError(f"data.class_weights has {len(weights)} values for {classes} classes")
+        return np.array(weights, np.float32)
+
+    @cached_property
+    def _augmentation(self) -> Augmentation:
+        return Augmentation.of(self.augment, self.data)
+
+    def _fill(
+        self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
+    ) -> int:
+        """Write one training image; returns its index, which is another than asked for when that one is bad."""
+        reason = ""
+        for candidate in self._candidates(epoch, index):
+            try:
+                out[:] = self._crop(picture(candidate), epoch, candidate)
+            except DataError as error:
+                bad.append(candidate)
+                reason = f"{printable(self.source.name(candidate))}: {error}"
+            else:
+                return candidate
+        raise DataError(f"{1 + _REPLACEMENTS} images in a row cannot be used, the last is {reason}; check data.train")
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        yield index
+        rng = generator(self.seed, epoch, index, Op.REPLACE)
+        yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
+
+    def _crop(self, picture: Picture | Raster, epoch: int, index: int) -> NDArray[Any]:
+        data = self.data
+        rng = generator(self.seed, epoch, index, Op.CROP)
+        box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
+        flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
+        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        return self._augmentation(pixels, lambda op: generator(self.seed, epoch, index, op))
+
+
+class EvalSamples(Samples):
+    """In order, centre-cropped; rows past the end and images that cannot be decoded are not valid."""
+
+    def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
+        images = self._images(len(positions), out)
+        index = np.array([position if position < len(self.source) else -1 for position in positions], np.int64)
+        valid = index >= 0
+        bad: list[int] = []
+        for row in np.flatnonzero(valid).tolist():
+            try:
+                images[row] = self._crop(positions[row])
+            except DataError:
+                bad.append(positions[row])
+                valid[row] = False
+        images[~valid] = 0
+        arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
+        if self.task == "pretrain":
+            return arrays | self._masks([(0, position) for position in positions])
+        if (labels := self._labels(np.maximum(index, 0))) is not None:
+            arrays["labels"] = labels
+        return arrays
+
+    def _crop(self, index: int) -> NDArray[Any]:
+        resample = RESAMPLING[self.data.interpolation]
+        return center_crop(self._picture(index), self.model.image_size, self.data.eval_crop, resample)

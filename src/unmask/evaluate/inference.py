@@ -1,0 +1,268 @@
+"""A trained model and what can be asked of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.load import check_config, to_dict
+from unmask.config.schema import Config
+from unmask.data.batch import Batch
+from unmask.data.decode.raster import check_images
+from unmask.data.loader.pipeline import eval_batches
+from unmask.data.sources import Source, open_source
+from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.in_memory import InMemorySource
+from unmask.data.sources.subset import SubsetSource
+from unmask.engines import create_engine, joined
+from unmask.engines.base import EngineState, Tensors
+from unmask.errors import ConfigError, DataError
+from unmask.evaluate.class_names import head_classes
+from unmask.evaluate.classification import ClassificationReport, Tally, log_softmax
+from unmask.evaluate.measure import measure
+from unmask.evaluate.reconstruct import Reconstruction, paint, visible
+from unmask.interchange import read_model
+
+Images = str | Path | Sequence[str | Path | NDArray[Any]] | Source
+"""An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C)
+arrays, or an opened source."""
+
+_IMAGES = tuple(extension.decode() for extension in ENCODED)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the model says of some images."""
+
+    index: NDArray[np.int64]
+    """(n,) positions in the source."""
+    values: NDArray[np.float32]
+    """(n, values); NaN where the image could not be decoded."""
+    valid: NDArray[np.bool_]
+    """(n,) False where the image could not be decoded."""
+
+
+class Model:
+    """A masked autoencoder or a classifier, ready to be asked. Made by `load`.
+
+    The methods take images in any form of `Images`. An image that cannot be decoded gives a row of NaN (`embed`,
+    `predict`) or is left out (`evaluate`, `reconstruct`).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Tensors,
+        class_names: tuple[str, ...] | None,
+        batch_size: int,
+        *,
+        join: bool = False,
+    ) -> None:
+        self.config = config
+        self.class_names = class_names
+        self.batch_size = batch_size
+        self._open = ExitStack()
+        self.rank, self.world = self._open.enter_context(joined(config)) if join else (0, 1)
+        self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
+        self.engine.load(EngineState(weights))
+
+    def close(self) -> None:
+        """Release the device and leave the other processes; `with` does the same at its end."""
+        self._open.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.__exit__(kind, error, at)
+
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """(N, width): the mean patch token (or cls token, `model.pool=cls`) of each whole image after the last norm."""
+        return np.concatenate([rows.values for rows in self.embed_batches(as_source(images))])
+
+    def embed_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
+        """The same batch by batch, in order, from image `start` on; for any number of images."""
+        for batch in self._batches(source, start):
+            yield _rows(batch, self.engine.embed(batch))
+
+    def predict(self, images: Images) -> NDArray[np.float32]:
+        """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
+        return np.concatenate([rows.values for rows in self.predict_batches(as_source(images))])
+
+    def predict_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
+        """The same batch by batch, in order, from image `start` on; for any number of images."""
+        self._check_classifier("predict")
+        for batch in self._batches(source, start):
+            probabilities = np.exp(log_softmax(self.engine.logits(batch)))
+            yield _rows(batch, probabilities.astype(np.float32))
+
+    def evaluate(
+        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
+    ) -> dict[str, float]:
+        """`count` and mean `loss`; for a classifier also the other figures of `ClassificationReport.metrics`.
+
+        With several classes an image, those of `set_measures`. Arguments and errors as for `classification_report`.
+        """
+        if self.config.task != "finetune":
+            return measure(self.engine, self._share(as_source(images)))
+        source = as_source(images, labels=True)
+        if source.labels is not None:
+            return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
+        numbers = self._head_classes(source, class_map, label_offset)
+        if not np.array_equal(numbers, np.arange(self.config.model.num_classes or 0)):
+            raise DataError("images of several classes need exactly the classes of the model, in its order")
+        return measure(self.engine, self._share(source))
+
+    def classification_report(
+        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
+    ) -> ClassificationReport:
+        """Everything about how well the classifier does on images with labels, such as class folders.
+
+        The classes must be those of the model; `class_map` (a file) and `label_offset` are for others, see
+        `unmask.evaluate.class_names`. Raises DataError, with the difference, if they do not fit, and ConfigError
+        for a model without a classification head.
+        """
+        self._check_classifier("classify")
+        source = as_source(images, labels=True)
+        if source.labels is None:
+            raise DataError("the report needs images of one class each")
+        numbers = self._head_classes(source, class_map, label_offset)
+        names, classes = source.class_names or (), self.config.model.num_classes or 0
+        tally = Tally(classes)
+        for batch in self._share(source):
+            logits, labels = self.engine.logits(batch), batch.labels
+            rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
+            if labels is not None and len(rows):
+                tally.add(batch.index[rows], numbers[labels[rows]], logits[rows])
+        tally.over_processes(self.engine.sum, self.rank, self.world)
+        known = dict(enumerate(self.class_names) if self.class_names else zip(numbers.tolist(), names, strict=True))
+        return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
+
+    def reconstruct(self, images: Images) -> Reconstruction:
+        """The images masked (`model.mask_ratio` and `seed` of the run) and painted again, from visible pixels alone.
+
+        Raises ConfigError for a model without a decoder, DataError if not one image can be decoded.
+        """
+        if self.config.task != "pretrain":
+            raise ConfigError("this model cannot reconstruct, it has no decoder; take the pretrained one")
+        data, model = self.config.data, self.config.model
+        painted: list[Reconstruction] = []
+        for batch in self._batches(as_source(images)):
+            reconstruction = paint(self.engine.predict_patches(batch), batch, model, data.mean, data.std)
+            painted.append(reconstruction if batch.valid is None else reconstruction.rows(batch.valid))
+        result = Reconstruction.concatenate(painted)
+        if not len(result.original):
+            raise DataError("not one of the images can be decoded")
+        return result
+
+    def fingerprint(self) -> str:
+        """SHA-256 over config, batch size and weights: what decides every number the model gives."""
+        config = json.dumps([to_dict(self.config), self.batch_size], sort_keys=True)
+        digest = hashlib.sha256(config.encode())
+        for name, tensor in sorted(self.engine.state().weights.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+        return digest.hexdigest()
+
+    def center_crops(self, source: Source) -> NDArray[np.uint8]:
+        """(N, H, W, C): the images as the model sees them, made visible."""
+        data = self.config.data
+        crops = [
+            batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self._batches(source)
+        ]
+        return visible(np.concatenate(crops), data.mean, data.std)
+
+    def _share(self, source: Source) -> Iterator[Batch]:
+        """The batches of this process."""
+        return self._batches(source, rank=self.rank, world=self.world)
+
+    def _head_classes(self, source: Source, class_map: Path | None, label_offset: int | None) -> NDArray[np.int64]:
+        """The class of the head that each class of the images is."""
+        if source.class_names is None:
+            raise DataError("the images have no labels to evaluate with; give class folders or a list with labels")
+        return head_classes(
+            source.class_names,
+            head=self.config.model.num_classes or 0,
+            head_names=self.class_names,
+            class_map=class_map,
+            label_offset=label_offset,
+        )
+
+    def _check_classifier(self, what: str) -> None:
+        if self.config.task != "finetune":
+            raise ConfigError(f"this model cannot {what}, it has no classification head; fine-tune it first")
+
+    def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
+        config = self.config
+        check_images(source, "images", config.model.channels, config.data.dtype, config.data.max_pixels)
+        batches = eval_batches(
+            SubsetSource(source, np.arange(start, len(source))) if start else source,
+            task=config.task,
+            model=config.model,
+            data=config.data,
+            seed=config.seed,
+            batch_size=min(self.batch_size, len(source)),
+            rank=rank,
+            world=world,
+        )
+        for batch in batches:
+            yield dataclasses.replace(batch, index=np.where(batch.index >= 0, batch.index + start, -1))
+
+
+def load(
+    path: str | Path,
+    *,
+    engine: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int = 64,
+    settings: Mapping[str, Any] | None = None,
+    join: bool = False,
+) -> Model:
+    """The model at `path`: a run folder (its newest checkpoint), a checkpoint, or a model of another format.
+
+    Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is loaded.
+    `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
+    `{"model.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of `evaluate`
+    between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
+    """
+    found = read_model(path)
+    if "heads" not in found.model and "model.heads" not in (settings or {}):
+        raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
+    values: dict[str, Any] = dict(found.config or {"model": found.model})
+    values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
+    values |= {"init": None, "device": device, "engine": engine or values.get("engine", "torch")}
+    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None, "probe": False}
+    for key, value in (settings or {}).items():
+        section, _, name = key.rpartition(".")
+        values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}
+    return Model(check_config(values), found.weights, found.class_names, batch_size, join=join)
+
+
+def as_source(images: Images, *, labels: bool = False) -> Source:
+    """Images in any of the accepted forms. Raises DataError if there are none."""
+    if isinstance(images, str | Path):
+        if Path(images).suffix.lower() in _IMAGES and Path(images).is_file():
+            return InMemorySource([images])
+        return open_source(str(images), key="images", labels=labels)
+    return InMemorySource(images) if isinstance(images, Sequence) else images
+
+
+def _rows(batch: Batch, values: NDArray[np.float32]) -> Rows:
+    """Without the rows that only fill up the last batch."""
+    if batch.valid is None:
+        return Rows(batch.index, values, np.ones(len(batch), bool))
+    values = np.where(batch.valid[:, None], values, np.float32(np.nan))
+    real = batch.index >= 0
+    return Rows(batch.index[real], values[real], batch.valid[real])

@@ -1,0 +1,112 @@
+"""Models in MindSpore's .ckpt and .safetensors, in and out, without MindSpore.
+
+The names are ours, with gamma and beta for the weight and bias of every norm, as MindSpore's LayerNorm has them; or
+those of the model zoo's MAE (see mindspore_zoo). What optimizers, loss scaling and callbacks put beside the weights is
+left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from unmask.checkpoint.tensors import write_tensors
+from unmask.engines.base import Tensors
+from unmask.errors import CheckpointError
+from unmask.files import cause, parse_json, written_aside
+from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
+from unmask.interchange.naming import listed
+from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.modelzoo.tensor_names import from_zoo, is_from_zoo, to_zoo
+
+log = logging.getLogger("unmask")
+
+EXTRA = "unmask"
+"""Beside the weights, in files written here: the fields and class names as JSON, in a tensor of bytes."""
+
+_STATE = re.compile(
+    r"(adam_m|adam_v|moment1|moment2|_ema_weights)\..*"
+    r"|learning_rate|global_step|beta1_power|beta2_power"
+    r"|scale_sense|loss_scale|current_iterator_step|last_overflow_iterator_step"
+    r"|epoch_num|step_num|cur_rank|batch_num"
+)
+_OURS = re.compile(
+    r"cls_token|mask_token|(decoder_)?pos_embed"
+    r"|(patch_embed\.proj|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
+    r"|(decoder_)?blocks\.[0-9]+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias)"
+)
+_OF_NORM = re.compile(r"(.*norm[12]?)\.(gamma|beta|weight|bias)")
+_TO_OURS = {"gamma": "weight", "beta": "bias"}
+_TO_MINDSPORE = {"weight": "gamma", "bias": "beta"}
+
+
+def read_mindspore(path: Path) -> StoredModel:
+    """A .ckpt. Raises CheckpointError if it is damaged or holds anything that our model does not have."""
+    return from_mindspore(path, read_ckpt(path, _of_model))
+
+
+def is_from_mindspore(tensors: Tensors) -> bool:
+    """Whether the names, of a .safetensors file, are MindSpore's."""
+    return any(name.endswith((".gamma", ".beta")) for name in tensors)
+
+
+def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
+    """The model in tensors read from `path`. Raises CheckpointError naming everything that our model does not have."""
+    extra = tensors.get(EXTRA)
+    ours = {} if extra is None else parse_json(path, extra.tobytes())
+    tensors = {name: tensor for name, tensor in tensors.items() if _of_model(name) and name != EXTRA}
+    weights = _with_norms(as_float32(tensors), _TO_OURS)
+    if len(weights) < len(tensors) or not weights:
+        raise CheckpointError(f"{path} holds no model, or a norm under both MindSpore's names and ours")
+    zoo = is_from_zoo(weights)
+    if zoo:
+        weights = from_zoo(str(path), weights)
+        if extra is None:
+            log.warning("%s does not hold the class token and mask token it was trained with", path)
+    if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
+        raise CheckpointError(f"{path} has tensors that our model does not have: {listed(unknown)}")
+    model, class_names = stated(path, ours, ours.get("model", {}))
+    return StoredModel(
+        weights, fields_from_shapes(weights) | model, class_names, "mindspore-zoo" if zoo else "mindspore"
+    )
+
+
+def write_mindspore(
+    path: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None, *, zoo: bool = False
+) -> None:
+    """Write a .ckpt or .safetensors, by the name of `path`, for mindspore.load_checkpoint. Raises CheckpointError."""
+    if path.suffix not in (".ckpt", ".safetensors"):
+        raise CheckpointError(f"{path} must end in .ckpt or .safetensors: MindSpore reads no other")
+    if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
+        raise CheckpointError(f"the format has no place for {listed(unknown)}")
+    named = _with_norms(to_zoo(weights) if zoo else weights, _TO_MINDSPORE)
+    extra = json.dumps({"model": dict(model), "class_names": class_names and list(class_names)})
+    named[EXTRA] = np.frombuffer(extra.encode(), np.uint8)
+    if path.suffix == ".ckpt":
+        write_ckpt(path, named)
+        return
+    try:
+        with written_aside(path) as aside:
+            write_tensors(aside, named, metadata={"format": "ms"})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {cause(error)}") from error
+
+
+def _of_model(name: str) -> bool:
+    return not _STATE.fullmatch(name)
+
+
+def _with_norms(tensors: Tensors, kinds: Mapping[str, str]) -> Tensors:
+    """The weight and bias of norms under the other name."""
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        match = _OF_NORM.fullmatch(name)
+        renamed[f"{match[1]}.{kinds.get(match[2], match[2])}" if match else name] = tensor
+    return renamed

@@ -1,0 +1,1 @@
+"""The MindSpore model zoo's MAE: its YAML files and the names of its tensors, in terms of ours."""

@@ -1,0 +1,128 @@
+"""The MAE that MindSpore's model zoo had until 2023 (official/cv/MAE), and its copy in the MindSpore course.
+
+Their blocks are those of mindspore.nn.transformer: attention.projection, output.mapping and output.projection are
+stored (in, out); dense1, dense2 and dense3 (query, key and value) as ours, (out, in). What else is different, read off
+their code, since no checkpoint of theirs was published:
+- The class token is never saved: a constant, drawn anew at each start. Read as zeros; written into the position
+  embedding of the class token, which computes the same here. Their code adds its own constant to it.
+- The mask token that is saved is not the one they compute with, another constant.
+- Patch i has row i of the decoder's position table, which has one row more than patches; the class token has none.
+  The last row is written as zeros.
+- The predicted pixels are ordered channel, row, column; ours row, column, channel.
+- The decoder blocks hold a cross attention and the classifiers a `norm` that are not used (assumed is their default
+  global_pool=True): left out.
+- GELU is the tanh approximation and the epsilon of the blocks' norms 1e-5; either changes less than the rounding of
+  float16, in which the blocks compute.
+- The zoo's PatchEmbed has a LayerNorm, encoder.patch_embed.norm; the course's has none. Neither has ours, and no other
+  weights make up for it: a file with it is refused, and what is written is for the code without it.
+- `_ema_weights` is not an average: it is doubled at every step. Never read.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.engines.base import Tensors
+from unmask.errors import CheckpointError
+from unmask.files import cause
+from unmask.interchange.naming import Naming
+
+_NAMING = Naming(
+    outside={
+        "pos_embed": "encoder.encoder_pos_embedding",
+        "patch_embed.proj": "encoder.patch_embed.projection",
+        "norm": "encoder.norm",
+        "fc_norm": "encoder.fc_norm",
+        "head": "head",
+        "decoder_embed": "enc_to_dec",
+        "mask_token": "mask_token",
+        "decoder_pos_embed": "decoder_pos_embedding.embedding_table",
+        "decoder_norm": "decoder_norm",
+        "decoder_pred": "to_pixels",
+    },
+    stacks={"blocks": "encoder.encoder.blocks", "decoder_blocks": "decoder.blocks"},
+    in_block={
+        "norm1": "layernorm1",
+        "norm2": "layernorm2",
+        "attn.proj": "attention.projection",
+        "mlp.fc1": "output.mapping",
+        "mlp.fc2": "output.projection",
+    },
+    qkv=("attention.dense1", "attention.dense2", "attention.dense3"),
+)
+_UNUSED = re.compile(r"decoder\.blocks\.[0-9]+\.cross_attention(_layernorm)?\..*")
+_IN_OUT = re.compile(r".*\.(attn\.proj|mlp\.fc[12])\.weight")
+
+
+def is_from_zoo(tensors: Tensors) -> bool:
+    return any(name.startswith("encoder.") for name in tensors)
+
+
+def from_zoo(source: str, tensors: Tensors) -> Tensors:
+    """Our weights from theirs, LayerNorm's gamma and beta already named weight and bias.
+
+    Raises CheckpointError naming everything that our model does not have.
+    """
+    used = {name: tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(name)}
+    if "head.weight" in used and "encoder.fc_norm.weight" in used:
+        used = {name: tensor for name, tensor in used.items() if not name.startswith("encoder.norm.")}
+    weights = _NAMING.ours(source, used)
+    try:
+        return _computing_the_same(weights)
+    except (ValueError, LookupError) as error:
+        raise CheckpointError(f"{source} has tensors that do not fit together: {cause(error)}") from error
+
+
+def to_zoo(weights: Tensors) -> Tensors:
+    """Their weights from ours, but for gamma and beta. Raises CheckpointError if the format has no place for some."""
+    try:
+        return _NAMING.theirs(_computing_the_same_there(weights))
+    except (ValueError, LookupError) as error:
+        raise CheckpointError(f"the model has tensors that do not fit together: {cause(error)}") from error
+
+
+def _computing_the_same(theirs: Tensors) -> Tensors:
+    weights = _transposed(theirs)
+    if "pos_embed" in weights:
+        weights["cls_token"] = np.zeros_like(weights["pos_embed"][:, :1])
+    if "mask_token" in weights:
+        weights["mask_token"] = weights["mask_token"].reshape(1, 1, -1)
+    if (table := weights.get("decoder_pos_embed")) is not None:
+        weights["decoder_pos_embed"] = np.concatenate([np.zeros_like(table[:1]), table[:-1]])[None]
+    for name in weights.keys() & {"decoder_pred.weight", "decoder_pred.bias"}:
+        _, C, p, q = weights["patch_embed.proj.weight"].shape
+        weights[name] = _reordered(weights[name], (C, p, q), (1, 2, 0))
+    return weights
+
+
+def _computing_the_same_there(ours: Tensors) -> Tensors:
+    weights = _transposed(ours)
+    if (cls_token := weights.pop("cls_token", None)) is not None:
+        first, rest = np.split(weights["pos_embed"], [1], axis=1)
+        weights["pos_embed"] = np.concatenate([first + cls_token, rest], axis=1)
+    if "mask_token" in weights:
+        weights["mask_token"] = weights["mask_token"].reshape(-1)
+    if (table := weights.get("decoder_pos_embed")) is not None:
+        if table[0, 0].any():
+            raise CheckpointError("the format has no place for a decoder position embedding of the class token")
+        weights["decoder_pos_embed"] = np.concatenate([table[0, 1:], table[0, :1]])
+    for name in weights.keys() & {"decoder_pred.weight", "decoder_pred.bias"}:
+        _, C, p, q = weights["patch_embed.proj.weight"].shape
+        weights[name] = _reordered(weights[name], (p, q, C), (2, 0, 1))
+    return weights
+
+
+def _transposed(weights: Tensors) -> Tensors:
+    return {
+        name: np.ascontiguousarray(tensor.T) if _IN_OUT.fullmatch(name) else tensor for name, tensor in weights.items()
+    }
+
+
+def _reordered(
+    rows: NDArray[np.generic], sizes: tuple[int, int, int], order: tuple[int, int, int]
+) -> NDArray[np.generic]:
+    """The rows of a matrix, or the elements of a vector, numbered along other axes."""
+    return rows.reshape(*sizes, -1).transpose(*order, 3).reshape(rows.shape)

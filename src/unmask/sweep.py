@@ -1,0 +1,155 @@
+"""What pretraining is worth when labels are few: accuracy against their number, over several seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unmask.api import run
+from unmask.config.load import to_dict
+from unmask.config.schema import Config
+from unmask.data.sources import Source
+from unmask.data.sources.subset import SubsetSource, subset
+from unmask.errors import ConfigError, UnmaskError
+from unmask.evaluate.class_names import check_same_classes
+from unmask.evaluate.fast_probe import fit_probe
+from unmask.evaluate.features import embed_labelled, labelled
+from unmask.evaluate.inference import load
+from unmask.report.charts import few_labels_chart, mean_and_deviation
+from unmask.report.log import METRICS_FILE, read_log
+from unmask.report.progress import say, table
+
+METHODS = ("pretrained", "scratch", "probe")
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    method: str
+    """pretrained: fine-tuned from `init`; scratch: the same without it; probe: a linear classifier on its features."""
+    labels_per_class: int
+    seed: int
+    accuracy: float
+    """On data.val (0..1), after the last update: val takes no part in any choice."""
+
+
+def sweep_labels(
+    config: Config, *, labels: Sequence[int], seeds: Sequence[int] = (0, 1, 2), steps: int | None = None
+) -> list[Result]:
+    """Fine-tune `config` from its `init`, train it from scratch and probe `init`, for each number of labels and seed.
+
+    The seed draws the labelled images, the same for all three, and everything else that is random in a run. A batch is
+    never larger than the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of
+    `train.epochs`, which is in epochs of the labelled images; warmup keeps its share.
+
+    Writes a run folder for each below `config.output`, and there `few-labels.csv` and `few-labels.png`. Called again,
+    it goes on: finished runs are not repeated. Raises ConfigError when a setting is missing, DataError when a class has
+    fewer images than labels are asked for, and what training raises.
+    """
+    train, val = _sources(config)
+    folder = Path(config.output or "")
+    subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
+    results = list(_probes(config, subsets, val, folder / "features"))
+    for (n, seed), images in subsets.items():
+        fewer = _with_labels(config, n, seed, len(images), steps)
+        for method, init in (("pretrained", config.init), ("scratch", None)):
+            output = folder / f"{method}-{n}-labels-seed-{seed}"
+            accuracy = _finished(fewer.model_copy(update={"init": init, "output": str(output)}), output)
+            results.append(Result(method, n, seed, accuracy))
+    results.sort(key=lambda result: (METHODS.index(result.method), result.labels_per_class, result.seed))
+    _write(results, folder, len(set(seeds)))
+    return results
+
+
+def _sources(config: Config) -> tuple[Source, Source]:
+    if config.task != "finetune":
+        raise ConfigError("sweep-labels needs a recipe of `unmask finetune`")
+    needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
+    if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
+        raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
+    train, val = labelled(config.data.train or "", "data.train"), labelled(config.data.val or "", "data.val")
+    check_same_classes(train.class_names or (), val.class_names or (), "data.train", "data.val")
+    return train, val
+
+
+def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, steps: int | None) -> Config:
+    """The config for a labelled set of this size, in epochs of which its times are."""
+    accumulate = config.train.accumulate
+    batch_size = max(accumulate, min(config.train.batch_size, images) // accumulate * accumulate)
+    epochs = config.train.epochs if steps is None else steps * batch_size / images
+    share = epochs / config.train.epochs
+    changes: dict[str, Mapping[str, Any]] = {
+        "data": {"labels_per_class": labels_per_class},
+        "optimizer": {"warmup_epochs": config.optimizer.warmup_epochs * share},
+        "train": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "eval_every": epochs,  # only the last one counts
+            "checkpoint_every": config.train.checkpoint_every * share,
+        },
+    }
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in changes.items()}
+    return config.model_copy(update={**sections, "seed": seed})
+
+
+def _finished(config: Config, folder: Path) -> float:
+    """Accuracy of the run in `folder`, which is brought to its end if it is not there yet."""
+    path, wanted = folder / _RESULT, to_dict(config)
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["config"] == wanted:
+            say(f"{folder} is finished: accuracy {found['accuracy']:.4f}")
+            return found["accuracy"]
+    run(config, folder)  # refuses a folder that holds another run
+    evaluated = [row for row in read_log(folder / METRICS_FILE) if row["split"] == "val"]
+    accuracy = float(evaluated[-1]["top1"])
+    _write_result(path, {"accuracy": accuracy, "config": wanted})
+    return accuracy
+
+
+def _write_result(path: Path, result: Mapping[str, Any]) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _probes(
+    config: Config, subsets: Mapping[tuple[int, int], SubsetSource], val: Source, cache: Path
+) -> Iterator[Result]:
+    """Probes of all subsets, on features that are computed once for the images that any of them has."""
+    parent = next(iter(subsets.values())).parent
+    union = np.unique(np.concatenate([images.indices for images in subsets.values()]))
+    with load(config.init or "", engine=config.engine, device=config.device) as model:
+        found = embed_labelled(model, SubsetSource(parent, union), cache, "embed data.train")
+        val_features = embed_labelled(model, val, cache, "embed data.val")
+    for (n, seed), images in subsets.items():
+        features = found.rows(np.searchsorted(union, images.indices))
+        result = fit_probe(features, val_features, len(parent.class_names or ()), seed=seed)
+        yield Result("probe", n, seed, result.accuracy)
+
+
+def _write(results: Sequence[Result], folder: Path, seeds: int) -> None:
+    accuracy: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        accuracy.setdefault(result.method, {}).setdefault(result.labels_per_class, []).append(result.accuracy)
+    try:
+        with (folder / "few-labels.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["method", "labels_per_class", "seed", "accuracy"])
+            writer.writerows([r.method, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results)
+        title = f"mean of {seeds} seeds, ± one standard deviation" if seeds > 1 else "one seed"
+        few_labels_chart(accuracy, folder / "few-labels.png", title=title)
+    except OSError as error:
+        raise UnmaskError(f"cannot write {folder}: {error.strerror or error}") from error
+    rows: list[list[str]] = []
+    for n in sorted({result.labels_per_class for result in results}):
+        figures = [mean_and_deviation(accuracy[method][n]) for method in METHODS]
+        rows.append([str(n), *(f"{mean:.1%} ± {100 * deviation:.1f}" for mean, deviation in figures)])
+    table(rows, ["labels per class", *METHODS])
+    say(f"{folder / 'few-labels.csv'}, {folder / 'few-labels.png'}: accuracy, mean and standard deviation over seeds")

@@ -1,0 +1,199 @@
+"""The names of the model zoo's MAE, against what its code computes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mindspore_models import SMALL, assert_equal, weights_of
+from unmask.cli import main
+from unmask.config.schema import ModelConfig
+from unmask.errors import CheckpointError
+from unmask.interchange import read_model, write_model
+from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
+from unmask.models.parameters import Task, parameter_shapes
+
+
+def zoo_block(name: str, dim: int, cross: bool) -> dict[str, tuple[int, ...]]:
+    """A layer of mindspore.nn.transformer: dense1 to dense3 are (out, in), the others (in, out)."""
+    attentions = ["attention", "cross_attention"] if cross else ["attention"]
+    norms = ["layernorm1", "layernorm2"] + (["cross_attention_layernorm"] if cross else [])
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.{norm}.{kind}": (dim,) for norm in norms for kind in ("gamma", "beta")
+    }
+    for attention in attentions:
+        for dense in ("dense1", "dense2", "dense3", "projection"):
+            shapes |= {f"{name}.{attention}.{dense}.weight": (dim, dim), f"{name}.{attention}.{dense}.bias": (dim,)}
+    shapes |= {f"{name}.output.mapping.weight": (dim, 2 * dim), f"{name}.output.mapping.bias": (2 * dim,)}
+    return shapes | {f"{name}.output.projection.weight": (2 * dim, dim), f"{name}.output.projection.bias": (dim,)}
+
+
+def zoo(task: Task, D: int = 16, E: int = 8, L: int = 16) -> dict[str, np.ndarray]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.encoder_pos_embedding": (1, L + 1, D),
+        "encoder.patch_embed.projection.weight": (D, 3, 4, 4),
+        "encoder.patch_embed.projection.bias": (D,),
+        "encoder.norm.gamma": (D,),
+        "encoder.norm.beta": (D,),
+    }
+    for i in range(2):
+        shapes |= zoo_block(f"encoder.encoder.blocks.{i}", D, cross=False)
+    if task == "finetune":
+        shapes |= {
+            "encoder.fc_norm.gamma": (D,),
+            "encoder.fc_norm.beta": (D,),
+            "head.weight": (3, D),
+            "head.bias": (3,),
+        }
+    else:
+        shapes |= {"mask_token": (E,), "enc_to_dec.weight": (E, D), "enc_to_dec.bias": (E,)}
+        shapes |= {"decoder_pos_embedding.embedding_table": (L + 1, E)} | zoo_block("decoder.blocks.0", E, cross=True)
+        shapes |= {"decoder_norm.gamma": (E,), "decoder_norm.beta": (E,)}
+        shapes |= {"to_pixels.weight": (48, E), "to_pixels.bias": (48,)}
+    rng = np.random.default_rng(1)
+    return {name: rng.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+class Zoo:
+    """What the model zoo's code computes, as far as a converted model can (exact GELU, epsilon 1e-6, class token 0)."""
+
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
+        self.t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * self.t[f"{name}.gamma"] + self.t[f"{name}.beta"]
+
+    def dense(self, name: str, x: np.ndarray, *, in_out: bool = False) -> np.ndarray:
+        weight = self.t[f"{name}.weight"]
+        return x @ (weight if in_out else weight.T) + self.t[f"{name}.bias"]
+
+    def block(self, name: str, x: np.ndarray, heads: int = 2) -> np.ndarray:
+        torch = pytest.importorskip("torch")
+        y = self.norm(f"{name}.layernorm1", x)
+        q, k, v = (
+            self.dense(f"{name}.attention.dense{i}", y).reshape(len(y), heads, -1).swapaxes(0, 1) for i in (1, 2, 3)
+        )
+        scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
+        y = (scores / scores.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(x.shape)
+        x = x + self.dense(f"{name}.attention.projection", y, in_out=True)
+        y = self.dense(f"{name}.output.mapping", self.norm(f"{name}.layernorm2", x), in_out=True)
+        y = torch.nn.functional.gelu(torch.tensor(y)).numpy()
+        return x + self.dense(f"{name}.output.projection", y, in_out=True)
+
+    def encode(self, image: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        """(1 + K, D) of one (C, H, W) image."""
+        C, H, W = image.shape
+        patches = image.reshape(C, H // 4, 4, W // 4, 4).transpose(1, 3, 0, 2, 4).reshape(-1, C * 16)
+        kernel = self.t["encoder.patch_embed.projection.weight"].reshape(-1, C * 16)
+        x = patches @ kernel.T + self.t["encoder.patch_embed.projection.bias"]
+        positions = self.t["encoder.encoder_pos_embedding"][0]
+        x = np.concatenate([positions[:1], (x + positions[1:])[ids]])
+        for i in range(2):
+            x = self.block(f"encoder.encoder.blocks.{i}", x)
+        return x
+
+    def classify(self, image: np.ndarray) -> np.ndarray:
+        x = self.encode(image, np.arange(16))[1:].mean(0)
+        return self.dense("head", self.norm("encoder.fc_norm", x))
+
+    def paint(self, image: np.ndarray, keep: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """(M, C * p * p), channels first."""
+        x = self.dense("enc_to_dec", self.norm("encoder.norm", self.encode(image, keep)))
+        table = self.t["decoder_pos_embedding.embedding_table"]
+        x = np.concatenate([x[:1], x[1:] + table[keep], self.t["mask_token"] + table[mask]])
+        x = self.dense("to_pixels", self.norm("decoder_norm", self.block("decoder.blocks.0", x)))
+        return x[-len(mask) :]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(3, 16, 16))
+
+
+def torch_model(kind: str, found: Any, image: np.ndarray) -> tuple[Any, Any]:
+    """Our PyTorch model with the weights, and the patches (1, L, P) of the image."""
+    torch = pytest.importorskip("torch")
+    from unmask.engines.torch_engine import model as torch_models
+
+    model = getattr(torch_models, kind)(ModelConfig.model_validate({**found.model, "heads": 2, "decoder_heads": 2}))
+    model.load_state_dict({name: torch.tensor(tensor) for name, tensor in found.weights.items()})
+    pixels = torch.tensor(image.transpose(1, 2, 0)[None].copy())
+    return model.double(), torch_models.patchify(pixels, 4)
+
+
+def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
+    write_ckpt(tmp_path / "x.ckpt", zoo("finetune"))
+    found = read_model(tmp_path / "x.ckpt")
+    assert (found.format, found.model["num_classes"], found.model["pool"]) == ("mindspore-zoo", 3, "mean")
+    model, patches = torch_model("Classifier", found, image)
+    np.testing.assert_allclose(model(patches).detach().numpy()[0], Zoo(zoo("finetune")).classify(image), atol=1e-9)
+
+
+def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
+    torch = pytest.importorskip("torch")
+    write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
+    model, patches = torch_model("MaskedAutoencoder", read_model(tmp_path / "x.ckpt"), image)
+    keep, mask = np.array([11, 0, 3, 7, 15]), np.array([1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])
+    ids = torch.tensor(keep)[None], torch.tensor(mask)[None]
+    ours = model(patches[:, keep], *ids).detach().numpy()[0]
+    theirs = Zoo(zoo("pretrain")).paint(image, keep, mask).reshape(-1, 3, 4, 4).transpose(0, 2, 3, 1).reshape(-1, 48)
+    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_a_file_of_the_zoo_says_what_it_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
+    found = read_model(tmp_path / "x.ckpt")
+    assert "does not hold the class token" in caplog.text
+    assert not found.weights["cls_token"].any()
+    assert {name: tensor.shape for name, tensor in found.weights.items()} == parameter_shapes(
+        ModelConfig.model_validate(SMALL), "pretrain"
+    )
+
+
+def test_a_norm_after_the_patch_projection_is_refused(tmp_path: Path):
+    ones = np.ones(16, np.float32)
+    norm = {"encoder.patch_embed.norm.gamma": ones, "encoder.patch_embed.norm.beta": ones}
+    write_ckpt(tmp_path / "x.ckpt", zoo("pretrain") | norm)
+    with pytest.raises(
+        CheckpointError, match=r"does not have: encoder\.patch_embed\.norm\.bias, encoder\.patch_embed\.n"
+    ):
+        read_model(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize(("task", "pool"), [("pretrain", "mean"), ("finetune", "mean"), ("finetune", "cls")])
+def test_what_is_written_in_the_names_of_the_zoo_comes_back(
+    tmp_path: Path, task: Task, pool: str, caplog: pytest.LogCaptureFixture
+):
+    weights, path = weights_of(task, pool=pool), tmp_path / "x.ckpt"
+    write_model("mindspore-zoo", path, weights, SMALL, None)
+    used = {name: tensor.shape for name, tensor in zoo(task).items() if "cross_attention" not in name}
+    if task == "finetune":
+        used = {name: shape for name, shape in used.items() if ("fc_norm" if pool == "cls" else "r.norm") not in name}
+    assert {name: tensor.shape for name, tensor in read_ckpt(path).items() if name != "unmask"} == used
+    found = read_model(path)
+    # The class token has moved into the position embedding, where it computes the same.
+    weights["pos_embed"][:, :1] += weights["cls_token"]
+    weights["cls_token"][:] = 0
+    assert_equal(found.weights, weights)
+    assert (found.format, found.model["heads"], caplog.text) == ("mindspore-zoo", 2, "")
+
+
+def test_a_position_of_the_class_token_in_the_decoder_has_no_place(tmp_path: Path):
+    weights = weights_of("pretrain")
+    weights["decoder_pos_embed"][0, 0, 0] = 1
+    with pytest.raises(CheckpointError, match="no place for a decoder position embedding of the class token"):
+        write_model("mindspore-zoo", tmp_path / "x.ckpt", weights, SMALL, None)
+
+
+def test_convert_from_one_naming_to_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    weights = weights_of("finetune")
+    write_model("mindspore", tmp_path / "a.ckpt", weights, SMALL, ("a", "b", "c"))
+    first, second, third = (str(tmp_path / name) for name in ("a.ckpt", "b.safetensors", "c.ckpt"))
+    assert main(["convert", first, second, "--to", "mindspore-zoo"]) == 0
+    assert main(["convert", second, third, "--to", "mindspore"]) == 0
+    assert "(mindspore-zoo) -> " in capsys.readouterr().out.replace("\n", " ")
+    found = read_model(third)
+    assert_equal({**found.weights, "cls_token": 0, "pos_embed": 0}, {**weights, "cls_token": 0, "pos_embed": 0})
+    assert found.class_names == ("a", "b", "c")
