@@ -9,9 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-FIXED = frozenset({"pos_embed", "decoder_pos_embed"})
-"""Not trained in pretraining (sine-cosine); `pos_embed` becomes a trained weight in fine-tuning."""
-
 _NEVER_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed"}
 
 
@@ -40,20 +37,11 @@ def layer_scale(name: str, depth: int, decay: float) -> float:
     decay^(depth + 1 - id), where the id is 0 for everything before the first block, i + 1 for block i, and depth + 1
     for everything after the last.
     """
-    return decay ** (depth + 1 - _layer(name, depth))
+    return decay ** (depth + 1 - layer_of(name, depth))
 
 
-def is_trained(name: str, depth: int, *, pretraining: bool, frozen_blocks: int) -> bool:
-    """Whether the parameter `name` is trained at all.
-
-    Position embeddings are fixed (sine-cosine) in pretraining. `frozen_blocks` freezes what comes before them, too.
-    """
-    if pretraining:
-        return name not in FIXED
-    return not frozen_blocks or _layer(name, depth) > frozen_blocks
-
-
-def _layer(name: str, depth: int) -> int:
+def layer_of(name: str, depth: int) -> int:
+    """The id of `layer_scale`."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     if name in {"cls_token", "pos_embed"} or name.startswith("patch_embed."):

@@ -16,7 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from unmask.config.schema import Config
+from unmask import plugins
+from unmask.config.earlier import brought_up_to_date
+from unmask.config.schema import Config, ObjectiveSection
 from unmask.errors import ConfigError
 
 Origins = dict[str, str]
@@ -37,10 +39,12 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> Config:
     """A configuration from nested values. Raises ConfigError naming every wrong key."""
+    origins = dict(origins or {})
+    values = brought_up_to_date(values, origins)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem, origins or {}) for problem in error.errors())) from None
+        raise ConfigError("; ".join(_explain(problem, origins) for problem in error.errors())) from None
 
 
 def recipe_path(recipe: str | Path) -> Path:
@@ -102,9 +106,12 @@ def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
+    key = "objective.name" if key == "objective" else key
     *sections, last = key.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
+        if section == "objective" and isinstance(inner, str):
+            inner = values[section] = {"name": inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"command line: {key}: unknown key{nearest(key, known_keys())}")
         values = inner
@@ -124,7 +131,10 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]
     """Every key a recipe can set, dotted."""
     keys: list[str] = []
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if field.annotation is ObjectiveSection:
+            sections = [plugins.find(plugins.OBJECTIVES, each).Section for each in plugins.names(plugins.OBJECTIVES)]
+            keys += dict.fromkeys(key for each in sections for key in known_keys(each, f"{prefix}{name}."))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += known_keys(field.annotation, f"{prefix}{name}.")
         else:
             keys.append(f"{prefix}{name}")
@@ -148,7 +158,7 @@ def _explain(problem: ErrorDetails, origins: Origins) -> str:
 
 
 def _origin(key: str, origins: Origins) -> str:
-    return f"{origins[key]}: " if key in origins else ""
+    return f"{origins[key]}: " if origins.get(key) else ""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

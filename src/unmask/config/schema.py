@@ -6,10 +6,19 @@ Recipes in `unmask/recipes` are YAML files of this schema; `load.py` reads them 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
+from unmask import plugins
 from unmask.config.policies import parse_policy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -37,7 +46,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Vision Transformer, and the MAE decoder used while pretraining (He et al. 2021, section 4)."""
+    """What the shapes of the weights follow from: the Vision Transformer, and the decoder or head of an objective."""
 
     image_size: Size = (224, 224)
     patch_size: int = Field(default=16, ge=1)
@@ -47,8 +56,6 @@ class ModelConfig(Section):
     heads: int = Field(default=12, ge=1)
     mlp_ratio: float = Field(default=4.0, gt=0)
     # pretraining
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    norm_pix_loss: bool = True
     decoder_width: int = Field(default=512, ge=4)
     decoder_depth: int = Field(default=8, ge=1)
     decoder_heads: int = Field(default=16, ge=1)
@@ -69,11 +76,6 @@ class ModelConfig(Section):
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_keep(self) -> int:
-        """Patches the encoder sees while pretraining."""
-        return int(self.num_patches * (1 - self.mask_ratio))
-
-    @property
     def patch_dim(self) -> int:
         """Values in one patch."""
         return self.patch_size**2 * self.channels
@@ -89,11 +91,6 @@ class ModelConfig(Section):
                 raise ValueError(f"{name}width={dim} is not a multiple of {name}heads={heads}")
             if dim % 4:
                 raise ValueError(f"{name}width={dim} is not a multiple of 4, which the 2-D position embedding needs")
-        if not 0 < self.num_keep < self.num_patches:
-            raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps {self.num_keep} of {self.num_patches} patches; "
-                "at least one must be kept and one masked"
-            )
         return self
 
 
@@ -119,8 +116,6 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     eval_crop: float = Field(default=224 / 256, gt=0, le=1)
     """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
-    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
-    """Factor on each class in the cross entropy: in their order, or `balanced`: inversely to their number of images."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared
@@ -142,8 +137,6 @@ class DataConfig(Section):
                 raise ValueError(f"{name}=[{low}, {high}] is not a range of positive numbers")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale={list(self.crop_scale)} goes beyond the whole image (1.0)")
-        if isinstance(self.class_weights, tuple) and min(self.class_weights, default=-1) < 0:
-            raise ValueError("class_weights must not be negative")
         return self
 
 
@@ -203,7 +196,7 @@ class AugmentConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with decoupled weight decay; biases, norms, tokens and position embeddings are not decayed.
 
-    A linear probe (train.probe) has LARS in its place: base_lr, min_lr, warmup_epochs, weight_decay, and beta1 as its
+    The objective linear_probe has LARS in its place: base_lr, min_lr, warmup_epochs, weight_decay, and beta1 as its
     momentum.
     """
 
@@ -236,14 +229,10 @@ class TrainConfig(Section):
     compile: bool | None = None
     """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode (PyNative mode,
     to debug: false)."""
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Of a classifier, against soft targets; bce: a yes or no to each class, averaged over the classes."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
     ema_warmup: bool = False
     """The decay is at most (1 + t) / (10 + t) after update t, so that the start is forgotten soon."""
-    probe: bool = False
-    """Fine-tuning: train a linear head behind a BatchNorm without affine, and nothing else (MAE appendix A.1)."""
     max_skipped: int = Field(default=20, ge=0)
     """Stop after this many updates in a row were skipped for a non-finite gradient."""
     log_every: int = Field(default=20, ge=1)
@@ -264,9 +253,51 @@ class TrainConfig(Section):
         return self
 
 
+class ObjectiveSection(Section):
+    """How the network is trained; each objective of `unmask.objectives` has a section of its own, chosen by `name`."""
+
+    name: str
+    task: ClassVar[Literal["pretrain", "finetune"]]
+    """The command that runs it."""
+    labelled: ClassVar[bool] = False
+    """Whether every training image must have a class."""
+
+    def check(self, config: Config) -> None:
+        """Raise ValueError where other sections do not go with this objective."""
+
+
+def _objective(value: Any) -> Any:
+    """Settings of an objective as its own section."""
+    if isinstance(value, ObjectiveSection):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        raise ValueError("an objective is a name, or keys with `name` among them")
+    values = cast("dict[str, Any]", value)
+    return objective_section(values.get("name", "mae")).model_validate(values)
+
+
+def objective_section(name: Any) -> type[ObjectiveSection]:
+    """The section of the objective `name`. Raises ValueError if there is no such objective."""
+    known = plugins.names(plugins.OBJECTIVES)
+    if name not in known:
+        raise ValueError(f"name={name!r} is no objective; there are {', '.join(known)}")
+    return plugins.find(plugins.OBJECTIVES, name).Section
+
+
+def _engine(name: str) -> str:
+    known = plugins.names(plugins.ENGINES)
+    if name not in known:
+        raise ValueError(f"{name!r} is no engine; there are {', '.join(known)}")
+    return name
+
+
 class Config(Section):
-    task: Literal["pretrain", "finetune"] = "pretrain"
-    engine: Literal["torch", "mindspore"] = "torch"
+    objective: Annotated[SerializeAsAny[ObjectiveSection], BeforeValidator(_objective)] = Field(
+        default="mae", validate_default=True
+    )
+    engine: Annotated[str, AfterValidator(_engine)] = "torch"
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -293,18 +324,13 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.frozen_blocks={self.optimizer.frozen_blocks} of model.depth={self.model.depth}"
             )
-        if self.task == "pretrain" and (self.optimizer.frozen_blocks or self.train.probe):
-            raise ValueError("optimizer.frozen_blocks and train.probe are for task=finetune")
-        if self.train.probe and (self.train.ema_decay or self.model.drop_path or self.train.loss == "bce"):
-            raise ValueError(
-                "train.probe goes without train.ema_decay and model.drop_path, and with train.loss=cross_entropy"
-            )
-        if self.task == "pretrain" and self.init is not None:
-            raise ValueError("init is for task=finetune; a pretraining run continues by itself from its output folder")
-        if self.task == "pretrain" and (self.augment.mixes or self.augment.erase_prob):
-            raise ValueError("augment: mixup, cutmix and erasing are for task=finetune; set them to 0")
-        if self.data.class_weights is not None and self.train.loss == "bce":
-            raise ValueError("data.class_weights is for train.loss=cross_entropy; leave it out")
+        if self.objective.task == "pretrain" and self.optimizer.frozen_blocks:
+            raise ValueError("optimizer.frozen_blocks is for fine-tuning; set it to 0")
+        if self.objective.task == "pretrain" and self.init is not None:
+            raise ValueError("init is for fine-tuning; a pretraining run continues by itself from its output folder")
+        if not self.objective.labelled and (self.augment.mixes or self.augment.erase_prob):
+            raise ValueError("augment: mixup, cutmix and erasing are for training with labels; set them to 0")
+        self.objective.check(self)
         return self
 
     def _check_augment(self) -> None:

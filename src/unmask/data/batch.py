@@ -1,43 +1,80 @@
-"""What the data path hands to an engine."""
+"""What the data path hands to an engine, and what an objective asks of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.config.schema import DataConfig
+from unmask.data.rng import Op
+
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 """By `data.dtype`: the value that `data.mean` and `data.std` call 1. Floating values are taken as they are."""
+
+Arrays = dict[str, NDArray[Any]]
+Draw = Callable[[Op], np.random.Generator]
+"""Makes the random numbers of one operation on one view of one image."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays of one micro-batch. B images, L patches each; all randomness of the step is already in here.
+    """Arrays of one micro-batch of B images; all randomness of the step is already in here.
 
     Engines draw no random numbers: the mask and the drop-path decisions come with the batch, so that two engines, a
     resumed run and another number of workers all see the same ones.
     """
 
     images: NDArray[Any]
-    """(B, H, W, C) uint8, uint16 or float32 as `data.dtype` says, not normalised."""
+    """(B, H, W, C) uint8, uint16 or float32 as `data.dtype` says, not normalised; (B, V, H, W, C) of V views."""
     index: NDArray[np.int64]
     """(B,) position of each image in its source."""
-    ids_keep: NDArray[np.int32] | None = None
-    """(B, K) patches the encoder sees, ascending. Pretraining only."""
-    ids_mask: NDArray[np.int32] | None = None
-    """(B, L - K) patches to reconstruct, ascending. Pretraining only."""
+    inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    """What the network takes beside the images, by the name of the argument, such as `ids_keep`; see `Needs`."""
     labels: NDArray[Any] | None = None
     """(B,) class of each image, int64, or (B, num_classes) True for each of several: what is evaluated against."""
-    targets: NDArray[np.float32] | None = None
-    """(B, num_classes) what the training loss compares with: one-hot, smoothed and mixed. Fine-tuning only."""
-    keep_path: NDArray[np.bool_] | None = None
-    """(B, depth, 2) whether the attention and MLP branch of each block is kept. Fine-tuning with drop path only."""
     valid: NDArray[np.bool_] | None = None
-    """(B,) False for rows that only fill up the last batch of an evaluation."""
+    """(B,) False for rows that only fill up the last batch of an evaluation, and for images that cannot be decoded."""
     bad: NDArray[np.int64] | None = None
     """(n,) source positions that could not be decoded and were replaced by others."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class ClassTargets:
+    """Soft targets (B, num_classes), as `inputs["targets"]`: one-hot, smoothed, mixed and weighted."""
+
+    num_classes: int | None
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the batches of an objective hold beside images. Goes pickled to the loader processes."""
+
+    rows: tuple[Callable[[Draw], Arrays], ...] = ()
+    """Each makes inputs of one row (of one view of it) from random numbers of its own."""
+    targets: ClassTargets | None = None
+    """Soft targets, where the images have labels; None: labels are not looked at."""
+    views: int = 1
+    """How many differently cropped and augmented views of each image there are."""
+    step: Callable[[int, int], Arrays] | None = None
+    """Makes inputs of a whole step, the same for all of its micro-batches and processes, from (seed, step)."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How pixels as they are stored become what the network takes: (value / full_range - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    full_range: float
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Pixels:
+        return cls(data.mean, data.std, FULL_RANGE[data.dtype])

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+from unmask.data.batch import Arrays, Draw
+from unmask.data.rng import Op
+
+
+@dataclass(frozen=True)
+class RandomMask:
+    """`ids_keep` (num_keep,) and `ids_mask` of one image; see `random_mask`."""
+
+    num_patches: int
+    num_keep: int
+
+    def __call__(self, draw: Draw) -> Arrays:
+        ids_keep, ids_mask = random_mask(draw(Op.MASK), self.num_patches, self.num_keep)
+        return {"ids_keep": ids_keep, "ids_mask": ids_mask}
+
+
+@dataclass(frozen=True)
+class DropPath:
+    """`keep_path` (depth, 2) of one image; see `keep_path`."""
+
+    depth: int
+    drop_path: float
+
+    def __call__(self, draw: Draw) -> Arrays:
+        return {"keep_path": keep_path(draw(Op.DROP_PATH), self.depth, self.drop_path)}
 
 
 def random_mask(

@@ -5,32 +5,41 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from unmask import plugins
 from unmask.config.schema import Config
-from unmask.engines.base import Engine
-from unmask.engines.linear_probe import ProbeEngine
+from unmask.engines.base import Engine, EngineKind
 from unmask.environment import launched
 from unmask.errors import EngineError
+from unmask.objectives.base import create_objective
+
+
+def engine_kind(name: str) -> EngineKind:
+    """What is known of an engine before its framework is loaded."""
+    return plugins.find(plugins.ENGINES, name)
 
 
 def create_engine(config: Config, world: int = 1) -> Engine:
     """The engine the config names, its weights not yet set; one of `world` processes that are `joined`.
 
-    Raises EngineError if its package or device is missing.
+    Raises EngineError if its package or device is missing, or the objective has no network for it.
     """
-    with _missing_package(config.engine):
-        if config.engine == "torch":
-            from unmask.engines.torch_engine.engine import TorchEngine
-
-            engine = TorchEngine(config, world=world)
-        else:
-            from unmask.engines.mindspore_engine.engine import MindSporeEngine
-
-            engine = MindSporeEngine(config, world=world)
-    return ProbeEngine(engine, config) if config.train.probe else engine
+    kind, objective = engine_kind(config.engine), create_objective(config)
+    with _missing_package(config.engine, kind):
+        engine = plugins.resolve(kind.create)(
+            objective,
+            data=config.data,
+            optimizer=config.optimizer,
+            train=config.train,
+            device=config.device,
+            world=world,
+        )
+    if objective.engine_around is not None:
+        return plugins.resolve(objective.engine_around)(engine, objective, optimizer=config.optimizer)
+    return engine
 
 
 @contextmanager
-def joined(config: Config) -> Generator[tuple[int, int]]:
+def joined(engine: str, device: str) -> Generator[tuple[int, int]]:
     """Connect the processes that were launched together; gives the rank of this one and how many they are.
 
     Waits until all are there. Alone (0, 1), and nothing happens. Raises as `create_engine`.
@@ -39,20 +48,20 @@ def joined(config: Config) -> Generator[tuple[int, int]]:
     if world == 1:
         yield 0, 1
         return
-    with _missing_package(config.engine):
-        if config.engine == "torch":
-            from unmask.engines.torch_engine.parallel import connect
-        else:
-            from unmask.engines.mindspore_engine.parallel import connect
-    with connect(config.device):
+    kind = engine_kind(engine)
+    with _missing_package(engine, kind):
+        connect = plugins.resolve(kind.connect)
+    with connect(device):
         yield rank, world
 
 
 @contextmanager
-def _missing_package(engine: str) -> Generator[None]:
+def _missing_package(engine: str, kind: EngineKind) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name != engine:
+        if error.name != kind.package:
             raise
-        raise EngineError(f"engine={engine} needs the package {engine}: pip install 'unmask[{engine}]'") from None
+        raise EngineError(
+            f"engine={engine} needs the package {kind.package}: pip install 'unmask[{kind.package}]'"
+        ) from None

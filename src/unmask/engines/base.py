@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import Batch
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, EngineError
+from unmask.objectives.base import Objective
 
 Tensors = dict[str, NDArray[Any]]
 StepResult = Mapping[str, Any]
@@ -23,7 +24,7 @@ StepResult = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class EngineState:
-    """Everything a step changes, in canonical names: enough for either engine to go on as if nothing had happened."""
+    """Everything a step changes, in canonical names: enough for any engine to go on as if nothing had happened."""
 
     weights: Tensors
     """fp32 master weights, in the naming of the official MAE code (`blocks.0.attn.qkv.weight`)."""
@@ -31,25 +32,52 @@ class EngineState:
     """`exp_avg.NAME` and `exp_avg_sq.NAME` for each weight that is trained."""
     ema: Tensors = field(default_factory=dict)
     """Moving average of the weights; empty when it is off."""
+    buffers: Tensors = field(default_factory=dict)
+    """What the network holds beside weights, such as running statistics."""
+    teacher: Tensors = field(default_factory=dict)
+    """Weights of another network that an objective learns from; empty where there is none."""
     scalars: dict[str, float] = field(default_factory=dict)
     """`updates` (applied so far), and for fp16 `loss_scale` and `good_steps`."""
 
 
-class Engine(Protocol):
-    """One model on one framework and device; of several processes each has its own, and they stay equal."""
+@dataclass(frozen=True)
+class EngineKind:
+    """What can be said of an engine before its framework is loaded; listed in `unmask/plugins.py`.
 
-    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+    Fields of the form `module:name` are imported when they are needed.
+    """
+
+    package: str
+    """What must be installed, also the name of our extra that does it."""
+    create: str
+    """Class, made as `Class(objective, data=…, optimizer=…, train=…, device=…, world=…)`."""
+    connect: str
+    """Context manager of a device's name: join the processes that were launched together."""
+    devices: str
+    """Function without arguments: names of the devices that are there, and what to install for more."""
+    exports: Mapping[str, str] = field(default_factory=dict[str, str])
+    """By suffix of the file: function `(engine, output, path)` that writes a graph."""
+
+
+class Engine(Protocol):
+    """One network on one framework and device; of several processes each has its own, and they stay equal."""
+
+    def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         """One update from the mean gradient of equally large micro-batches, over all processes of the run.
 
-        `loss`: mean over these micro-batches; `grad_norm`: global, before clipping; `skipped`: 1 when a non-finite
-        gradient left weights, moments and average untouched; fp16 also `loss_scale`. Does not wait for the device.
+        `hyper`: `lr`, and what the objective's loss takes by name. Returns `loss` and other terms of the objective,
+        means over these micro-batches; `grad_norm`: global, before clipping; `skipped`: 1 when a non-finite gradient
+        left weights, moments and average untouched; fp16 also `loss_scale`. Does not wait for the device.
         """
         ...
 
-    def eval_step(self, batch: Batch) -> StepResult:
-        """Sums over the valid rows of this process, with the averaged weights if there are any.
+    def read(self, result: StepResult) -> dict[str, float]:
+        """The numbers of a step; waits for the device."""
+        ...
 
-        `count`, `loss` and, for a classifier, `top1` and `top5`. Does not wait for the device.
+    def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
+        """What the network's method `name` (one of `Objective.outputs`) gives for a batch, with the averaged weights if
+        there are any. `options` are its keyword arguments, such as pool="cls". Waits for the device.
         """
         ...
 
@@ -60,28 +88,12 @@ class Engine(Protocol):
         """
         ...
 
-    def read(self, result: StepResult) -> dict[str, float]:
-        """The numbers of a step; waits for the device, as nothing else here does."""
-        ...
-
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, num_classes), before the softmax."""
-        ...
-
-    def embed(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, width): pooled features of the whole, unmasked image."""
-        ...
-
-    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
-        """(B, L, patch_dim): the decoder's output for `ids_keep`, then `ids_mask`, in the units of the loss."""
-        ...
-
     def state(self) -> EngineState:
         """A copy on the host; later steps do not change it."""
         ...
 
     def load(self, state: EngineState) -> None:
-        """Take over a state from this or the other engine.
+        """Take over a state from this or another engine.
 
         Raises CheckpointError listing every missing, unexpected or differently shaped tensor.
         """
@@ -92,10 +104,24 @@ class Engine(Protocol):
         ...
 
 
-def check_names_and_shapes(expected: Mapping[str, tuple[int, ...]], state: EngineState, trained: Iterable[str]) -> None:
-    """Raise CheckpointError with every difference between the tensors a model has and those a state brings."""
+def network_of(objective: Objective, engine: str) -> str:
+    """`module:Class` of an objective's network. Raises EngineError if it has none for this engine."""
+    if engine not in objective.networks:
+        name, known = objective.section.name, ", ".join(objective.networks)
+        raise EngineError(f"objective.name={name} has no network for engine={engine}; it has one for {known}")
+    return objective.networks[engine]
+
+
+def check_names_and_shapes(
+    expected: Mapping[str, tuple[int, ...]],
+    state: EngineState,
+    trained: Iterable[str],
+    buffers: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
+    """Raise CheckpointError with every difference between the tensors a network has and those a state brings."""
     moments = {f"{moment}.{name}": expected[name] for name in trained for moment in ("exp_avg", "exp_avg_sq")}
     problems = list(_differences(expected, state.weights))
+    problems += _differences(buffers or {}, state.buffers)
     if state.ema:
         problems += [f"average of {problem}" for problem in _differences(expected, state.ema)]
     if state.optimizer:

@@ -6,15 +6,17 @@ and the same for all engines; the features, which cost the time, come from the e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import Config
+from unmask.config.schema import OptimizerConfig
 from unmask.data.batch import Batch
 from unmask.engines.base import Engine, EngineState, StepResult, Tensors, check_names_and_shapes
-from unmask.models.parameters import PROBE_EPS, parameter_shapes
+from unmask.objectives.base import Objective
+from unmask.objectives.linear_probe import EPS
 
 TRUST = 1e-3
 """LARS: largest step of a matrix in units of its norm, times the learning rate (You et al. 2017)."""
@@ -24,13 +26,14 @@ _TRAINED = ("head.weight", "head.bias")
 _STATISTICS = ("head_norm.running_mean", "head_norm.running_var")
 
 
-class ProbeEngine:
+class LinearProbeEngine:
     """See `unmask.engines.base.Engine`. The statistics of the BatchNorm are those of the whole batch of a step."""
 
-    def __init__(self, engine: Engine, config: Config) -> None:
+    def __init__(self, engine: Engine, objective: Objective, *, optimizer: OptimizerConfig) -> None:
         self.engine = engine
-        self.optimizer = config.optimizer
-        self.shapes = parameter_shapes(config.model, "probe")
+        self.optimizer = optimizer
+        self.buffers = objective.buffers()
+        self.shapes = objective.shapes() | self.buffers
         self.backbone: Tensors = {}
         self.head: Tensors = {
             name: np.full(self.shapes[name], np.nan, np.float32) for name in (*_TRAINED, *_STATISTICS)
@@ -40,9 +43,9 @@ class ProbeEngine:
 
     # --- steps ---
 
-    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
-        features = np.concatenate([self.engine.embed(batch) for batch in batches])
-        targets = np.concatenate([_targets(batch) for batch in batches])
+    def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
+        features = np.concatenate([self.engine.output("features", batch) for batch in batches])
+        targets = np.concatenate([batch.inputs["targets"] for batch in batches])
         normalized, count = self._normalize_and_follow(features)
         logits = self._head(normalized)
         probabilities = _softmax(logits)
@@ -53,19 +56,8 @@ class ProbeEngine:
         norm = float(np.linalg.norm(gradient))
         if np.isfinite(norm):
             weight, bias = np.split(np.array(gradient, np.float32), [self.head["head.weight"].size])
-            self._update({"head.weight": weight.reshape(self.shapes["head.weight"]), "head.bias": bias}, lr)
+            self._update({"head.weight": weight.reshape(self.shapes["head.weight"]), "head.bias": bias}, hyper["lr"])
         return {"loss": total, "grad_norm": norm, "skipped": float(not np.isfinite(norm))}
-
-    def eval_step(self, batch: Batch) -> StepResult:
-        logits, labels = self.logits(batch), batch.labels
-        if labels is None:
-            raise ValueError("the batch has no labels")
-        valid = np.ones(len(batch)) if batch.valid is None else batch.valid.astype(float)
-        true = np.take_along_axis(logits, labels[:, None], 1)
-        loss = -np.log(np.take_along_axis(_softmax(logits), labels[:, None], 1)[:, 0])
-        rank = (~(logits < true)).sum(1) - 1  # how many other classes do not score lower; ties and NaN count
-        rows = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
-        return {name: values.sum() for name, values in rows.items()}
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return self.engine.sum(values)
@@ -73,30 +65,31 @@ class ProbeEngine:
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}
 
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
+    def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
+        if name != "logits":
+            return self.engine.output(name, batch, **options)
         mean, var = (self.head[name] for name in _STATISTICS)
-        normalized = (self.engine.embed(batch) - mean) / np.sqrt(var + PROBE_EPS)
+        normalized = (self.engine.output("features", batch) - mean) / np.sqrt(var + EPS)
         return self._head(normalized.astype(np.float32, copy=False))
-
-    def embed(self, batch: Batch) -> NDArray[np.float32]:
-        return self.engine.embed(batch)
-
-    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
-        return self.engine.predict_patches(batch)
 
     # --- state ---
 
     def state(self) -> EngineState:
-        weights = self.backbone | {name: tensor.copy() for name, tensor in self.head.items()}
-        momentum = {f"momentum.{name}": tensor.copy() for name, tensor in self.momentum.items()}
-        return EngineState({name: weights[name] for name in self.shapes}, momentum, {}, {"updates": self.updates})
+        tensors = self.backbone | {name: tensor.copy() for name, tensor in self.head.items()}
+        return EngineState(
+            {name: tensors[name] for name in self.shapes if name not in self.buffers},
+            {f"momentum.{name}": tensor.copy() for name, tensor in self.momentum.items()},
+            buffers={name: tensors[name] for name in self.buffers},
+            scalars={"updates": self.updates},
+        )
 
     def load(self, state: EngineState) -> None:
-        check_names_and_shapes(self.shapes, EngineState(state.weights), ())
-        self.backbone = {name: tensor for name, tensor in state.weights.items() if name not in self.head}
-        self.head = {name: state.weights[name].astype(np.float32) for name in self.head}
-        without = {name: tensor for name, tensor in state.weights.items() if name not in _STATISTICS}
-        self.engine.load(EngineState(without))
+        tensors = state.weights | state.buffers
+        check_names_and_shapes(self.shapes, EngineState(tensors), ())
+        self.backbone = {name: tensor for name, tensor in tensors.items() if name not in self.head}
+        self.head = {name: tensors[name].astype(np.float32) for name in self.head}
+        weights = {name: tensor for name, tensor in tensors.items() if name not in self.buffers}
+        self.engine.load(EngineState(weights))
         if state.optimizer:
             self.momentum = {name: state.optimizer[f"momentum.{name}"].astype(np.float32) for name in _TRAINED}
             self.updates = int(state.scalars["updates"])
@@ -118,7 +111,7 @@ class ProbeEngine:
         unbiased = var * count / max(count - 1, 1)
         for name, batch in zip(_STATISTICS, (mean, unbiased), strict=True):
             self.head[name] += (STATISTICS_STEP * (batch - self.head[name])).astype(np.float32)
-        return ((wide - mean) / np.sqrt(var + PROBE_EPS)).astype(np.float32), count
+        return ((wide - mean) / np.sqrt(var + EPS)).astype(np.float32), count
 
     def _update(self, gradients: Tensors, lr: float) -> None:
         """LARS with momentum, as the official code does it: vectors are neither scaled nor decayed."""
@@ -137,9 +130,3 @@ class ProbeEngine:
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     exp = np.exp(logits - logits.max(1, keepdims=True))
     return exp / exp.sum(1, keepdims=True)
-
-
-def _targets(batch: Batch) -> NDArray[np.float32]:
-    if batch.targets is None:
-        raise ValueError("the batch has no targets")
-    return batch.targets

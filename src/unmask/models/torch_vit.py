@@ -1,40 +1,49 @@
-"""The masked autoencoder and the classifier: single-device mathematics in PyTorch (He et al. 2021).
+"""The Vision Transformer: single-device mathematics in PyTorch.
 
-Shapes: B images, L patches, K kept, M = L - K masked, T tokens, D width, E decoder width, H heads, P values in a patch.
+Shapes: B images, L patches, K kept, T tokens, D width, H heads, P values in a patch.
 Weights are fp32; every layer computes in the dtype of its input, so the dtype the patches are given decides.
 Nothing here is random. The MindSpore twin has the same names in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
 from unmask.data.masking import drop_path_rates
 
 EPS = 1e-6
 
+Pool = Literal["mean", "cls", "mean+cls"]
+"""How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
 
-class Linear(nn.Module):
-    def __init__(self, fan_in: int, fan_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((fan_out, fan_in), torch.nan))
-        self.bias = nn.Parameter(torch.full((fan_out,), torch.nan))
+
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """NaN until the engine loads weights: one that is forgotten shows."""
+        nn.init.constant_(self.weight, torch.nan)
+        nn.init.constant_(self.bias, torch.nan)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((dim,), torch.nan))
-        self.bias = nn.Parameter(torch.full((dim,), torch.nan))
+        super().__init__(dim, eps=EPS)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+        nn.init.constant_(self.bias, torch.nan)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), EPS)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -47,14 +56,21 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, queries: int) -> Tensor:
         """Attention of the last `queries` tokens to all."""
         B, T, D = x_BTD.shape
-        if queries == T:
+        if queries == T or type(self.qkv) is not Linear:  # an adapter or quantiser may have replaced it
             q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).unbind(2)
+            q = q[:, -queries:]
         else:
             weight, bias = self.qkv.weight.to(x_BTD.dtype), self.qkv.bias.to(x_BTD.dtype)
             q = F.linear(x_BTD[:, -queries:], weight[:D], bias[:D]).view(B, queries, self.heads, -1)
             k, v = F.linear(x_BTD, weight[D:], bias[D:]).view(B, T, 2, self.heads, -1).unbind(2)
         x_BHQd = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj(x_BHQd.transpose(1, 2).reshape(B, queries, D))
+
+    def weights(self, x_BTD: Tensor) -> Tensor:
+        """(B, H, T, T): how much each token (row) attends to each other; rows add up to 1."""
+        B, T, _ = x_BTD.shape
+        q, k, _ = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).float().softmax(-1)
 
 
 class Mlp(nn.Module):
@@ -89,108 +105,173 @@ class Block(nn.Module):
         return branch * (keep_path_B2[:, which].to(branch.dtype) / (1 - self.drop_path))[:, None, None]
 
 
-class PatchEmbed(nn.Module):
-    """The projection of patches; its weight has the layout of the convolution it equals, (D, C, p, p)."""
+class PatchProjection(nn.Conv2d):
+    """The convolution that makes tokens of patches, as the matrix product over patches that it equals."""
 
     def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model.channels, model.width, kernel_size=model.patch_size, stride=model.patch_size)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, torch.nan)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Patches (B, L, P) to tokens (B, L, D)."""
+        weight_DP = self.weight.permute(0, 2, 3, 1).flatten(1)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, weight_DP.to(input.dtype), bias)
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        shape = (model.width, model.channels, model.patch_size, model.patch_size)
-        self.proj = nn.ParameterDict(
-            {"weight": torch.full(shape, torch.nan), "bias": torch.full((model.width,), torch.nan)}
-        )
+        self.proj = PatchProjection(model)
 
     def forward(self, x_BLP: Tensor) -> Tensor:
-        weight_DP = self.proj["weight"].permute(0, 2, 3, 1).flatten(1)
-        return F.linear(x_BLP, weight_DP.to(x_BLP.dtype), self.proj["bias"].to(x_BLP.dtype))
+        return self.proj(x_BLP)
 
 
 class VisionTransformer(nn.Module):
-    """What pretraining and classification share: patches in, tokens after the last block out."""
+    """What all networks share: an encoder, its last norm, and how features are read out of it.
 
-    def __init__(self, model: ModelConfig) -> None:
+    As a module for everyone it takes normalised floating images (B, C, H, W), in the dtype it is to compute in:
+    `forward`, `forward_features`, `get_intermediate_layers`, `attention_maps`. The engine calls the methods that take
+    pixels as they are stored, (B, H, W, C), which normalise only what they need; both go through the same layers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: ModelConfig, pixels: Pixels, dtype: torch.dtype, *, pool: Pool, fc_norm: bool) -> None:
+        """With `fc_norm` the last norm comes after the pooling, by the name fc_norm; else before, by the name norm."""
         super().__init__()
         D, hidden = model.width, int(model.width * model.mlp_ratio)
+        self.image_size, self.patch_size, self.grid = model.image_size, model.patch_size, model.grid
+        self.pool: Pool = pool
+        self.full_range, self.dtype = pixels.full_range, dtype
+        self.register_buffer("mean", torch.tensor(pixels.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(pixels.std), persistent=False)
         self.cls_token = nn.Parameter(torch.full((1, 1, D), torch.nan))
         self.pos_embed = nn.Parameter(torch.full((1, model.num_patches + 1, D), torch.nan))
         self.patch_embed = PatchEmbed(model)
         rates = drop_path_rates(model.drop_path, model.depth)
         self.blocks = nn.ModuleList([Block(D, model.heads, hidden, rate) for rate in rates])
+        self.norm = None if fc_norm else LayerNorm(D)
+        self.fc_norm = LayerNorm(D) if fc_norm else None
+
+    # --- for everyone: normalised images (B, C, H, W) ---
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """What the network says of whole images: pooled features (B, D), or a classifier's logits."""
+        return self.pooled(self.encode(self._patches_of(images_BCHW)), self.pool)
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Tokens (B, 1 + L, D) after the last norm, cls first, then the patches row by row."""
+        return self._last_norm(self.encode(self._patches_of(images_BCHW)))
+
+    def get_intermediate_layers(
+        self,
+        images_BCHW: Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Patch tokens (B, L, D) after the last `n` blocks, or after the blocks of these numbers; as in DINOv2.
+
+        With `reshape` they are (B, D, h, w); with `return_class_token` each comes with its cls token (B, D); with
+        `norm` the last norm is applied to all of them.
+        """
+        wanted = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
+        x = self._embed(self._patches_of(images_BCHW), None)
+        found: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            found[number] = x
+        outputs = [self._last_norm(found[number]) if norm else found[number] for number in wanted]
+        patches = [output[:, 1:] for output in outputs]
+        if reshape:
+            patches = [each.transpose(1, 2).unflatten(2, self.grid) for each in patches]
+        if return_class_token:
+            return tuple((each, output[:, 0]) for each, output in zip(patches, outputs, strict=True))
+        return tuple(patches)
+
+    def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+        """(B, H, 1 + L, 1 + L) fp32 of each of these blocks: the share of its attention each token (row) gives."""
+        return self._attention(self._patches_of(images_BCHW), blocks)
+
+    # --- for the engine: pixels (B, H, W, C) as they are stored ---
+
+    def features(self, pixels_BHWC: Tensor, *, pool: Pool | None = None) -> Tensor:
+        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own."""
+        return self.pooled(self.encode(self.patches(pixels_BHWC)), pool or self.pool)
+
+    def patch_features(self, pixels_BHWC: Tensor) -> Tensor:
+        """(B, h, w, D): the patch tokens after the last norm, in their places."""
+        return self._last_norm(self.encode(self.patches(pixels_BHWC)))[:, 1:].unflatten(1, self.grid)
+
+    def attention(self, pixels_BHWC: Tensor, *, block: int = -1) -> Tensor:
+        """(B, H, 1 + L, 1 + L) fp32; see `attention_maps`."""
+        return self._attention(self.patches(pixels_BHWC), (block,))[0]
+
+    def patches(self, pixels_BHWC: Tensor) -> Tensor:
+        """All patches, normalised: (B, L, P)."""
+        return self.normalize(patchify(pixels_BHWC, self.patch_size)).to(self.dtype)
+
+    def normalize(self, patches: Tensor) -> Tensor:
+        """Patches (..., P) to fp32 with the data's mean and std, in which `full_range` counts as 1."""
+        repeat = patches.shape[-1] // len(self.mean)
+        scale, shift = (1 / (self.full_range * self.std)).repeat(repeat), (self.mean / self.std).repeat(repeat)
+        return patches.float() * scale - shift
+
+    # --- what both share ---
 
     def encode(self, x_BLP: Tensor, ids: Tensor | None = None, keep_path: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + L, D), cls first, of normalised patches; `ids` (B, L) says which patches these are."""
-        pos_embed = self.pos_embed.to(x_BLP.dtype)
-        pos_LD = pos_embed[0, 1:]
-        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else pos_LD[ids])
-        cls = self.cls_token.to(x.dtype) + pos_embed[:, :1]
-        x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
+        """Tokens (B, 1 + L, D) before the last norm, cls first; `ids` (B, L) says which patches these are."""
+        x = self._embed(x_BLP, ids)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keep_path is None else keep_path[:, i])
         return x
 
+    def pooled(self, x_BTD: Tensor, pool: Pool) -> Tensor:
+        """Features of tokens before the last norm: (B, D), or (B, 2 D)."""
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        parts = {"mean": x_BTD[:, 1:].mean(1), "cls": x_BTD[:, 0]}
+        chosen = [parts[part] for part in pool.split("+")]
+        if self.fc_norm is not None:
+            chosen = [self.fc_norm(part) for part in chosen]
+        return chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 
-class MaskedAutoencoder(VisionTransformer):
-    def __init__(self, model: ModelConfig) -> None:
-        super().__init__(model)
-        D, E = model.width, model.decoder_width
-        self.norm = LayerNorm(D)
-        self.decoder_embed = Linear(D, E)
-        self.mask_token = nn.Parameter(torch.full((1, 1, E), torch.nan))
-        self.decoder_pos_embed = nn.Parameter(torch.full((1, model.num_patches + 1, E), torch.nan))
-        hidden = int(E * model.mlp_ratio)
-        self.decoder_blocks = nn.ModuleList([Block(E, model.decoder_heads, hidden) for _ in range(model.decoder_depth)])
-        self.decoder_norm = LayerNorm(E)
-        self.decoder_pred = Linear(E, model.patch_dim)
+    def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
+        pos_embed = self.pos_embed.to(x_BLP.dtype)
+        pos_LD = pos_embed[0, 1:]
+        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else pos_LD[ids])
+        cls = self.cls_token.to(x.dtype) + pos_embed[:, :1]
+        return torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
 
-    def forward(self, x_BKP: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor) -> Tensor:
-        """Prediction (B, M, P) of the masked patches from the normalised kept ones."""
-        return self.decode(self.encode(x_BKP, ids_keep_BK), ids_keep_BK, ids_mask_BM, ids_mask_BM.shape[1])
+    def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        wanted = [range(len(self.blocks))[number] for number in blocks]
+        x = self._embed(x_BLP, None)
+        maps: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            if number in wanted:
+                maps[number] = block.attn.weights(block.norm1(x))
+            if number < max(wanted):
+                x = block(x)
+        return tuple(maps[number] for number in wanted)
 
-    def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
-        """Prediction of the last `queries` tokens in the order [cls, kept, masked].
+    def _last_norm(self, x_BTD: Tensor) -> Tensor:
+        norm = self.norm if self.norm is not None else self.fc_norm
+        return x_BTD if norm is None else norm(x_BTD)
 
-        The tokens stay in that order: attention does not care, the position embedding tells.
-        """
-        x = self.decoder_embed(self.norm(x_BTD))
-        pos_embed = self.decoder_pos_embed.to(x.dtype)
-        pos_LE = pos_embed[0, 1:]
-        x = torch.cat(
-            [
-                x[:, :1] + pos_embed[:, :1],
-                x[:, 1:] + pos_LE[ids_keep_BK],
-                self.mask_token.to(x.dtype) + pos_LE[ids_mask_BM],
-            ],
-            dim=1,
-        )
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        x = self.decoder_blocks[-1](x, queries=queries)
-        return self.decoder_pred(self.decoder_norm(x))
-
-    def embed(self, x_BLP: Tensor) -> Tensor:
-        """(B, D): mean of the patch tokens of the unmasked image, after the final norm."""
-        return self.norm(self.encode(x_BLP))[:, 1:].mean(1)
-
-
-class Classifier(VisionTransformer):
-    def __init__(self, model: ModelConfig) -> None:
-        super().__init__(model)
-        if model.num_classes is None:
-            raise ValueError("model.num_classes is not set")
-        self.pool = model.pool
-        if model.pool == "mean":
-            self.fc_norm = LayerNorm(model.width)
-        else:
-            self.norm = LayerNorm(model.width)
-        self.head = Linear(model.width, model.num_classes)
-
-    def forward(self, x_BLP: Tensor, keep_path: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of normalised patches."""
-        return self.head(self.embed(x_BLP, keep_path))
-
-    def embed(self, x_BLP: Tensor, keep_path: Tensor | None = None) -> Tensor:
-        """(B, D): the norm of the mean patch token (`fc_norm`), or the normalised cls token."""
-        x = self.encode(x_BLP, keep_path=keep_path)
-        return self.fc_norm(x[:, 1:].mean(1)) if self.pool == "mean" else self.norm(x)[:, 0]
+    def _patches_of(self, images_BCHW: Tensor) -> Tensor:
+        if tuple(images_BCHW.shape[2:]) != tuple(self.image_size):
+            found, wanted = tuple(images_BCHW.shape), tuple(self.image_size)
+            raise ValueError(f"images of shape {found}; this network takes (B, C, {wanted[0]}, {wanted[1]})")
+        return patchify(images_BCHW.permute(0, 2, 3, 1), self.patch_size)
 
 
 def attention(q_BHQd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor) -> Tensor:
@@ -206,25 +287,9 @@ def patchify(images_BHWC: Tensor, patch_size: int) -> Tensor:
     """(B, L, P): patches row by row, the values of each in the order row, column, channel."""
     B, H, W, C = images_BHWC.shape
     p = patch_size
-    return images_BHWC.view(B, H // p, p, W // p, p, C).transpose(2, 3).reshape(B, -1, p * p * C)
+    return images_BHWC.reshape(B, H // p, p, W // p, p, C).transpose(2, 3).reshape(B, -1, p * p * C)
 
 
 def select(x_BLP: Tensor, ids_BK: Tensor) -> Tensor:
     """(B, K, P): the patches with these numbers."""
     return x_BLP.gather(1, ids_BK[:, :, None].expand(-1, -1, x_BLP.shape[-1]))
-
-
-def normalize(patches: Tensor, mean: Tensor, std: Tensor, full_range: float) -> Tensor:
-    """Patches (..., P) to fp32 with the data's mean and std (C,), in which `full_range` counts as 1."""
-    repeat = patches.shape[-1] // len(mean)
-    scale, shift = (1 / (full_range * std)).repeat(repeat), (mean / std).repeat(repeat)
-    return patches.float() * scale - shift
-
-
-def reconstruction_target(patches_BMP: Tensor, norm_pix_loss: bool) -> Tensor:
-    """fp32 target; with `norm_pix_loss` each patch has mean 0 and (unbiased) variance 1."""
-    if not norm_pix_loss:
-        return patches_BMP
-    mean = patches_BMP.mean(-1, keepdim=True)
-    var = patches_BMP.var(-1, keepdim=True)
-    return (patches_BMP - mean) / (var + EPS).sqrt()

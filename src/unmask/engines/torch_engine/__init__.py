@@ -1,0 +1,10 @@
+"""The PyTorch engine: CPU, CUDA, and Ascend where torch_npu is installed."""
+
+from unmask.engines.base import EngineKind
+
+TORCH = EngineKind(
+    package="torch",
+    create="unmask.engines.torch_engine.engine:TorchEngine",
+    connect="unmask.engines.torch_engine.parallel:connect",
+    devices="unmask.engines.torch_engine.device:devices",
+)

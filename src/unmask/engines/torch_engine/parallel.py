@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -27,30 +27,31 @@ def connect(device: str) -> Generator[None]:
 
 
 class Replicas:
-    """The loss of a model of which every process has a replica; its backward pass averages the gradients."""
+    """The loss of a network of which every process has a replica; its backward pass averages the gradients."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
-        self._parallel = DistributedDataParallel(_Loss(model, loss), gradient_as_bucket_view=True)
+    def __init__(self, network: nn.Module) -> None:
+        self._parallel = DistributedDataParallel(_Loss(network), gradient_as_bucket_view=True)
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        return self._parallel(*inputs)
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        return self._parallel(*inputs, **named)
 
     def exchange(self, now: bool) -> AbstractContextManager[None]:
         """For a micro-batch: whether its backward pass, the last of the step, exchanges what was accumulated."""
         return nullcontext() if now else self._parallel.no_sync()
 
-    def average(self, value: Tensor) -> None:
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
+    def average(self, terms: dict[str, Tensor]) -> None:
+        for value in terms.values():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
 
 
 class _Loss(nn.Module):
     """The loss as a module, which is what DistributedDataParallel takes."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        self.forward = loss
+        self.network = network
+        self.forward = network.loss
 
 
 def sum_over_processes(values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:

@@ -1,0 +1,69 @@
+"""Classification: fine-tuning and training from scratch, against soft targets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import Config, ObjectiveSection
+from unmask.data.batch import Batch, ClassTargets, Needs
+from unmask.data.masking import DropPath
+from unmask.metrics import classification_sums, multi_label_sums
+from unmask.models.parameters import Shapes, encoder_shapes, linear_shapes, norm_shapes
+from unmask.objectives.base import READ_OUTS, Objective, valid_rows
+
+
+class LabelledSection(ObjectiveSection):
+    """Of objectives that train on classes."""
+
+    task: ClassVar = "finetune"
+    labelled: ClassVar = True
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    """Factor on each class in the cross entropy: in their order, or `balanced`: inversely to their number of images."""
+
+    def check(self, config: Config) -> None:
+        if isinstance(self.class_weights, tuple) and min(self.class_weights, default=-1) < 0:
+            raise ValueError("objective.class_weights must not be negative")
+
+
+class ClassifySection(LabelledSection):
+    name: Literal["classify"] = "classify"
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if self.class_weights is not None and self.loss == "bce":
+            raise ValueError("objective.class_weights is for objective.loss=cross_entropy; leave it out")
+
+
+class Classification(Objective):
+    Section = ClassifySection
+    networks: ClassVar = {
+        "torch": "unmask.objectives.classify.torch:Classifier",
+        "mindspore": "unmask.objectives.classify.mindspore:Classifier",
+    }
+    outputs: ClassVar = {**READ_OUTS, "logits": ()}
+    evaluated = "logits"
+
+    section: LabelledSection
+
+    def shapes(self) -> Shapes:
+        model = self.model
+        if model.num_classes is None:
+            raise ValueError("model.num_classes is not set")
+        norm = norm_shapes("fc_norm" if model.pool == "mean" else "norm", model.width)
+        return encoder_shapes(model) | norm | linear_shapes("head", model.width, model.num_classes)
+
+    def needs(self, *, training: bool) -> Needs:
+        drop_path = (DropPath(self.model.depth, self.model.drop_path),) if training and self.model.drop_path else ()
+        return Needs(drop_path, ClassTargets(self.model.num_classes, self.section.class_weights))
+
+    def sums(self, values: NDArray[np.float32], batch: Batch) -> dict[str, float]:
+        if batch.labels is None:
+            raise ValueError("the batch has no labels")
+        valid = valid_rows(batch)
+        measure = multi_label_sums if batch.labels.ndim == 2 else classification_sums
+        return measure(values[valid], batch.labels[valid])
