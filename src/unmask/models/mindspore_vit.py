@@ -205,8 +205,8 @@ class VisionTransformer(Cell):
         if reshape:
             B, _, D = patches[0].shape
             patches = [each.transpose(0, 2, 1).reshape(B, D, *self.grid) for each in patches]
-        if return_class_token:
-            return tuple([(each, output[:, 0]) for each, output in zip(patches, outputs, strict=True)])
+        if return_class_token:  # a graph knows no zip with strict
+            return tuple([(patches[i], outputs[i][:, 0]) for i in range(len(outputs))])
         return tuple(patches)
 
     def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
@@ -266,15 +266,13 @@ class VisionTransformer(Cell):
         return ops.cat((ops.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x), 1)
 
     def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
-        wanted = [range(len(self.blocks))[number] for number in blocks]
         x = self._embed(x_BLP, None)
-        maps: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
-            if number in wanted:
-                maps[number] = block.attn.weights(block.norm1(x))
-            if number < max(wanted):
-                x = block(x)
-        return tuple([maps[number] for number in wanted])
+        inputs: list[Tensor] = []
+        for block in self.blocks:  # all of them: a graph leaves out what is not used
+            inputs.append(x)
+            x = block(x)
+        chosen = [(self.blocks[number], inputs[number]) for number in blocks]
+        return tuple([block.attn.weights(block.norm1(x)) for block, x in chosen])
 
     def _last_norm(self, x_BTD: Tensor) -> Tensor:
         norm = self.norm if self.norm is not None else self.fc_norm

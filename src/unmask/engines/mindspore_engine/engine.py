@@ -48,10 +48,8 @@ class MindSporeEngine:
         self.device = pick_device(device)
         if train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
-        graph = train.compile is not False
-        ms.set_context(mode=ms.GRAPH_MODE if graph else ms.PYNATIVE_MODE)
-        if not graph:
-            _wake_pynative()
+        ms.set_context(mode=ms.PYNATIVE_MODE if train.compile is False else ms.GRAPH_MODE)
+        _wake_pynative()  # in graph mode too: it is what calls of the module's methods take
         self.pixel_type = ms.uint8 if data.dtype == "uint8" else ms.float32
         network = resolve(network_of(objective, "mindspore"))
         arguments = (objective.model, objective.section, Pixels.of(data), DTYPES[train.precision])
