@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
-from unmask.data.masking import keep_path, random_mask
-from unmask.data.rng import Op, generator
+from unmask.data.rng import generator
+from unmask.engines.base import Engine, EngineState
+from unmask.evaluate.measure import measure
+from unmask.objectives.base import create_objective
 
 TINY = {
     "image_size": [16, 24],
@@ -31,20 +34,29 @@ def make_config(task: str = "pretrain", **sections: Any) -> Config:
     return check_config({"task": task, "device": "cpu", "model": model, **sections})
 
 
+def start(config: Config, seed: int = 0) -> EngineState:
+    """What a run of this configuration begins with."""
+    objective = create_objective(config)
+    return EngineState(dict(objective.initial_weights(seed)), buffers=dict(objective.initial_buffers(seed)))
+
+
 def make_batch(config: Config, size: int = 6, index: int = 0) -> Batch:
-    model = config.model
+    model, needs = config.model, create_objective(config).needs(training=True)
     rng = np.random.default_rng(index)
-    masks = [random_mask(generator(0, 0, index + i, Op.MASK), model.num_patches, model.num_keep) for i in range(size)]
-    paths = [keep_path(generator(0, 0, index + i, Op.DROP_PATH), model.depth, model.drop_path) for i in range(size)]
-    labelled = config.task == "finetune"
+    rows = [[make(partial(generator, 0, 0, index + i)) for make in needs.rows] for i in range(size)]
+    joined = [{name: array for arrays in row for name, array in arrays.items()} for row in rows]
+    inputs = {name: np.stack([row[name] for row in joined]) for name in joined[0]}
     labels = rng.integers(0, model.num_classes or 1, size)
-    targets = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
+    if needs.targets is not None:
+        inputs["targets"] = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
     return Batch(
         images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(index, index + size),
-        ids_keep=None if labelled else np.stack([keep for keep, _ in masks]),
-        ids_mask=None if labelled else np.stack([mask for _, mask in masks]),
-        labels=labels if labelled else None,
-        targets=targets if labelled else None,
-        keep_path=np.stack(paths) if labelled and model.drop_path else None,
+        inputs=inputs,
+        labels=None if needs.targets is None else labels,
     )
+
+
+def measured(engine: Engine, config: Config, batch: Batch) -> dict[str, float]:
+    """Mean figures of a batch, as the loop gets them."""
+    return measure(engine, create_objective(config), [batch])

@@ -6,7 +6,7 @@ classification head on the mean patch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,16 @@ from unmask.data.batch import FULL_RANGE, Batch
 from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE
 from unmask.evaluate.reconstruct import patchify
-from unmask.models.parameters import parameter_shapes
+from unmask.objectives.base import create_objective
 from unmask.schedules import is_decayed, layer_scale
 
 
 class FakeEngine:
     def __init__(self, config: Config, world: int = 1) -> None:
         self.config = config
-        self.shapes = parameter_shapes(config.model, config.task)
+        self.shapes = create_objective(config).shapes()
         self.weights: Tensors = {name: np.full(shape, np.nan, np.float32) for name, shape in self.shapes.items()}
-        self.pretraining = config.task == "pretrain"
+        self.pretraining = config.objective.task == "pretrain"
         self.trained = ["decoder_pred.bias"] if self.pretraining else ["head.weight", "head.bias"]
         self.moments: Tensors = {
             f"{m}.{n}": np.zeros(self.shapes[n], np.float32) for m in ("exp_avg", "exp_avg_sq") for n in self.trained
@@ -37,7 +37,7 @@ class FakeEngine:
             self.scalars |= {"loss_scale": INITIAL_LOSS_SCALE if scale == "dynamic" else scale, "good_steps": 0}
         self.closed = False
 
-    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+    def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         with np.errstate(all="ignore"):  # a gradient that is not finite is an answer here, not a mistake
             parts = [self._loss_and_gradient(batch) for batch in batches]
         loss = float(np.mean([loss for loss, _ in parts]))
@@ -49,20 +49,8 @@ class FakeEngine:
             result["loss_scale"] = self.scalars["loss_scale"]
             self._adjust_loss_scale(finite)
         if finite:
-            self._update(gradient, norm, lr)
+            self._update(gradient, norm, hyper["lr"])
         return result
-
-    def eval_step(self, batch: Batch) -> StepResult:
-        valid = np.ones(len(batch)) if batch.valid is None else batch.valid.astype(float)
-        if self.pretraining:
-            return {"count": valid.sum(), "loss": (self._errors(batch).mean((1, 2)) * valid).sum()}
-        logits, labels = self.logits(batch), batch.labels
-        assert labels is not None
-        rows = np.arange(len(batch))
-        rank = (~(logits < logits[rows, labels][:, None])).sum(1) - 1
-        loss = -_log_softmax(logits)[rows, labels]
-        sums = {"count": valid, "loss": loss * valid, "top1": (rank < 1) * valid, "top5": (rank < 5) * valid}
-        return {name: value.sum() for name, value in sums.items()}
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return values
@@ -70,15 +58,21 @@ class FakeEngine:
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}
 
+    def output(self, name: str, batch: Batch, **options: object) -> np.ndarray:
+        return getattr(self, name)(batch)
+
+    def losses(self, batch: Batch) -> np.ndarray:
+        return self._errors(batch).mean((1, 2))
+
     def logits(self, batch: Batch) -> np.ndarray:
         weights = self.ema or self.weights
-        return (self.embed(batch) @ weights["head.weight"].T + weights["head.bias"]).astype(np.float32)
+        return (self.features(batch) @ weights["head.weight"].T + weights["head.bias"]).astype(np.float32)
 
-    def embed(self, batch: Batch) -> np.ndarray:
+    def features(self, batch: Batch) -> np.ndarray:
         features = self._patches(batch).mean(1)
         return features[:, np.arange(self.config.model.width) % features.shape[1]].astype(np.float32)
 
-    def predict_patches(self, batch: Batch) -> np.ndarray:
+    def reconstruction(self, batch: Batch) -> np.ndarray:
         bias = (self.ema or self.weights)["decoder_pred.bias"]
         return np.broadcast_to(bias, (len(batch), self.config.model.num_patches, len(bias))).copy()
 
@@ -86,7 +80,7 @@ class FakeEngine:
         def copy(tensors: Tensors) -> Tensors:
             return {name: array.copy() for name, array in tensors.items()}
 
-        return EngineState(copy(self.weights), copy(self.moments), copy(self.ema), dict(self.scalars))
+        return EngineState(copy(self.weights), copy(self.moments), copy(self.ema), scalars=dict(self.scalars))
 
     def load(self, state: EngineState) -> None:
         check_names_and_shapes(self.shapes, state, self.trained)
@@ -131,17 +125,14 @@ class FakeEngine:
 
     def _loss_and_gradient(self, batch: Batch) -> tuple[float, Tensors]:
         if self.pretraining:
-            ids = batch.ids_mask
-            assert ids is not None
             target = self._targets(batch)
             bias = self.weights["decoder_pred.bias"]
             return float(((bias - target) ** 2).mean()), {
                 "decoder_pred.bias": (2 * (bias - target).mean((0, 1)) / len(bias)).astype(np.float32)
             }
-        features, targets = self.embed(batch), batch.targets
-        assert targets is not None
+        features, targets = self.features(batch), batch.inputs["targets"]
         logits = features @ self.weights["head.weight"].T + self.weights["head.bias"]
-        if self.config.train.loss == "bce":
+        if getattr(self.config.objective, "loss", None) == "bce":
             loss = (np.logaddexp(0, logits) - targets * logits).mean()
             error = (1 / (1 + np.exp(-logits)) - targets) / targets.size
         else:
@@ -155,9 +146,8 @@ class FakeEngine:
         return ((self.ema or self.weights)["decoder_pred.bias"] - self._targets(batch)) ** 2
 
     def _targets(self, batch: Batch) -> np.ndarray:
-        assert batch.ids_mask is not None
-        target = np.take_along_axis(self._patches(batch), batch.ids_mask[:, :, None], axis=1)
-        if self.config.model.norm_pix_loss:
+        target = np.take_along_axis(self._patches(batch), batch.inputs["ids_mask"][:, :, None], axis=1)
+        if getattr(self.config.objective, "norm_pix_loss", False):
             target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
         return target
 

@@ -54,8 +54,8 @@ def sweep_labels(
 def run_recipe(recipe: str | Path, overrides: Sequence[str], *, task: str) -> Path:
     """Run a recipe with `key=value` overrides and draw its pictures. Returns the run folder."""
     config = load_config(recipe, overrides)
-    if config.task != task:
-        raise ConfigError(f"{recipe} is a recipe for `unmask {config.task}`, not `unmask {task}`")
+    if config.objective.task != task:
+        raise ConfigError(f"{recipe} is a recipe for `unmask {config.objective.task}`, not `unmask {task}`")
     return _run_in_its_folder(config, Path(recipe).stem)
 
 
@@ -73,6 +73,7 @@ def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Com
 
 def run(config: Config, folder: Path) -> dict[str, float]:
     """Train in `folder`, then draw the curves and, after pretraining, a reconstruction. Returns the last numbers."""
+    from unmask.objectives.base import create_objective
     from unmask.report.pictures import curves
     from unmask.train import train
 
@@ -81,7 +82,7 @@ def run(config: Config, folder: Path) -> dict[str, float]:
         return values
     pictures = [curves(folder)]
     images = config.data.val or config.data.train
-    if config.task == "pretrain" and images is not None:
+    if "reconstruction" in create_objective(config).outputs and images is not None:
         from unmask.evaluate.inference import load
         from unmask.evaluate.output import write_reconstruction
 

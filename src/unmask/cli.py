@@ -117,6 +117,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("embed", commands.embed, "write the feature vector of each image")
     _add_model(sub)
     _add_images(sub)
+    _add_pool(sub)
     sub.add_argument(
         "--out",
         type=Path,
@@ -245,14 +246,20 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
 def _add_labelled(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("train", metavar="TRAIN", help="training images: class folders, or a list with labels")
     sub.add_argument("val", metavar="VAL", help="validation images, the same way")
-    sub.add_argument(
-        "--pool", choices=("mean", "cls"), help="features: mean of the patch tokens or the cls token (default: model's)"
-    )
+    _add_pool(sub)
     sub.add_argument(
         "--cache",
         type=Path,
         metavar="FOLDER",
         help="keep the features there, for the same command when interrupted and for others on the same images",
+    )
+
+
+def _add_pool(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--pool",
+        choices=("mean", "cls", "mean+cls"),
+        help="features: mean of the patch tokens, the cls token, or both (default: a classifier's own, else mean)",
     )
 
 

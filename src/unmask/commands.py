@@ -51,15 +51,22 @@ def embed(options: Namespace) -> None:
     from unmask.evaluate.output import write_embeddings
 
     model = _load(options)
-    write_embeddings(model, _images(options), options.out)
+    write_embeddings(model, _images(options), options.out, pool=options.pool)
 
 
 def knn(options: Namespace) -> None:
     from unmask.evaluate.knn import knn
     from unmask.report.progress import say
 
-    model = _load(options, _pool(options))
-    values = knn(model, options.train, options.val, k=options.k, temperature=options.temperature, cache=options.cache)
+    values = knn(
+        _load(options),
+        options.train,
+        options.val,
+        k=options.k,
+        temperature=options.temperature,
+        pool=options.pool,
+        cache=options.cache,
+    )
     say(f"{values['count']:.0f} images, top-5 {values['top5']:.3f}")
     say(f"accuracy={values['top1']:.3f}")
 
@@ -69,12 +76,13 @@ def probe(options: Namespace) -> None:
     from unmask.report.progress import say, table
 
     result = probe(
-        _load(options, _pool(options)),
+        _load(options),
         options.train,
         options.val,
         labels_per_class=options.labels_per_class,
         seed=options.seed,
         learning_rates=options.learning_rates or LEARNING_RATES,
+        pool=options.pool,
         cache=options.cache,
     )
     table(
@@ -100,7 +108,7 @@ def sweep_labels(options: Namespace) -> None:
 def reconstruct(options: Namespace) -> None:
     from unmask.evaluate.output import write_reconstruction
 
-    overrides = {"seed": options.seed, "model.mask_ratio": options.mask_ratio}
+    overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
     model = _load(options, {key: value for key, value in overrides.items() if value is not None})
     write_reconstruction(model, _images(options), options.out, options.count)
 
@@ -176,10 +184,6 @@ def doctor(_options: Namespace) -> None:
     from unmask.doctor import report
 
     report()
-
-
-def _pool(options: Namespace) -> dict[str, object]:
-    return {"model.pool": options.pool} if options.pool else {}
 
 
 def _load(options: Namespace, settings: dict[str, object] | None = None, *, join: bool = False) -> Model:

@@ -29,7 +29,7 @@ def rank_of_true(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.
 
 
 def predicted_class(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) the class that scores highest; of equal ones the first that is not the true one, as `rank_of_true` has it."""
+    """(n,) the class that scores highest; of equal ones the first but the true one, as `rank_of_true` has it."""
     best = scores == scores.max(1, keepdims=True)
     several = best.sum(1) > 1
     best[several, labels[several]] = False

@@ -68,7 +68,7 @@ def sweep_labels(
 
 
 def _sources(config: Config) -> tuple[Source, Source]:
-    if config.task != "finetune":
+    if not config.objective.labelled:
         raise ConfigError("sweep-labels needs a recipe of `unmask finetune`")
     needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:

@@ -32,11 +32,12 @@ from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
-from unmask.engines.base import Engine, EngineState, StepResult
+from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
-from unmask.interchange.start import starting_weights
+from unmask.interchange.start import starting_state
+from unmask.objectives.base import Objective, create_objective
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.run_lock import RunLock
@@ -76,10 +77,10 @@ def train(config: Config, folder: Path) -> dict[str, float]:
     """
     source, val = open_sources(config)
     config = _complete(config, source)
-    plan = Plan.of(config, len(source))
+    objective, plan = create_objective(config), Plan.of(config, len(source))
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        rank, world = stack.enter_context(joined(config))
+        rank, world = stack.enter_context(joined(config.engine, config.device))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
             stack.enter_context(RunLock(folder))
@@ -91,7 +92,7 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
-        engine.load(EngineState(starting_weights(config)) if checkpoint is None else checkpoint.state)
+        engine.load(starting_state(objective, config.init, config.seed) if checkpoint is None else checkpoint.state)
         output = None
         if rank == 0:
             _describe(config, data, folder)
@@ -99,10 +100,10 @@ def train(config: Config, folder: Path) -> dict[str, float]:
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
-        say(f"{config.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
+        say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
         bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
-        return _Loop(config, plan, source, val, data, engine, output, bad_files, rank, world).run(start)
+        return _Loop(config, objective, plan, source, val, data, engine, output, bad_files, rank, world).run(start)
 
 
 @dataclass
@@ -116,6 +117,7 @@ class _Output:
 @dataclass
 class _Loop:
     config: Config
+    objective: Objective
     plan: Plan
     source: Source
     val: Source | None
@@ -176,7 +178,8 @@ class _Loop:
             peak=peak_lr(self.config.optimizer.base_lr, self.config.train.batch_size),
             minimum=self.config.optimizer.min_lr,
         )
-        self.unread.append((step, lr, self.engine.train_step(micro_batches, lr=lr)))
+        hyper = {"lr": lr, **self.objective.hyper(step - 1, self.plan.total)}
+        self.unread.append((step, lr, self.engine.train_step(micro_batches, hyper)))
 
     def _read(self, bar: Bar) -> None:
         """Wait for the device and log every step since the last look."""
@@ -204,7 +207,7 @@ class _Loop:
         """Log the numbers on data.val; returns the one, higher is better, that tells which checkpoint is the best."""
         if self.val is None:
             return None
-        values = measure(self.engine, self._val_batches(self.val))
+        values = measure(self.engine, self.objective, self._val_batches(self.val))
         values.pop("count")
         if self.output is not None:
             self.output.log.val(step, values)
@@ -226,12 +229,13 @@ class _Loop:
         self.read_at = time.monotonic()
 
     def _title(self) -> str:
-        return "pretrain" if self.config.task == "pretrain" else "fine-tune" if self.config.init else "from scratch"
+        task = self.objective.section.task
+        return task if task == "pretrain" else "fine-tune" if self.config.init else "from scratch"
 
     def _batches(self, start: int) -> Generator[list[Batch]]:
         return train_batches(
             self.source,
-            task=self.config.task,
+            needs=self.objective.needs(training=True),
             model=self.config.model,
             data=self.config.data,
             augment=self.config.augment,
@@ -247,7 +251,7 @@ class _Loop:
     def _val_batches(self, val: Source) -> Iterator[Batch]:
         return eval_batches(
             val,
-            task=self.config.task,
+            needs=self.objective.needs(training=False),
             model=self.config.model,
             data=self.config.data,
             seed=self.config.seed,
@@ -259,7 +263,7 @@ class _Loop:
 
 def open_sources(config: Config) -> tuple[Source, Source | None]:
     """Training and validation images. Raises ConfigError or DataError if they are missing or do not go together."""
-    labels = config.task == "finetune"
+    labels = config.objective.labelled
     if config.data.train is None:
         raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
     source = open_source(config.data.train, key="data.train", labels=labels)
@@ -280,10 +284,10 @@ def open_sources(config: Config) -> tuple[Source, Source | None]:
 
 def _complete(config: Config, source: Source) -> Config:
     """The config with what only the data knows filled in."""
-    if config.task == "pretrain" or source.class_names is None:
+    if not config.objective.labelled or source.class_names is None:
         return config
-    if source.labels is None and config.train.loss != "bce":
-        raise ConfigError("data.train gives several classes an image, which needs train.loss=bce")
+    if source.labels is None and not config.objective.takes_several_classes:
+        raise ConfigError("data.train gives several classes an image, which needs objective.loss=bce")
     classes = len(source.class_names)
     if config.model.num_classes is None:
         return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 
 import pytest
 
+from engine_cases import start
 from fake_engine import FakeEngine
 from unmask.config.schema import Config
 from unmask.engines import create_engine
-from unmask.engines.base import Engine, EngineState
-from unmask.models.parameters import initial_weights
+from unmask.engines.base import Engine
 
 
 @pytest.fixture(params=["fake", "torch", "mindspore"])
@@ -23,7 +23,7 @@ def build(request: pytest.FixtureRequest) -> Callable[[Config], Engine]:
 
     def make(config: Config) -> Engine:
         engine = FakeEngine(config) if name == "fake" else create_engine(config.model_copy(update={"engine": name}))
-        engine.load(EngineState({**initial_weights(config.model, config.task, 0)}))
+        engine.load(start(config))
         request.addfinalizer(engine.close)
         return engine
 

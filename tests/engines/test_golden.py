@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine_cases import start
 from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.decode import resize
 from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import open_source, subset
 from unmask.engines import create_engine
-from unmask.engines.base import Engine, EngineState
-from unmask.models.parameters import initial_weights
+from unmask.engines.base import Engine
+from unmask.objectives.base import create_objective
 from unmask.schedules import learning_rate
 
 STEPS = 20
@@ -56,10 +57,10 @@ def config_of(task: str) -> Config:
 
 def series(config: Config, engine: Engine) -> list[float]:
     source = subset(open_source(str(config.data.train), key="data.train", labels=True), 10, config.seed)
-    engine.load(EngineState({**initial_weights(config.model, config.task, config.seed)}))
+    engine.load(start(config, config.seed))
     batches = train_batches(
         source,
-        task=config.task,
+        needs=create_objective(config).needs(training=True),
         model=config.model,
         data=config.data,
         augment=config.augment,
@@ -72,7 +73,7 @@ def series(config: Config, engine: Engine) -> list[float]:
     losses = list[float]()
     for step, micro_batches in enumerate(batches):
         lr = learning_rate(step, total_steps=STEPS, warmup_steps=4, peak=3e-3, minimum=0.0)
-        losses.append(engine.read(engine.train_step(micro_batches, lr=lr))["loss"])
+        losses.append(engine.read(engine.train_step(micro_batches, {"lr": lr}))["loss"])
     return losses
 
 

@@ -73,6 +73,6 @@ def test_what_the_encoder_sees(build: Build, dtype: str, channels: int) -> None:
     ):
         config = make_config("finetune", data=data, model={"channels": channels})
         batch = dataclasses.replace(make_batch(config), images=pixels.astype(data["dtype"]))
-        embeddings.append(build(config).embed(batch))
+        embeddings.append(build(config).output("features", batch))
     np.testing.assert_allclose(embeddings[0], embeddings[1], rtol=1e-4, atol=1e-5)
     assert embeddings[0].std(0).min() > 1e-4, "the images matter"

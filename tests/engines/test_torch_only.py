@@ -6,11 +6,9 @@ import shutil
 
 import pytest
 
-from engine_cases import make_batch, make_config
+from engine_cases import make_batch, make_config, start
 from unmask.engines import create_engine
-from unmask.engines.base import EngineState
 from unmask.errors import EngineError
-from unmask.models.parameters import initial_weights
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
@@ -21,8 +19,8 @@ def test_a_compiled_step_gives_the_same_numbers() -> None:
     for compile in (False, True):
         config = make_config(train={"compile": compile})
         engine = create_engine(config)
-        engine.load(EngineState({**initial_weights(config.model, "pretrain", 0)}))
-        losses.append([engine.read(engine.train_step([batch], lr=1e-2))["loss"] for _ in range(3)])
+        engine.load(start(config))
+        losses.append([engine.read(engine.train_step([batch], {"lr": 1e-2}))["loss"] for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import engine_cases
+from unmask.config.load import check_config
 from unmask.config.schema import Config
-from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
-from unmask.data.masking import keep_path, random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
-from unmask.models.parameters import initial_weights
+from unmask.objectives.base import create_objective
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("mindspore", reason="mindspore is not installed")
@@ -40,23 +41,23 @@ class Pair:
     """Both engines on one config. They are compiled once: each test loads the state that it starts from."""
 
     def __init__(self, case: str) -> None:
-        self.configs = {name: Config.model_validate(CASES[case] | {"engine": name, "device": "cpu"}) for name in NAMES}
+        self.configs = {name: check_config(CASES[case] | {"engine": name, "device": "cpu"}) for name in NAMES}
         self.engines: dict[str, Engine] = {name: create_engine(config) for name, config in self.configs.items()}
         self.config = self.configs["torch"]
 
     def start(self) -> EngineState:
         """Seeded weights (biases and tokens too, which start at zero in a run) and zero moments."""
         rng = np.random.default_rng(0)
-        weights = initial_weights(self.config.model, self.config.task, 0)
+        weights = create_objective(self.config).initial_weights(0)
         weights = {name: w + rng.normal(0, 0.02, w.shape).astype(np.float32) for name, w in weights.items()}
         self.engines["torch"].load(EngineState(weights))
         zeros = {name: np.zeros_like(moment) for name, moment in self.engines["torch"].state().optimizer.items()}
-        return EngineState(weights, zeros, {}, {"updates": 0})
+        return EngineState(weights, zeros, scalars={"updates": 0})
 
     def run(self, name: str, state: EngineState, steps: range) -> tuple[list[dict[str, float]], EngineState]:
         engine = self.engines[name]
         engine.load(state)
-        results = [engine.train_step([make_batch(self.config, step)], lr=RATES[step]) for step in steps]
+        results = [engine.train_step([make_batch(self.config, step)], {"lr": RATES[step]}) for step in steps]
         return [engine.read(result) for result in results], engine.state()
 
 
@@ -64,22 +65,12 @@ NAMES = ("torch", "mindspore")
 
 
 def make_batch(config: Config, step: int, size: int = 6) -> Batch:
-    rng, model = np.random.default_rng(step), config.model
-    masks = [random_mask(rng, model.num_patches, model.num_keep) for _ in range(size)]
-    paths = [keep_path(rng, model.depth, model.drop_path) for _ in range(size)]
-    labelled = config.task == "finetune"
-    labels = rng.integers(0, model.num_classes or 1, size)
-    targets = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
-    targets = np.float32(0.7) * targets + np.float32(0.3) * targets[::-1]  # as mixup does
-    return Batch(
-        images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
-        index=np.arange(size),
-        ids_keep=None if labelled else np.stack([keep for keep, _ in masks]),
-        ids_mask=None if labelled else np.stack([mask for _, mask in masks]),
-        labels=labels if labelled else None,
-        targets=targets if labelled else None,
-        keep_path=np.stack(paths) if labelled else None,
-    )
+    batch = engine_cases.make_batch(config, size, 100 * step)
+    if "targets" not in batch.inputs:
+        return batch
+    targets = batch.inputs["targets"]
+    mixed = np.float32(0.7) * targets + np.float32(0.3) * targets[::-1]  # as mixup does
+    return dataclasses.replace(batch, inputs={**batch.inputs, "targets": mixed})
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -138,10 +129,13 @@ def test_evaluation_and_read_outs_agree(pair: Pair) -> None:
     ours, expected = pair.engines["mindspore"], pair.engines["torch"]
     for engine in (ours, expected):
         engine.load(start)
-    assert ours.read(ours.eval_step(batch)) == pytest.approx(expected.read(expected.eval_step(batch)), rel=TOLERANCE)
-    for read_out in ("embed", "predict_patches" if pair.config.task == "pretrain" else "logits"):
-        one, other = getattr(ours, read_out)(batch), getattr(expected, read_out)(batch)
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=read_out)
+    figures = [engine_cases.measured(engine, pair.config, batch) for engine in (ours, expected)]
+    assert figures[0] == pytest.approx(figures[1], rel=TOLERANCE)
+    asked = [(name, {}) for name in create_objective(pair.config).outputs]
+    asked += [("features", {"pool": pool}) for pool in ("mean", "cls", "mean+cls")] + [("attention", {"block": 0})]
+    for name, options in asked:
+        one, other = ours.output(name, batch, **options), expected.output(name, batch, **options)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=f"{name} {options}")
 
 
 def assert_close(ours: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:

@@ -4,6 +4,7 @@ step-00001200/
   weights.safetensors     fp32, canonical names
   optimizer.safetensors   exp_avg.NAME, exp_avg_sq.NAME; absent when empty
   ema.safetensors         absent when off
+  buffers.safetensors     what the network holds beside weights; absent when empty, as is teacher.safetensors
   state.json              step, engine scalars, meta, metric
   checksums.json          SHA-256 of each of the others, written last
 """
@@ -24,7 +25,7 @@ from unmask.engines.base import EngineState, Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause, fsync, parse_json, read_bytes
 
-TENSOR_FILES = {group: f"{group}.safetensors" for group in ("weights", "optimizer", "ema")}
+TENSOR_FILES = {group: f"{group}.safetensors" for group in ("weights", "optimizer", "ema", "buffers", "teacher")}
 STATE = "state.json"
 CHECKSUMS = "checksums.json"
 _FILES = frozenset([*TENSOR_FILES.values(), STATE])
@@ -93,6 +94,15 @@ def read_weights(folder: Path, prefer_ema: bool = True) -> Tensors:
     """
     names = _listed(folder).keys()
     file = TENSOR_FILES["ema" if prefer_ema and TENSOR_FILES["ema"] in names else "weights"]
+    verify(folder, only=[file])
+    return read_tensors(folder / file)
+
+
+def read_buffers(folder: Path) -> Tensors:
+    """Only the buffers of a checkpoint folder; often there are none. Raises CheckpointError when damaged."""
+    file = TENSOR_FILES["buffers"]
+    if file not in _listed(folder):
+        return {}
     verify(folder, only=[file])
     return read_tensors(folder / file)
 

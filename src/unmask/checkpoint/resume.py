@@ -7,7 +7,7 @@ from typing import Any
 
 from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import changes
-from unmask.config.load import flatten, to_dict
+from unmask.config.load import check_config, flatten, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources.base import Source
 from unmask.errors import ConfigError, DataError
@@ -27,8 +27,8 @@ MAY_CHANGE = {
 
 def check_same_config(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
     """Raise ConfigError with the keys that differ when the checkpoint in `folder` is of another run."""
-    defaults = flatten(to_dict(Config()))  # what a key means that did not exist when the run was started
-    before, now = defaults | flatten(checkpoint.meta["config"]), flatten(to_dict(config))
+    # Checked anew: keys that did not exist when the run was started have their defaults, renamed ones today's names.
+    before, now = flatten(to_dict(check_config(checkpoint.meta["config"]))), flatten(to_dict(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
         raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")

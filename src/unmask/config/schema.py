@@ -262,6 +262,11 @@ class ObjectiveSection(Section):
     labelled: ClassVar[bool] = False
     """Whether every training image must have a class."""
 
+    @property
+    def takes_several_classes(self) -> bool:
+        """Whether an image may be of several classes, or of none."""
+        return False
+
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections do not go with this objective."""
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from unmask.data.batch import Batch
 from unmask.errors import CheckpointError, EngineError
+from unmask.models.parameters import Tensors
 from unmask.objectives.base import Objective
 
-Tensors = dict[str, NDArray[Any]]
 StepResult = Mapping[str, Any]
 """Named scalars that stay on the device until `Engine.read` asks for them."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import DataError, UnmaskError
+from unmask.metrics import log_softmax, predicted_class, rank_of_true
 
 Floats = NDArray[np.float64]
 
@@ -45,13 +46,10 @@ class Tally:
             raise UnmaskError("the model's output is not finite; evaluate with --precision fp32, or another checkpoint")
         rows = np.arange(len(labels))
         log_p = log_softmax(logits)
-        loss, predicted = -log_p[rows, labels], log_p.argmax(1)
+        loss, predicted = -log_p[rows, labels], predicted_class(logits, labels)
         confidence = np.exp(log_p[rows, predicted])
-        # Of equally likely classes the first one comes first, for argmax as for the five likeliest.
-        true = log_p[rows, labels][:, None]
-        before = (log_p > true) | ((log_p == true) & (np.arange(log_p.shape[1]) < labels[:, None]))
         np.add.at(self.confusion, (labels, predicted), 1)
-        self.sums += [loss.sum(), (before.sum(1) < 5).sum()]
+        self.sums += [loss.sum(), (rank_of_true(logits, labels) < 5).sum()]
         which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], ...
         np.add.at(self.bins, which, np.stack([np.ones(len(rows)), confidence, predicted == labels], axis=1))
         found: Floats = np.stack([loss, index, labels, predicted, confidence], axis=1, dtype=np.float64)
@@ -136,13 +134,6 @@ class ClassificationReport:
             "macro_f1": float(each.f1[present].mean()),
             "calibration_error": float(np.abs(self._bins[:, 1] - self._bins[:, 2]).sum() / self.count),
         }
-
-
-def log_softmax(logits: NDArray[np.float32]) -> Floats:
-    """(n, classes), in float64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def _highest(rows: Floats) -> Floats:

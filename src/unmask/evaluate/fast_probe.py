@@ -18,7 +18,8 @@ from unmask.data.rng import Op, generator
 from unmask.data.sources.subset import subset
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.features import Features, features_of, labelled
-from unmask.evaluate.inference import Images, Model
+from unmask.evaluate.inference import Images, Model, Pool
+from unmask.metrics import rank_of_true
 from unmask.report.progress import progress, say
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
@@ -57,19 +58,21 @@ def probe(
     labels_per_class: int | None = None,
     seed: int = 0,
     learning_rates: Sequence[float] = LEARNING_RATES,
+    pool: Pool | None = None,
     cache: Path | None = None,
 ) -> ProbeResult:
     """Accuracy on `val` of a linear classifier on the frozen model's features of `train`.
 
     `labels_per_class` takes a balanced subset of `train` drawn by `seed`, the same as `data.labels_per_class` does.
-    `cache`: see `features_of`, as for errors. Raises DataError too when a class has fewer than two images.
+    `pool`: see `Model.embed`; `cache`: see `features_of`, as for errors. Raises DataError too when a class has fewer
+    than two images.
     """
     if not learning_rates or min(learning_rates) <= 0:
         raise ConfigError("the learning rates of a probe must be positive")
     source = labelled(train, "train")
     if labels_per_class is not None:
         source = subset(source, labels_per_class, seed)
-    with features_of(model, source, val, cache) as (train_features, val_features, classes):
+    with features_of(model, source, val, cache, pool=pool) as (train_features, val_features, classes):
         return fit_probe(train_features, val_features, classes, seed=seed, learning_rates=learning_rates)
 
 
@@ -139,11 +142,11 @@ class _Heads:
 
     def accuracy(self, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(R,) shares of the rows that are classified correctly."""
-        right = sum(
-            (self._logits(self._standardise(features.values[part])).argmax(2) == features.labels[part, None]).sum(0)
-            for part in _parts(rows)
-        )
-        return np.asarray(right / len(rows), np.float64)
+        right = np.zeros(len(self.bias))
+        for part in _parts(rows):
+            logits_BRC = self._logits(self._standardise(features.values[part]))
+            right += [(rank_of_true(logits_BRC[:, r], features.labels[part]) < 1).sum() for r in range(len(right))]
+        return right / len(rows)
 
     def loss(self, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(R,) mean cross entropies."""

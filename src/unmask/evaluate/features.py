@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unmask.data.sources import Source
 from unmask.errors import DataError
 from unmask.evaluate.class_names import check_same_classes
-from unmask.evaluate.inference import Images, Model, as_source
+from unmask.evaluate.inference import Images, Model, Pool, as_source
 from unmask.evaluate.output import embedding_records, embeddings
 from unmask.evaluate.resumable import Records, collect
 from unmask.report.progress import say
@@ -38,7 +38,7 @@ class Features:
 
 @contextmanager
 def features_of(
-    model: Model, train: Images, val: Images, cache: Path | None = None
+    model: Model, train: Images, val: Images, cache: Path | None = None, *, pool: Pool | None = None
 ) -> Generator[tuple[Features, Features, int]]:
     """Features of training and validation images, and the number of classes.
 
@@ -51,7 +51,7 @@ def features_of(
     check_same_classes(names[0], names[1], "train", "val")
     with tempfile.TemporaryDirectory(prefix="unmask-") if cache is None else _kept(cache) as folder:
         found = [
-            embed_labelled(model, source, Path(folder), f"embed {title}")
+            embed_labelled(model, source, Path(folder), f"embed {title}", pool=pool)
             for source, title in zip(sources, ("train", "val"), strict=True)
         ]
         yield found[0], found[1], len(names[0])
@@ -65,18 +65,18 @@ def labelled(images: Images, what: str) -> Source:
     return source
 
 
-def embed_labelled(model: Model, source: Source, folder: Path, title: str) -> Features:
+def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, pool: Pool | None = None) -> Features:
     """Features of a source with labels, kept below `folder` under a name of their own."""
-    job = {"command": "embed", "model": model.fingerprint(), "images": source.fingerprint()}
+    job = {"command": "embed", "pool": pool, "model": model.fingerprint(), "images": source.fingerprint()}
     name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
     def compute(start: int) -> Iterator[Records]:
-        return embeddings(model, source, start)
+        return embeddings(model, source, start, pool)
 
     records = collect(
         folder / name,
         job,
-        embedding_records(model.config.model.width),
+        embedding_records(model.feature_width(pool)),
         len(source),
         compute,
         batch_size=min(model.batch_size, len(source)),

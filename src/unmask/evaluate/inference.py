@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +28,19 @@ from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.class_names import head_classes
-from unmask.evaluate.classification import ClassificationReport, Tally, log_softmax
+from unmask.evaluate.classification import ClassificationReport, Tally
 from unmask.evaluate.measure import measure
 from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 from unmask.interchange import read_model
+from unmask.metrics import log_softmax
+from unmask.objectives.base import PaintingSection, create_objective
 
 Images = str | Path | Sequence[str | Path | NDArray[Any]] | Source
 """An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C)
 arrays, or an opened source."""
+
+Pool = Literal["mean", "cls", "mean+cls"]
+POOLS = ("mean", "cls", "mean+cls")
 
 _IMAGES = tuple(extension.decode() for extension in ENCODED)
 
@@ -69,10 +74,11 @@ class Model:
         join: bool = False,
     ) -> None:
         self.config = config
+        self.objective = create_objective(config)
         self.class_names = class_names
         self.batch_size = batch_size
         self._open = ExitStack()
-        self.rank, self.world = self._open.enter_context(joined(config)) if join else (0, 1)
+        self.rank, self.world = self._open.enter_context(joined(config.engine, config.device)) if join else (0, 1)
         self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
         self.engine.load(EngineState(weights))
 
@@ -86,14 +92,51 @@ class Model:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._open.__exit__(kind, error, at)
 
-    def embed(self, images: Images) -> NDArray[np.float32]:
-        """(N, width): the mean patch token (or cls token, `model.pool=cls`) of each whole image after the last norm."""
-        return np.concatenate([rows.values for rows in self.embed_batches(as_source(images))])
+    @property
+    def module(self) -> Any:
+        """The network as a `torch.nn.Module` on normalised images (B, C, H, W); see `unmask.models.torch_vit`.
 
-    def embed_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
+        Raises ConfigError for a model on another engine.
+        """
+        try:
+            return self.engine.module.eval()  # pyright: ignore[reportAttributeAccessIssue]
+        except AttributeError:
+            raise ConfigError(
+                f"engine={self.config.engine} has no module; load the model with engine='torch'"
+            ) from None
+
+    def embed(self, images: Images, *, pool: Pool | None = None) -> NDArray[np.float32]:
+        """(N, width): features of each whole image after the last norm.
+
+        `pool`: "mean" of the patch tokens, the "cls" token, or "mean+cls", both one after the other (N, 2 width); by
+        default what a classifier was trained with, and the mean of any other model.
+        """
+        return np.concatenate([rows.values for rows in self.embed_batches(as_source(images), pool=pool)])
+
+    def embed_batches(self, source: Source, start: int = 0, *, pool: Pool | None = None) -> Iterator[Rows]:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
+        if pool not in (None, *POOLS):
+            raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
         for batch in self._batches(source, start):
-            yield _rows(batch, self.engine.embed(batch))
+            yield _rows(batch, self.engine.output("features", batch, pool=pool))
+
+    def feature_width(self, pool: Pool | None = None) -> int:
+        """Values in a row of `embed`."""
+        return self.config.model.width * (2 if pool == "mean+cls" else 1)
+
+    def patch_features(self, images: Images) -> NDArray[np.float32]:
+        """(N, h, w, width): features of each patch after the last norm, in their places."""
+        return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self._images(images)])
+
+    def attention(self, images: Images, *, block: int = -1) -> NDArray[np.float32]:
+        """(N, heads, 1 + L, 1 + L): the share of its attention that each token (row) gives to each other, in one block.
+
+        The first token is cls: `attention(images)[:, :, 0, 1:]` is what it looks at, patches row by row.
+        """
+        if not -self.config.model.depth <= block < self.config.model.depth:
+            raise ConfigError(f"block={block}: the model has blocks 0 to {self.config.model.depth - 1}")
+        batches = self._images(images)
+        return np.concatenate([_filled(b, self.engine.output("attention", b, block=block)) for b in batches])
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
@@ -103,7 +146,7 @@ class Model:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
         self._check_classifier("predict")
         for batch in self._batches(source, start):
-            probabilities = np.exp(log_softmax(self.engine.logits(batch)))
+            probabilities = np.exp(log_softmax(self.engine.output("logits", batch)))
             yield _rows(batch, probabilities.astype(np.float32))
 
     def evaluate(
@@ -113,15 +156,15 @@ class Model:
 
         With several classes an image, those of `set_measures`. Arguments and errors as for `classification_report`.
         """
-        if self.config.task != "finetune":
-            return measure(self.engine, self._share(as_source(images)))
+        if "logits" not in self.objective.outputs:
+            return measure(self.engine, self.objective, self._share(as_source(images)))
         source = as_source(images, labels=True)
         if source.labels is not None:
             return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
         numbers = self._head_classes(source, class_map, label_offset)
         if not np.array_equal(numbers, np.arange(self.config.model.num_classes or 0)):
             raise DataError("images of several classes need exactly the classes of the model, in its order")
-        return measure(self.engine, self._share(source))
+        return measure(self.engine, self.objective, self._share(source))
 
     def classification_report(
         self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
@@ -140,7 +183,7 @@ class Model:
         names, classes = source.class_names or (), self.config.model.num_classes or 0
         tally = Tally(classes)
         for batch in self._share(source):
-            logits, labels = self.engine.logits(batch), batch.labels
+            logits, labels = self.engine.output("logits", batch), batch.labels
             rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
             if labels is not None and len(rows):
                 tally.add(batch.index[rows], numbers[labels[rows]], logits[rows])
@@ -149,21 +192,27 @@ class Model:
         return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
 
     def reconstruct(self, images: Images) -> Reconstruction:
-        """The images masked (`model.mask_ratio` and `seed` of the run) and painted again, from visible pixels alone.
+        """The images masked (`objective.mask_ratio`, `seed` of the run) and painted again, from visible pixels alone.
 
         Raises ConfigError for a model without a decoder, DataError if not one image can be decoded.
         """
-        if self.config.task != "pretrain":
-            raise ConfigError("this model cannot reconstruct, it has no decoder; take the pretrained one")
-        data, model = self.config.data, self.config.model
+        norm_pix_loss, data, model = self.painting().norm_pix_loss, self.config.data, self.config.model
         painted: list[Reconstruction] = []
         for batch in self._batches(as_source(images)):
-            reconstruction = paint(self.engine.predict_patches(batch), batch, model, data.mean, data.std)
+            prediction = self.engine.output("reconstruction", batch)
+            reconstruction = paint(prediction, batch, model, norm_pix_loss, data.mean, data.std)
             painted.append(reconstruction if batch.valid is None else reconstruction.rows(batch.valid))
         result = Reconstruction.concatenate(painted)
         if not len(result.original):
             raise DataError("not one of the images can be decoded")
         return result
+
+    def painting(self) -> PaintingSection:
+        """How the model hides and paints patches. Raises ConfigError if it has no decoder."""
+        section = self.objective.section
+        if "reconstruction" not in self.objective.outputs or not isinstance(section, PaintingSection):
+            raise ConfigError("this model cannot reconstruct, it has no decoder; take the pretrained one")
+        return section
 
     def fingerprint(self) -> str:
         """SHA-256 over config, batch size and weights: what decides every number the model gives."""
@@ -182,6 +231,9 @@ class Model:
         ]
         return visible(np.concatenate(crops), data.mean, data.std)
 
+    def _images(self, images: Images) -> Iterator[Batch]:
+        return self._batches(as_source(images))
+
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
         return self._batches(source, rank=self.rank, world=self.world)
@@ -199,7 +251,7 @@ class Model:
         )
 
     def _check_classifier(self, what: str) -> None:
-        if self.config.task != "finetune":
+        if "logits" not in self.objective.outputs:
             raise ConfigError(f"this model cannot {what}, it has no classification head; fine-tune it first")
 
     def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
@@ -208,7 +260,7 @@ class Model:
         check_images(source, "images", config.model.channels, config.data.dtype, config.data.max_pixels)
         batches = eval_batches(
             SubsetSource(source, np.arange(start, len(source))) if start else source,
-            task=config.task,
+            needs=self.objective.needs(training=False),
             model=config.model,
             data=config.data,
             seed=config.seed,
@@ -234,16 +286,19 @@ def load(
 
     Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
-    `{"model.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of `evaluate`
-    between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
+    `{"objective.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of
+    `evaluate` between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
     """
     found = read_model(path)
     if "heads" not in found.model and "model.heads" not in (settings or {}):
         raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
     values: dict[str, Any] = dict(found.config or {"model": found.model})
-    values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
+    if found.config is None:
+        values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
     values |= {"init": None, "device": device, "engine": engine or values.get("engine", "torch")}
-    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None, "probe": False}
+    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None}
+    # Loader processes cost a second to start, and threads load as fast as a model answers.
+    values["data"] = {**values.get("data", {}), "workers": 0}
     for key, value in (settings or {}).items():
         section, _, name = key.rpartition(".")
         values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}
@@ -257,6 +312,14 @@ def as_source(images: Images, *, labels: bool = False) -> Source:
             return InMemorySource([images])
         return open_source(str(images), key="images", labels=labels)
     return InMemorySource(images) if isinstance(images, Sequence) else images
+
+
+def _filled(batch: Batch, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without the rows that only fill up the last batch; NaN where an image could not be decoded."""
+    if batch.valid is None:
+        return values
+    values[~batch.valid] = np.nan
+    return values[batch.index >= 0]
 
 
 def _rows(batch: Batch, values: NDArray[np.float32]) -> Rows:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import ConfigError
-from unmask.evaluate.features import features_of
-from unmask.evaluate.inference import Images, Model
+from unmask.evaluate.features import Features, features_of
+from unmask.evaluate.inference import Images, Model, Pool
+from unmask.metrics import rank_of_true
 from unmask.report.progress import progress
 
 _QUERIES, _DATABASE = 1024, 16384
@@ -17,25 +18,39 @@ _QUERIES, _DATABASE = 1024, 16384
 
 
 def knn(
-    model: Model, train: Images, val: Images, *, k: int = 20, temperature: float = 0.07, cache: Path | None = None
+    model: Model,
+    train: Images,
+    val: Images,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    pool: Pool | None = None,
+    cache: Path | None = None,
 ) -> dict[str, float]:
     """`count`, `top1` and `top5` (shares) on `val`, of the classes of the `k` most similar training images.
 
     A neighbour of cosine similarity s votes for its class with weight exp(s / temperature). Images that cannot be
-    decoded neither vote nor count. `cache`: see `features_of`, as for errors.
+    decoded neither vote nor count. `pool`: see `Model.embed`; `cache`: see `features_of`, as for errors.
     """
     if k < 1 or temperature <= 0:
         raise ConfigError(f"k={k}, temperature={temperature}: both must be positive")
-    with features_of(model, train, val, cache) as (database, queries, classes):
-        similarity, index = nearest(queries.values, database.values, k, valid=database.labels >= 0)
-        neighbours = np.where(np.isfinite(similarity), database.labels[index], -1)
-        counted = np.flatnonzero(queries.labels >= 0)
-        hits = np.zeros(2)
-        for rows in np.array_split(counted, -(-len(counted) // _QUERIES)):
-            scores = vote(similarity[rows], neighbours[rows], classes, temperature)
-            ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-            right = (ranked == queries.labels[rows, None]) & (np.take_along_axis(scores, ranked, 1) > 0)
-            hits += [right[:, :1].sum(), right.sum()]
+    with features_of(model, train, val, cache, pool=pool) as (database, queries, classes):
+        return knn_of(database, queries, classes, k=k, temperature=temperature)
+
+
+def knn_of(
+    database: Features, queries: Features, classes: int, *, k: int = 20, temperature: float = 0.07
+) -> dict[str, float]:
+    """The same on features. Rows whose label is -1 neither vote nor count."""
+    similarity, index = nearest(queries.values, database.values, k, valid=database.labels >= 0)
+    neighbours = np.where(np.isfinite(similarity), database.labels[index], -1)
+    counted = np.flatnonzero(queries.labels >= 0)
+    hits = np.zeros(2)
+    for rows in np.array_split(counted, -(-len(counted) // _QUERIES)):
+        scores, labels = vote(similarity[rows], neighbours[rows], classes, temperature), queries.labels[rows]
+        voted = np.take_along_axis(scores, labels[:, None], 1)[:, 0] > 0
+        rank = rank_of_true(scores, labels)
+        hits += [(voted & (rank < 1)).sum(), (voted & (rank < 5)).sum()]
     top1, top5 = hits / len(counted)
     return {"count": float(len(counted)), "top1": float(top1), "top5": float(top5)}
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,7 +19,7 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
-from unmask.evaluate.inference import Images, Model, Rows, as_source
+from unmask.evaluate.inference import Images, Model, Pool, Rows, as_source
 from unmask.evaluate.resumable import Records, collect
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
@@ -50,7 +50,7 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
     if out is None:
         _write_csv(sys.stdout, _named(model, source, compute(0)), top)
         return
-    with _collected(model, source, out, "predict", dtype, compute) as records, _aside(out) as path:
+    with _collected(model, source, out, {"command": "predict"}, dtype, compute) as records, _aside(out) as path:
         chunks = _named(model, source, _chunks(records))
         if out.suffix == ".parquet":
             _write_predictions_parquet(path, chunks, top)
@@ -60,7 +60,7 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
     say(f"{len(source)} predictions in {out}")
 
 
-def write_embeddings(model: Model, images: Images, out: Path) -> None:
+def write_embeddings(model: Model, images: Images, out: Path, *, pool: Pool | None = None) -> None:
     """One feature vector per image, as Parquet (`file`, `embedding`) or .npy (N, width) float32 with `.names.txt`.
 
     An image that cannot be decoded has a vector of NaN. Killed on the way, the same call goes on from what is in
@@ -68,13 +68,16 @@ def write_embeddings(model: Model, images: Images, out: Path) -> None:
     """
     _check_suffix(out, (".parquet", ".npy"))
     source = as_source(images)
-    width = model.config.model.width
+    width = model.feature_width(pool)
     dtype = embedding_records(width)
 
     def compute(start: int) -> Iterator[Records]:
-        return embeddings(model, source, start)
+        return embeddings(model, source, start, pool)
 
-    with _collected(model, source, out, "embed", dtype, compute) as records, _aside(out) as path:
+    with (
+        _collected(model, source, out, {"command": "embed", "pool": pool}, dtype, compute) as records,
+        _aside(out) as path,
+    ):
         if out.suffix == ".parquet":
             _write_embeddings_parquet(path, source, records, width)
         else:
@@ -90,10 +93,10 @@ def embedding_records(width: int) -> np.dtype[np.void]:
     return np.dtype([("valid", "?"), ("embedding", "<f4", (width,))])
 
 
-def embeddings(model: Model, source: Source, start: int) -> Iterator[Records]:
+def embeddings(model: Model, source: Source, start: int, pool: Pool | None) -> Iterator[Records]:
     """Records of `embedding_records`, batch by batch, from image `start` on."""
-    dtype = embedding_records(model.config.model.width)
-    for rows in model.embed_batches(source, start):
+    dtype = embedding_records(model.feature_width(pool))
+    for rows in model.embed_batches(source, start, pool=pool):
         records = np.empty(len(rows.index), dtype)
         records["valid"], records["embedding"] = rows.valid, rows.values
         yield records
@@ -112,8 +115,8 @@ def write_evaluation(
     For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
     for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
     """
-    source, report = as_source(images, labels=model.config.task == "finetune"), None
-    if model.config.task == "finetune" and source.labels is not None:
+    source, report = as_source(images, labels=model.config.objective.labelled), None
+    if "logits" in model.objective.outputs and source.labels is not None:
         report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
     values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
     if out is None or model.rank != 0:
@@ -163,8 +166,9 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
     """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
     painted = model.reconstruct(spread(as_source(images), count))
-    note = f"{model.config.model.mask_ratio:.0%} masked"
-    if model.config.model.norm_pix_loss:
+    section = model.painting()
+    note = f"{section.mask_ratio:.0%} masked"
+    if section.norm_pix_loss:
         note += "; brightness and contrast of masked patches estimated from the visible ones"
     with _aside(out) as path:
         reconstruction_grid(painted.original, painted.masked, painted.reconstruction, painted.pasted, path, note=note)
@@ -176,15 +180,15 @@ def _collected(
     model: Model,
     source: Source,
     out: Path,
-    title: str,
+    job: Mapping[str, Any],
     dtype: np.dtype[np.void],
     compute: Callable[[int], Iterator[Records]],
 ) -> Generator[Records]:
     """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`."""
     folder = out.with_name(f"{out.name}.partial")
-    job = {"command": title, "model": model.fingerprint(), "images": source.fingerprint()}
+    job = {**job, "model": model.fingerprint(), "images": source.fingerprint()}
     size = min(model.batch_size, len(source))
-    records = collect(folder, job, dtype, len(source), compute, batch_size=size, title=title)
+    records = collect(folder, job, dtype, len(source), compute, batch_size=size, title=job["command"])
     yield records
     bad = np.flatnonzero(~records["valid"])
     bad_list = out.with_name(f"{out.name}.bad.txt")

@@ -44,18 +44,18 @@ def paint(
     prediction_BLP: NDArray[np.float32],
     batch: Batch,
     model: ModelConfig,
+    norm_pix_loss: bool,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Reconstruction:
-    """Turn the decoder's output (`Engine.predict_patches`) into pictures, from visible pixels alone.
+    """Turn the decoder's output (`reconstruction`) into pictures, from visible pixels alone.
 
     With `norm_pix_loss` the decoder tells the structure of a patch but neither its brightness nor its contrast. Those
     are taken from the visible patches around, weighted by inverse squared distance; the true statistics of a masked
     patch, which the official demo uses, are pixels the model did not see.
     """
-    if batch.ids_keep is None or batch.ids_mask is None:
-        raise ValueError("the batch has no mask")
-    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
+    ids_keep, ids_mask = batch.inputs["ids_keep"], batch.inputs["ids_mask"]
+    order = np.concatenate([ids_keep, ids_mask], axis=1)[:, :, None]
     prediction = np.empty_like(prediction_BLP)
     np.put_along_axis(prediction, order, prediction_BLP, axis=1)  # into image order
 
@@ -63,14 +63,14 @@ def paint(
     repeat = model.patch_dim // model.channels
     channel_mean, channel_std = np.tile(mean, repeat), np.tile(std, repeat)
     normalized = (original / FULL_RANGE[original.dtype.name] - channel_mean) / channel_std
-    if model.norm_pix_loss:
-        patch_mean, patch_std = _visible_statistics(normalized, batch.ids_keep, model.grid)
+    if norm_pix_loss:
+        patch_mean, patch_std = _visible_statistics(normalized, ids_keep, model.grid)
         prediction = prediction * patch_std + patch_mean
     painted = to_dtype((prediction * channel_std + channel_mean) * FULL_RANGE[original.dtype.name], original.dtype)
     original, painted = (visible(pixels, channel_mean, channel_std) for pixels in (original, painted))
 
     kept = np.zeros((*original.shape[:2], 1), bool)
-    np.put_along_axis(kept, batch.ids_keep[:, :, None], True, axis=1)
+    np.put_along_axis(kept, ids_keep[:, :, None], True, axis=1)
     versions = (
         original,
         np.where(kept, original, np.uint8(MASK_GREY)),

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from unmask.checkpoint.folder import CHECKSUMS, read_meta, read_weights
+from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
 from unmask.checkpoint.store import first_good
 from unmask.checkpoint.tensors import read_tensors
+from unmask.config.load import check_config, to_dict
 from unmask.engines.base import Tensors
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
 from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
-from unmask.models.parameters import fold_head_norm
+from unmask.objectives.base import create_objective
 
 __all__ = ["Format", "StoredModel", "read_model", "write_model"]
 
@@ -76,4 +77,13 @@ def _read_ours(folder: Path) -> StoredModel:
     meta = read_meta(folder)
     config = meta.get("config")
     model, class_names = stated(folder, meta, config.get("model") if isinstance(config, dict) else None)
-    return StoredModel(fold_head_norm(read_weights(folder)), model, class_names, "unmask", config)
+    weights, buffers = read_weights(folder), read_buffers(folder)
+    try:
+        checked = check_config(config or {})
+        weights, section = create_objective(checked).finished(weights, buffers)
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"{folder} is of a run that this version cannot read: {error}") from error
+    objective = section.model_dump(mode="json")
+    # Other formats have these among the fields of the model.
+    model = model | {name: objective[name] for name in ("mask_ratio", "norm_pix_loss") if name in objective}
+    return StoredModel(weights, model, class_names, "unmask", {**to_dict(checked), "objective": objective})

@@ -13,9 +13,8 @@ from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.interchange.stored_model import fields_from_shapes
-from unmask.models.parameters import parameter_shapes
+from unmask.models.parameters import encoder_shapes, norm_shapes
 
-_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 _MUST_AGREE = ("channels", "width", "depth", "heads", "mlp_ratio")
 
 
@@ -42,8 +41,8 @@ def adapt_encoder(
         raise _misfit(source, problems)
     expected = {
         name: shape
-        for name, shape in parameter_shapes(model, "pretrain").items()
-        if name.startswith(_ENCODER) and not (model.pool == "mean" and name.startswith("norm."))
+        for name, shape in (encoder_shapes(model) | norm_shapes("norm", model.width)).items()
+        if not (model.pool == "mean" and name.startswith("norm."))
     }
     encoder = {name: weights[name] for name in expected if name in weights}
     if "pos_embed" in encoder:

@@ -23,7 +23,8 @@ from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import Naming
 from unmask.interchange.stored_model import StoredModel, as_float32, mlp_ratio
 from unmask.interchange.torch_file import TorchFile
-from unmask.models.parameters import parameter_shapes
+from unmask.objectives.classify import Classification, ClassifySection
+from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
 _NAMING = Naming(
     outside={
@@ -66,13 +67,12 @@ _FIELDS = {
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
 }
-_MAE_FIELDS = {
+_DECODER_FIELDS = {
     "decoder_width": "decoder_hidden_size",
     "decoder_depth": "decoder_num_hidden_layers",
     "decoder_heads": "decoder_num_attention_heads",
-    "mask_ratio": "mask_ratio",
-    "norm_pix_loss": "norm_pix_loss",
 }
+_MAE_FIELDS = {**_DECODER_FIELDS, "mask_ratio": "mask_ratio", "norm_pix_loss": "norm_pix_loss"}
 _ARCHITECTURES = {"vit_mae": "ViTMAEForPreTraining", "vit": "ViTForImageClassification"}
 _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 """What a model must have to be ours, in any of the ways config.json says it; these are also the defaults."""
@@ -109,10 +109,12 @@ def write_transformers(
             raise CheckpointError(f"the number of attention heads is not known: the source does not tell {needed}")
     classes = None if mae else len(weights["head.weight"])
     checked = _checked("the model", {**model, "num_classes": classes, "pool": "cls"})
-    check_names_and_shapes(parameter_shapes(checked, "pretrain" if mae else "finetune"), EngineState(weights), ())
+    mae_section = MaeSection(**{name: model[name] for name in ("mask_ratio", "norm_pix_loss") if mae and name in model})
+    objective = MaskedAutoencoding(checked, mae_section) if mae else Classification(checked, ClassifySection())
+    check_names_and_shapes(objective.shapes(), EngineState(weights), ())
     if mae and checked.grid[0] != checked.grid[1]:
         raise CheckpointError(f"transformers' ViTMAE is square; this one has image_size={list(checked.image_size)}")
-    config = _config_json(checked, mae, class_names)
+    config = _config_json(checked, mae_section if mae else None, class_names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "model.safetensors") as aside:
@@ -137,7 +139,7 @@ def _check_architecture(path: Path, config: dict[str, Any]) -> bool:
 def _read_fields(path: Path, config: dict[str, Any], mae: bool) -> dict[str, Any]:
     names = _FIELDS | (_MAE_FIELDS if mae else {})
     # What config.json leaves out has transformers' default, which is ViT-B/16 as ours is, but for norm_pix_loss.
-    defaults = {**ModelConfig.model_validate({}).model_dump(), "norm_pix_loss": False}
+    defaults = {**ModelConfig().model_dump(), "mask_ratio": 0.75, "norm_pix_loss": False}
     model: dict[str, Any] = {ours: config.get(theirs, defaults[ours]) for ours, theirs in names.items()}
     if isinstance(model["patch_size"], list) and len(set(model["patch_size"])) == 1:
         model["patch_size"] = model["patch_size"][0]
@@ -159,7 +161,9 @@ def _read_fields(path: Path, config: dict[str, Any], mae: bool) -> dict[str, Any
 
 def _checked(what: str, model: Mapping[str, Any]) -> ModelConfig:
     try:
-        return ModelConfig.model_validate(model)
+        return ModelConfig.model_validate(
+            {key: value for key, value in model.items() if key in ModelConfig.model_fields}
+        )
     except ValidationError as error:
         flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
         raise CheckpointError(f"{what} is not one of ours: {flaws}") from error
@@ -186,9 +190,9 @@ def _class_names(path: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
 
-def _config_json(model: ModelConfig, mae: bool, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _config_json(model: ModelConfig, mae: MaeSection | None, class_names: Sequence[str] | None) -> dict[str, Any]:
     kind = "vit_mae" if mae else "vit"
-    fields = _FIELDS | (_MAE_FIELDS if mae else {})
+    fields = _FIELDS | (_DECODER_FIELDS if mae else {})
     config: dict[str, Any] = {"architectures": [_ARCHITECTURES[kind]], "model_type": kind, **_FIXED}
     config |= {theirs: getattr(model, ours) for ours, theirs in fields.items()}
     height, width = model.image_size
@@ -200,6 +204,7 @@ def _config_json(model: ModelConfig, mae: bool, class_names: Sequence[str] | Non
         "attention_probs_dropout_prob": 0.0,
     }
     if mae:
+        config |= {"mask_ratio": mae.mask_ratio, "norm_pix_loss": mae.norm_pix_loss}
         return {**config, "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio)}
     names = class_names or [f"LABEL_{i}" for i in range(model.num_classes or 0)]
     if len(names) != model.num_classes:

@@ -17,13 +17,14 @@ from unmask.data.rng import Op, generator
 
 Shapes = dict[str, tuple[int, ...]]
 Weights = dict[str, NDArray[np.float32]]
+Tensors = dict[str, NDArray[Any]]
 
 POSITIONS = frozenset({"pos_embed", "decoder_pos_embed"})
 """Position embeddings, which start as sines and cosines; while pretraining they stay that."""
 
 
 def encoder_shapes(model: ModelConfig) -> Shapes:
-    """Name and shape of every weight of the Vision Transformer before its last norm, in the order of the forward pass."""
+    """Every weight of the Vision Transformer up to its last norm, in the order of the forward pass."""
     D = model.width
     shapes: Shapes = {
         "cls_token": (1, 1, D),

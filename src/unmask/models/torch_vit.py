@@ -7,8 +7,8 @@ Nothing here is random. The MindSpore twin has the same names in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ class Linear(nn.Linear):
         nn.init.constant_(self.weight, torch.nan)
         nn.init.constant_(self.bias, torch.nan)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -42,8 +42,9 @@ class LayerNorm(nn.LayerNorm):
         nn.init.constant_(self.weight, torch.nan)
         nn.init.constant_(self.bias, torch.nan)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -256,7 +257,7 @@ class VisionTransformer(nn.Module):
         wanted = [range(len(self.blocks))[number] for number in blocks]
         x = self._embed(x_BLP, None)
         maps: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+        for number, block in enumerate(cast("Iterable[Block]", self.blocks[: max(wanted) + 1])):
             if number in wanted:
                 maps[number] = block.attn.weights(block.norm1(x))
             if number < max(wanted):

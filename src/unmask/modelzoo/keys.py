@@ -223,8 +223,8 @@ TABLE: Mapping[str, Rule] = {
     "decoder_num_heads": _to("model.decoder_heads"),
     "decoder_dim": _to("model.decoder_width"),
     "mlp_ratio": _to("model.mlp_ratio"),
-    "masking_ratio": _to("model.mask_ratio"),
-    "norm_pixel_loss": _to("model.norm_pix_loss"),  # read by the model zoo, but never handed to its model
+    "masking_ratio": _to("objective.mask_ratio"),
+    "norm_pixel_loss": _to("objective.norm_pix_loss"),  # read by the model zoo, but never handed to its model
     "patch_size": _to("model.patch_size"),
     "image_size": _to("model.image_size"),
     "num_classes": _to("model.num_classes"),

@@ -45,14 +45,16 @@ def load_modelzoo(path: str | Path, options: Sequence[str], command: Command) ->
             settings |= outcome
             where = f"{entry.origin}: {entry.spelled}" if name in TABLE else entry.origin
             origins |= dict.fromkeys(outcome, where)
-    config = check_config(_nested({**settings, "task": "pretrain" if command == "pretrain" else "finetune"}), origins)
+    config = check_config(
+        _nested({**settings, "objective.name": "mae" if command == "pretrain" else "classify"}), origins
+    )
     rows = [(entry.spelled, str(entry.value), _describe(outcome, settings)) for entry, outcome in outcomes]
     if "engine" not in flat.entries:
         rows.insert(0, ("engine", "", f"-> engine={flat.engine}, {flat.engine_reason}"))
     return Translation(config, settings, rows)
 
 
-_OURS = tuple(key for key in known_keys() if key != "task")
+_OURS = tuple(key for key in known_keys() if key != "objective.name")
 
 
 def _read(path: Path, options: Sequence[str]) -> dict[str, Entry]:

@@ -13,15 +13,38 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from unmask import plugins
 from unmask.config.schema import Config, ModelConfig, ObjectiveSection, OptimizerConfig
 from unmask.data.batch import Batch, Needs
-from unmask.models.parameters import POSITIONS, Shapes, Weights, draw
+from unmask.models.parameters import POSITIONS, Shapes, Tensors, Weights, draw
 from unmask.schedules import layer_of
 
 READ_OUTS: Mapping[str, tuple[str, ...]] = {"features": (), "patch_features": (), "attention": ()}
 """What can be asked of every network."""
+
+
+class PaintingSection(ObjectiveSection):
+    """Of objectives that hide patches and paint them: those whose networks have the output `reconstruction`."""
+
+    task: ClassVar = "pretrain"
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    """Share of the patches that is hidden from the encoder."""
+    norm_pix_loss: bool = True
+    """Each patch is compared after it was brought to mean 0 and variance 1."""
+
+    def num_keep(self, model: ModelConfig) -> int:
+        """Patches the encoder sees."""
+        return int(model.num_patches * (1 - self.mask_ratio))
+
+    def check(self, config: Config) -> None:
+        keep, patches = self.num_keep(config.model), config.model.num_patches
+        if not 0 < keep < patches:
+            raise ValueError(
+                f"objective.mask_ratio={self.mask_ratio} keeps {keep} of {patches} patches; "
+                "at least one must be kept and one masked"
+            )
 
 
 class Objective(ABC):
@@ -73,6 +96,10 @@ class Objective(ABC):
     def hyper(self, step: int, total_steps: int) -> Mapping[str, float]:
         """Values that change from step to step, beside the learning rate; the network's loss takes them by name."""
         return {}
+
+    def finished(self, weights: Tensors, buffers: Tensors) -> tuple[Tensors, ObjectiveSection]:
+        """The network as it is used once training is over, and the section of the objective that it then has."""
+        return weights, self.section
 
     def sums(self, values: NDArray[np.float32], batch: Batch) -> dict[str, float]:
         """Figures of the `evaluated` output, summed over the valid rows of a batch; `count` is among them."""

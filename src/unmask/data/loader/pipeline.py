@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import Arrays, Batch, Needs
 from unmask.data.loader.ring import Ring
-from unmask.data.loader.samples import Arrays, EvalSamples, Samples, Task, TrainSamples
+from unmask.data.loader.samples import EvalSamples, Samples, TrainSamples
 from unmask.data.sources.base import Source
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ class WorkerError(DataError):
 def train_batches(
     source: Source,
     *,
-    task: Task,
+    needs: Needs,
     model: ModelConfig,
     data: DataConfig,
     augment: AugmentConfig,
@@ -77,17 +77,18 @@ def train_batches(
             f"mixup and cutmix mix pairs of images, but train.batch_size={batch_size} over {world} processes x "
             f"train.accumulate={accumulate} makes micro-batches of {batch_size // (world * accumulate)}; make them even"
         )
-    samples = TrainSamples(source, task, model, data, seed, augment, batch_size)
+    samples = TrainSamples(source, needs, model, data, seed, augment, batch_size)
     share = batch_size // world
     first = start_step * batch_size + rank * share
     buffer = _Buffer(samples.image_bytes, data.workers)
-    return _steps(_Parts(samples, first, batch_size, share, accumulate, stop_step - start_step, buffer.rows), buffer)
+    steps = range(start_step, stop_step)
+    return _steps(_Parts(samples, first, batch_size, share, accumulate, steps, buffer.rows), buffer)
 
 
 def eval_batches(
     source: Source,
     *,
-    task: Task,
+    needs: Needs,
     model: ModelConfig,
     data: DataConfig,
     seed: int,
@@ -98,13 +99,13 @@ def eval_batches(
     """Every image once, in order; the end is filled up with rows whose `valid` is False and `index` is -1.
 
     Of `world` processes, this one gets every `world`-th batch; all get as many.
-    For pretraining each image gets the mask of epoch 0. Raises as `train_batches`, but an image that cannot be decoded
-    only becomes a row that is not valid.
+    Each image gets the inputs of epoch 0, such as its mask. Raises as `train_batches`, but an image that cannot be
+    decoded only becomes a row that is not valid.
     """
-    samples = EvalSamples(source, task, model, data, seed)
+    samples = EvalSamples(source, needs, model, data, seed)
     stride = world * batch_size
     buffer = _Buffer(samples.image_bytes, data.workers)
-    steps = -(-len(source) // stride)
+    steps = range(-(-len(source) // stride))
     return _singles(_steps(_Parts(samples, rank * batch_size, stride, batch_size, 1, steps, buffer.rows), buffer))
 
 
@@ -120,7 +121,7 @@ class _Parts:
     share: int
     """Rows of a step that are made here."""
     accumulate: int
-    steps: int
+    steps: range
     rows: int
     """Most rows in a part."""
 
@@ -135,7 +136,7 @@ class _Parts:
         return -(-self.micro // self.rows)
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate * self.per_micro
+        return len(self.steps) * self.accumulate * self.per_micro
 
     def positions(self, index: int) -> range:
         """Of the rows of a part, in the stream of samples."""
@@ -180,7 +181,20 @@ def _singles(steps: Generator[list[Batch]]) -> Generator[Batch]:
 
 
 def _steps(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
+    if len(parts) == 1:
+        return _directly(parts)
     return _by_processes(parts, buffer) if buffer.workers else _by_threads(parts, buffer)
+
+
+def _directly(parts: _Parts) -> Generator[list[Batch]]:
+    """A part that is the only one is made here: to start threads takes longer."""
+
+    def take(index: int, out: NDArray[Any]) -> Arrays:
+        arrays = parts.samples(parts.positions(index), out)
+        del arrays["images"]
+        return arrays
+
+    yield from _batches(parts, take)
 
 
 def _by_threads(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
@@ -223,18 +237,23 @@ def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
 
 def _batches(parts: _Parts, take: Callable[[int, NDArray[Any]], Arrays]) -> Generator[list[Batch]]:
     """`take` writes the images of a part into the second argument, and returns the other arrays."""
-    for step in range(parts.steps):
-        yield [_batch(parts, step * parts.accumulate + micro, take) for micro in range(parts.accumulate)]
+    needs, seed = parts.samples.needs, parts.samples.seed
+    for number, step in enumerate(parts.steps):
+        shared = {} if needs.step is None else needs.step(seed, step)
+        micro_batches = range(number * parts.accumulate, (number + 1) * parts.accumulate)
+        yield [_batch(parts, micro, shared, take) for micro in micro_batches]
 
 
-def _batch(parts: _Parts, micro: int, take: Callable[[int, NDArray[Any]], Arrays]) -> Batch:
+def _batch(parts: _Parts, micro: int, shared: Arrays, take: Callable[[int, NDArray[Any]], Arrays]) -> Batch:
     samples = parts.samples
     images = np.empty((parts.micro, *samples.shape), samples.data.dtype)
     starts = range(0, parts.micro, parts.rows)
     others = [
         take(micro * parts.per_micro + part, images[start : start + parts.rows]) for part, start in enumerate(starts)
     ]
-    return Batch(images, **{name: np.concatenate([arrays[name] for arrays in others]) for name in others[0]})
+    arrays = {name: np.concatenate([each[name] for each in others]) for name in others[0]}
+    own = {name: arrays.pop(name) for name in ("index", "labels", "valid", "bad") if name in arrays}
+    return Batch(images, inputs=arrays | shared, **own)
 
 
 class _Buffer:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,13 @@ from numpy.typing import NDArray
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.augment.crop import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
 from unmask.data.augment.mixing import Mixing, class_targets
+from unmask.data.batch import Arrays, ClassTargets, Needs
 from unmask.data.decode.picture import Picture
 from unmask.data.decode.raster import Raster, open_image
 from unmask.data.loader.order import sample_at
-from unmask.data.masking import keep_path, random_mask
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError
-
-Task = Literal["pretrain", "finetune"]
-Arrays = dict[str, NDArray[Any]]
-"""Fields of a Batch."""
 
 _REPLACEMENTS = 20
 """Samples tried in place of a bad one before the data as a whole counts as unusable."""
@@ -39,26 +35,30 @@ class Samples(ABC):
     """What training and evaluation share."""
 
     source: Source
-    task: Task
+    needs: Needs
     model: ModelConfig
     data: DataConfig
     seed: int
 
     @abstractmethod
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
-        """What is at these positions of the stream; with `out` (rows, H, W, C), images are made in its first rows."""
+        """What is at these positions of the stream: `images`, `index`, `labels`, `valid`, `bad`, and inputs by name.
+
+        With `out` (rows, *shape), images are made in its first rows.
+        """
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of an image: (H, W, C)."""
-        return *self.model.image_size, self.model.channels
+    def shape(self) -> tuple[int, ...]:
+        """Of a row of images: (H, W, C), or (V, H, W, C) of several views."""
+        views = () if self.needs.views == 1 else (self.needs.views,)
+        return *views, *self.model.image_size, self.model.channels
 
     @property
     def image_bytes(self) -> int:
         return math.prod(self.shape) * np.dtype(self.data.dtype).itemsize
 
     def _images(self, count: int, out: NDArray[Any] | None) -> NDArray[Any]:
-        """(count, H, W, C) to be written to."""
+        """(count, *shape) to be written to."""
         return np.empty((count, *self.shape), self.data.dtype) if out is None else out[:count]
 
     def _picture(self, index: int) -> Picture | Raster:
@@ -75,12 +75,24 @@ class Samples(ABC):
     def _label_sets(self) -> NDArray[np.bool_] | None:
         return getattr(self.source, "label_sets", None)  # of lists that give several classes an image
 
-    def _masks(self, keys: Sequence[tuple[int, int]]) -> Arrays:
-        """Masks for (epoch, index) pairs."""
-        model = self.model
-        rngs = (generator(self.seed, *key, Op.MASK) for key in keys)
-        masks = [random_mask(rng, model.num_patches, model.num_keep) for rng in rngs]
-        return {"ids_keep": np.stack([keep for keep, _ in masks]), "ids_mask": np.stack([mask for _, mask in masks])}
+    def _inputs(self, keys: Sequence[tuple[int, int]]) -> Arrays:
+        """Inputs of these rows, (epoch, index) pairs; (rows, ...), or (rows, V, ...) of several views."""
+        if not self.needs.rows:
+            return {}
+        views = range(self.needs.views)
+        rows = [[self._input(epoch, index, view) for view in views] for epoch, index in keys]
+        if len(views) == 1:
+            return {name: np.stack([row[0][name] for row in rows]) for name in rows[0][0]}
+        return {name: np.stack([np.stack([view[name] for view in row]) for row in rows]) for name in rows[0][0]}
+
+    def _input(self, epoch: int, index: int, view: int) -> Arrays:
+        def draw(op: Op) -> np.random.Generator:
+            return generator(self.seed, epoch, index, op, view)
+
+        arrays: Arrays = {}
+        for make in self.needs.rows:
+            arrays |= make(draw)
+        return arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +105,8 @@ class TrainSamples(Samples):
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
-        if self.task == "finetune" and (labels := self._labels(np.zeros(1, np.int64))) is not None:
-            self._targets(labels)
+        if self.needs.targets is not None and (labels := self._labels(np.zeros(1, np.int64))) is not None:
+            self._targets(labels, self.needs.targets)
 
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
         """Raises DataError when one image after the other cannot be decoded."""
@@ -107,34 +119,30 @@ class TrainSamples(Samples):
         for row, (epoch, index) in enumerate(keys):
             shown[row] = self._fill(images[row], epoch, index, bad, picture)
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
-        if self.task == "pretrain":
-            return arrays | self._masks(keys)
-        if (labels := self._labels(shown)) is not None:
-            arrays |= {"labels": labels, "targets": self._targets(labels)}
+        arrays |= self._inputs(keys)
+        if self.needs.targets is not None and (labels := self._labels(shown)) is not None:
+            arrays |= {"labels": labels, "targets": self._targets(labels, self.needs.targets)}
             if self.augment.mixes:
                 Mixing(self.augment, self.seed, self.batch_size)(positions, images, arrays["targets"])
-        if self.model.drop_path > 0:
-            rngs = (generator(self.seed, *key, Op.DROP_PATH) for key in keys)
-            arrays["keep_path"] = np.stack([keep_path(rng, self.model.depth, self.model.drop_path) for rng in rngs])
         return arrays
 
-    def _targets(self, labels: NDArray[Any]) -> NDArray[np.float32]:
-        if self.model.num_classes is None:
+    def _targets(self, labels: NDArray[Any], wanted: ClassTargets) -> NDArray[np.float32]:
+        if wanted.num_classes is None:
             raise ConfigError("model.num_classes is not set")
-        targets = class_targets(labels, self.model.num_classes, self.augment.label_smoothing)
+        targets = class_targets(labels, wanted.num_classes, self.augment.label_smoothing)
         return targets if self._class_weights is None else targets * self._class_weights
 
     @cached_property
     def _class_weights(self) -> NDArray[np.float32] | None:
         """(num_classes,)."""
-        weights, classes = self.data.class_weights, self.model.num_classes
-        if weights is None or self.source.labels is None:
+        if (wanted := self.needs.targets) is None or self.source.labels is None or wanted.class_weights is None:
             return None
+        weights, classes = wanted.class_weights, wanted.num_classes
         if weights == "balanced":
             images = np.bincount(self.source.labels, minlength=classes or 0)
             return (images.sum() / np.count_nonzero(images) / np.maximum(images, 1)).astype(np.float32)
         if len(weights) != classes:
-            raise ConfigError(f"data.class_weights has {len(weights)} values for {classes} classes")
+            raise ConfigError(f"objective.class_weights has {len(weights)} values for {classes} classes")
         return np.array(weights, np.float32)
 
     @cached_property
@@ -144,11 +152,13 @@ class TrainSamples(Samples):
     def _fill(
         self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
     ) -> int:
-        """Write one training image; returns its index, which is another than asked for when that one is bad."""
+        """Write the views of one training image; returns its index, another than asked for when that one is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
             try:
-                out[:] = self._crop(picture(candidate), epoch, candidate)
+                opened = picture(candidate)
+                for view, pixels in enumerate(out if self.needs.views > 1 else [out]):
+                    pixels[:] = self._crop(opened, epoch, candidate, view)
             except DataError as error:
                 bad.append(candidate)
                 reason = f"{printable(self.source.name(candidate))}: {error}"
@@ -161,17 +171,19 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.REPLACE)
         yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
 
-    def _crop(self, picture: Picture | Raster, epoch: int, index: int) -> NDArray[Any]:
+    def _crop(self, picture: Picture | Raster, epoch: int, index: int, view: int) -> NDArray[Any]:
+        def draw(op: Op) -> np.random.Generator:
+            return generator(self.seed, epoch, index, op, view)
+
         data = self.data
-        rng = generator(self.seed, epoch, index, Op.CROP)
-        box = random_resized_crop_box(rng, (picture.height, picture.width), data.crop_scale, data.crop_ratio)
-        flip = generator(self.seed, epoch, index, Op.FLIP).random() < data.flip
+        box = random_resized_crop_box(draw(Op.CROP), (picture.height, picture.width), data.crop_scale, data.crop_ratio)
+        flip = draw(Op.FLIP).random() < data.flip
         pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
-        return self._augmentation(pixels, lambda op: generator(self.seed, epoch, index, op))
+        return self._augmentation(pixels, draw)
 
 
 class EvalSamples(Samples):
-    """In order, centre-cropped; rows past the end and images that cannot be decoded are not valid."""
+    """In order, centre-cropped, one view each; rows past the end and images that cannot be decoded are not valid."""
 
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
         images = self._images(len(positions), out)
@@ -186,9 +198,8 @@ class EvalSamples(Samples):
                 valid[row] = False
         images[~valid] = 0
         arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
-        if self.task == "pretrain":
-            return arrays | self._masks([(0, position) for position in positions])
-        if (labels := self._labels(np.maximum(index, 0))) is not None:
+        arrays |= self._inputs([(0, position) for position in positions])
+        if self.needs.targets is not None and (labels := self._labels(np.maximum(index, 0))) is not None:
             arrays["labels"] = labels
         return arrays
 

@@ -51,7 +51,7 @@ class _Loss(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.forward = network.loss
+        self.forward: Any = network.loss
 
 
 def sum_over_processes(values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:

@@ -29,9 +29,13 @@ class LabelledSection(ObjectiveSection):
 
 
 class ClassifySection(LabelledSection):
-    name: Literal["classify"] = "classify"
+    name: str = "classify"
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+
+    @property
+    def takes_several_classes(self) -> bool:
+        return self.loss == "bce"
 
     def check(self, config: Config) -> None:
         super().check(config)

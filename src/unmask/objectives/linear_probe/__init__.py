@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import Config, OptimizerConfig
-from unmask.models.parameters import Shapes
-from unmask.objectives.classify import Classification, LabelledSection
+from unmask.config.schema import Config, ObjectiveSection, OptimizerConfig
+from unmask.models.parameters import Shapes, Tensors
+from unmask.objectives.classify import Classification, ClassifySection, LabelledSection
 
 EPS = 1e-6
 """Of the BatchNorm."""
 
 
 class LinearProbeSection(LabelledSection):
-    name: Literal["linear_probe"] = "linear_probe"
+    name: str = "linear_probe"
 
     def check(self, config: Config) -> None:
         super().check(config)
@@ -40,13 +38,10 @@ class LinearProbe(Classification):
     def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
         return name.startswith("head.")
 
-
-def fold_head_norm(weights: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A trained linear probe as a plain classifier: its BatchNorm becomes part of the head. Others stay as they are."""
-    if "head_norm.running_mean" not in weights:
-        return weights
-    mean, var = weights["head_norm.running_mean"], weights["head_norm.running_var"]
-    weight = (weights["head.weight"] / np.sqrt(var + EPS)).astype(np.float32)
-    bias = (weights["head.bias"] - weight @ mean).astype(np.float32)
-    plain = {name: tensor for name, tensor in weights.items() if not name.startswith("head_norm.")}
-    return plain | {"head.weight": weight, "head.bias": bias}
+    def finished(self, weights: Tensors, buffers: Tensors) -> tuple[Tensors, ObjectiveSection]:
+        """A plain classifier: the BatchNorm becomes part of the head."""
+        tensors = weights | buffers  # earlier versions had the statistics among the weights
+        mean, var = tensors.pop("head_norm.running_mean"), tensors.pop("head_norm.running_var")
+        weight = (tensors["head.weight"] / np.sqrt(var + EPS)).astype(np.float32)
+        bias = (tensors["head.bias"] - weight @ mean).astype(np.float32)
+        return tensors | {"head.weight": weight, "head.bias": bias}, ClassifySection()

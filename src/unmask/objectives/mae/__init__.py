@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from unmask.config.schema import Config, ModelConfig, ObjectiveSection
+from unmask.config.schema import ModelConfig
 from unmask.data.batch import Batch, Needs
 from unmask.data.masking import RandomMask
 from unmask.models.parameters import Shapes, block_shapes, encoder_shapes, linear_shapes, norm_shapes
-from unmask.objectives.base import READ_OUTS, Objective, valid_rows
+from unmask.objectives.base import READ_OUTS, Objective, PaintingSection, valid_rows
 
 
-class MaeSection(ObjectiveSection):
-    task: ClassVar = "pretrain"
-    name: Literal["mae"] = "mae"
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
-    """Share of the patches that is hidden from the encoder."""
-    norm_pix_loss: bool = True
-    """Each patch is compared after it was brought to mean 0 and variance 1."""
-
-    def num_keep(self, model: ModelConfig) -> int:
-        """Patches the encoder sees."""
-        return int(model.num_patches * (1 - self.mask_ratio))
-
-    def check(self, config: Config) -> None:
-        keep, patches = self.num_keep(config.model), config.model.num_patches
-        if not 0 < keep < patches:
-            raise ValueError(
-                f"objective.mask_ratio={self.mask_ratio} keeps {keep} of {patches} patches; "
-                "at least one must be kept and one masked"
-            )
+class MaeSection(PaintingSection):
+    name: str = "mae"
 
 
 class MaskedAutoencoding(Objective):

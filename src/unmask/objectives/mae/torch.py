@@ -1,4 +1,4 @@
-"""The masked autoencoder in PyTorch (He et al. 2021). The MindSpore twin beside it has the same names in the same order.
+"""The masked autoencoder in PyTorch (He et al. 2021). The MindSpore twin has the same names in the same order.
 
 Shapes as in `unmask.models.torch_vit`, and M = L - K masked patches, E decoder width.
 """
