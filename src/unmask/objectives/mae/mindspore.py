@@ -1,4 +1,4 @@
-"""The masked autoencoder in MindSpore (He et al. 2021). The PyTorch twin beside it has the same names in the same order.
+"""The masked autoencoder in MindSpore (He et al. 2021). The PyTorch twin has the same names in the same order.
 
 Shapes as in `unmask.models.mindspore_vit`, and M = L - K masked patches, E decoder width.
 """
