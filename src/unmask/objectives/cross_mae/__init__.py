@@ -1,4 +1,4 @@
-"""CrossMAE: mask tokens read what is hidden out of the visible tokens, each by itself (Fu et al. 2024, arXiv 2401.14391).
+"""CrossMAE: each mask token by itself reads out of the visible tokens (Fu et al. 2024, arXiv 2401.14391).
 
 As in the paper: a decoder of cross-attention and MLP alone, which takes the encoder's width for its keys and values; a
 part of the hidden patches is predicted; each decoder block looks at its own learned sum of what the encoder's blocks

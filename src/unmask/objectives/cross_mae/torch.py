@@ -69,17 +69,20 @@ class CrossMaskedAutoencoder(MaskedAutoencoder):
         self.decoder_blocks = nn.ModuleList([CrossBlock(E, D, model.decoder_heads, hidden) for _ in range(J)])
 
     def encode_kept(self, patches_BLP: Tensor, ids_keep: Tensor) -> Tensor:
-        """What each decoder block attends to, (J, B, 1 + K, D), or (1, B, 1 + K, D) for all of them."""
+        """What each decoder block attends to: (J, B, 1 + K, D)."""
         x = self._embed(self.normalize(select(patches_BLP, ids_keep)).to(self.dtype), ids_keep)
         features = [x]
         for block in self.blocks:
-            features.append(block(features[-1]))
-        return self.norm(features[-1][None] if self.decoder_features is None else self.decoder_features(features))
+            x = block(x)
+            features.append(x)
+        if self.decoder_features is None:
+            return self.norm(x).expand(len(self.decoder_blocks), -1, -1, -1)
+        return self.norm(self.decoder_features(features))
 
     def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
-        """Prediction of the last `queries` patches in the order [kept, masked], from what `encode_kept` gives."""
+        """Prediction of the last `queries` patches in the order [kept, masked]; `x_BTD` is what `encode_kept` gives."""
         ids = torch.cat([ids_keep_BK, ids_mask_BM], dim=1)[:, -queries:]
         x = (self.mask_token + self.decoder_pos_embed[0, 1:][ids]).to(x_BTD.dtype)
         for i, block in enumerate(self.decoder_blocks):
-            x = block(x, x_BTD[i % len(x_BTD)])
+            x = block(x, x_BTD[i])
         return self.decoder_pred(self.decoder_norm(x))

@@ -82,7 +82,11 @@ class ViewAgreement(Objective):
     section: LeJepaSection
 
     def shapes(self) -> Shapes:
-        return encoder_shapes(self.model) | norm_shapes("norm", self.model.width) | projector_shapes(self.model, self.section)
+        return (
+            encoder_shapes(self.model)
+            | norm_shapes("norm", self.model.width)
+            | projector_shapes(self.model, self.section)
+        )
 
     def needs(self, *, training: bool) -> Needs:
         section = self.section

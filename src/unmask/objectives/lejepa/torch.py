@@ -50,16 +50,15 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         self.gaussian_weight, self.agreement_weight = section.gaussian_weight, section.agreement_weight
         self.projector = Projector(model.width, section)
 
-    def loss(
-        self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
-    ) -> dict[str, Tensor]:
+    def loss(self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor) -> dict[str, Tensor]:
         patches = patchify(pixels_BVHWC.flatten(0, 1), self.patch_size)
         ids_keep, ids_mask = ids_keep.flatten(0, 1), ids_mask.flatten(0, 1)
         x = self.encode_kept(patches, ids_keep)
         reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
         projections = self.projector(self.pooled(x, self.pool)).unflatten(0, pixels_BVHWC.shape[:2])
         agreed = agreement(projections, directions, self.gaussian_weight)
-        return {**agreed, "reconstruction": reconstruction, "loss": reconstruction + self.agreement_weight * agreed["loss"]}
+        loss = reconstruction + self.agreement_weight * agreed["loss"]
+        return {**agreed, "loss": loss, "reconstruction": reconstruction}
 
 
 def agreement(projections_BVZ: Tensor, directions_ZS: Tensor, gaussian_weight: float) -> dict[str, Tensor]:
