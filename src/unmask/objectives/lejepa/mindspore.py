@@ -41,15 +41,14 @@ class Agreement(Cell):
         self.epps_pulley = EppsPulley()
         self.matmul: Any = ops.MatMul()
 
-    def construct(self, projections_NZ: Tensor, views: int, directions_ZS: Tensor) -> dict[str, Tensor]:
-        """The loss of LeJEPA and its terms, in fp32; rows are the images' views, image by image."""
+    def construct(self, projections_NZ: Tensor, views: int, directions_ZS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of LeJEPA, its invariance and its gaussian, in fp32; rows are the images' views, image by image."""
         N, Z = projections_NZ.shape
         z = projections_NZ.astype(float32)
         z_BVZ = z.reshape(N // views, views, Z)
         invariance = ops.square(z_BVZ - z_BVZ.mean(1, keep_dims=True)).mean()
         gaussian = self.epps_pulley(self.matmul(z, directions_ZS).reshape(N // views, views, -1)).mean()
-        loss = (1 - self.gaussian_weight) * invariance + self.gaussian_weight * gaussian
-        return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
+        return (1 - self.gaussian_weight) * invariance + self.gaussian_weight * gaussian, invariance, gaussian
 
 
 class EppsPulley(Cell):
@@ -75,7 +74,8 @@ class ViewEncoder(VisionTransformer):
 
     def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> dict[str, Tensor]:
         features = self.features(flat(pixels_BVHWC))
-        return self.agreement(self.projector(features), pixels_BVHWC.shape[1], directions)
+        loss, invariance, gaussian = self.agreement(self.projector(features), pixels_BVHWC.shape[1], directions)
+        return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
 
 
 class MaskedViewAutoencoder(MaskedAutoencoder):
@@ -93,14 +93,9 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         x = self.encode_kept(patches, ids_keep)
         reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
         projections = self.projector(self.pooled(x, self.pool))
-        agreed = self.agreement(projections, pixels_BVHWC.shape[1], directions)
-        loss = reconstruction + self.agreement_weight * agreed["loss"]
-        return {
-            "loss": loss,
-            "invariance": agreed["invariance"],
-            "gaussian": agreed["gaussian"],
-            "reconstruction": reconstruction,
-        }
+        agreed, invariance, gaussian = self.agreement(projections, pixels_BVHWC.shape[1], directions)
+        loss = reconstruction + self.agreement_weight * agreed
+        return {"loss": loss, "invariance": invariance, "gaussian": gaussian, "reconstruction": reconstruction}
 
 
 def flat(x: Tensor) -> Tensor:
