@@ -41,10 +41,12 @@ class Op(IntEnum):
     """Mixup and cutmix; the index is the number of the batch, the pair or the position."""
 
 
-def generator(seed: int, epoch: int, index: int, op: Op) -> np.random.Generator:
-    """Independent stream of random numbers for one operation on one sample of one epoch.
+def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:
+    """Independent stream of random numbers for one operation on one view of one sample of one epoch.
+
+    `view` counts the crops of an image that are shown side by side, as contrastive objectives do.
 
     Philox is a cipher over (key, counter): streams of different arguments never overlap, and making one costs
-    microseconds. The two low words of the counter leave 2**128 blocks to each stream.
+    microseconds. The lowest word of the counter leaves 2**64 blocks to each stream.
     """
-    return np.random.Generator(np.random.Philox(key=(seed, op), counter=(0, 0, index, epoch)))
+    return np.random.Generator(np.random.Philox(key=(seed, op), counter=(0, view, index, epoch)))

@@ -88,7 +88,7 @@ class Picture:
         """By the factor its size is divided by: for several crops of one image."""
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The whole image, (H, W, C)."""
+        """The whole image, (H, W, C). Raises DecodeError."""
         return self._at(1)
 
     def crop(
@@ -145,11 +145,6 @@ class Picture:
             return np.asarray(_convert(image, self._mode))
         except Exception as error:
             raise DecodeError(reason(error)) from None
-
-
-def decode(data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> NDArray[np.uint8]:
-    """The whole image, (H, W, channels). Raises DecodeError."""
-    return Picture(data, channels, max_pixels).pixels()
 
 
 def open_file(data: bytes, max_pixels: int) -> Image.Image:

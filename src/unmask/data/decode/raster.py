@@ -152,7 +152,7 @@ def check_images(source: Source, what: str, channels: int, dtype: str, max_pixel
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
-            data = source.read(index).data
+            data = source.read(index)
             (Raster if exact else open_image)(data, channels, dtype, max_pixels)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
