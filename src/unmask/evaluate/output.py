@@ -40,7 +40,7 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
     what is in `OUT.partial`. Raises ConfigError for another file type.
     """
     _check_suffix(out, (".csv", ".jsonl", ".parquet"))
-    source = as_source(images)
+    source = as_source(images, dtype=model.config.data.dtype)
     top = min(top, model.config.model.num_classes or top)
     dtype = np.dtype([("valid", "?"), ("class", "<i4", (top,)), ("probability", "<f4", (top,))])
 
@@ -67,7 +67,7 @@ def write_embeddings(model: Model, images: Images, out: Path) -> None:
     `OUT.partial`. Raises ConfigError for another file type.
     """
     _check_suffix(out, (".parquet", ".npy"))
-    source = as_source(images)
+    source = as_source(images, dtype=model.config.data.dtype)
     width = model.config.model.width
     dtype = embedding_records(width)
 
@@ -112,7 +112,7 @@ def write_evaluation(
     For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
     for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
     """
-    source, report = as_source(images, labels=model.config.task == "finetune"), None
+    source, report = as_source(images, dtype=model.config.data.dtype, labels=model.config.task == "finetune"), None
     if model.config.task == "finetune" and source.labels is not None:
         report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
     values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
@@ -162,7 +162,7 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
     """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
-    painted = model.reconstruct(spread(as_source(images), count))
+    painted = model.reconstruct(spread(as_source(images, dtype=model.config.data.dtype), count))
     note = f"{model.config.model.mask_ratio:.0%} masked"
     if model.config.model.norm_pix_loss:
         note += "; brightness and contrast of masked patches estimated from the visible ones"

@@ -14,6 +14,7 @@ The format is told from the content, not from the file's name.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -68,6 +69,16 @@ def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
         f"has {found} channels of {dtype}, the run {channels}; set model.channels={found} data.dtype={wanted} and the "
         "data.mean and data.std that `unmask stats` prints"
     )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The pixels of a file as they are in it, upright."""
+
+    pixels: NDArray[Any]
+    """(H, W, C)."""
+    alpha: bool = False
+    """The last channel is opacity."""
 
 
 class Picture:
@@ -201,6 +212,23 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("32-bit pixels have no defined range")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def stored_pixels(image: Image.Image) -> Stored:
+    """The pixels of an opened image; palettes, CMYK and bits become grey or colour."""
+    image.load()
+    turn = orientation_of(image)
+    if image.mode == "I" and image.format == "PNG":
+        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
+    alpha = image.has_transparency_data
+    if alpha or image.mode not in ("L", "RGB"):
+        grey = image.mode in ("1", "LA", "La")
+        image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
+    pixels = np.asarray(image)
+    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

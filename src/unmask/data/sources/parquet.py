@@ -76,7 +76,9 @@ class ParquetSource:
         value = self._groups.get(group, self._load)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
-            raise DataError(f"{self.name(index)} has no bytes, only the path {value and value.get('path')}; embed the images")
+            raise DataError(
+                f"{self.name(index)} has no bytes, only the path {value and value.get('path')}; embed the images"
+            )
         return data
 
     def name(self, index: int) -> str:
