@@ -155,7 +155,7 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
     path = work / "images.array_record"
     writer: Any = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for index in range(len(files)):
-        writer.write(files.read(index).data)
+        writer.write(files.read(index))
     writer.close()
 
     def read_records(path: Path) -> Read:

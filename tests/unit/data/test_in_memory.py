@@ -41,6 +41,7 @@ def with_palette(*, transparency: int | None = None) -> tuple[Image.Image, dict[
     return image, {} if transparency is None else {"transparency": transparency}
 
 
+LZW = {"compression": "tiff_lzw"}
 FILES: dict[str, tuple[Image.Image, dict[str, Any]]] = {
     "upright.jpg": (Image.fromarray(RGB), {"quality": 90}),
     "turned.jpg": (Image.fromarray(RGB), {"quality": 90, **rotated(6)}),
@@ -58,7 +59,7 @@ FILES: dict[str, tuple[Image.Image, dict[str, Any]]] = {
     "palette.gif": with_palette(),
     "bits.png": (Image.fromarray(GREY > 127), {}),
     "deep.png": (Image.fromarray(RNG.integers(0, 2**16, (40, 60), np.uint16)), {}),
-    "deep.tif": (
+    "deep.tif": (  # compressed, for Pillow 13 does not turn what it maps from a file
         Image.fromarray(RNG.integers(0, 2**16, (40, 60), np.uint16)),
         {"tiffinfo": {274: 6}, "compression": "tiff_lzw"},
     ),

@@ -24,8 +24,8 @@ def make_shard(path: Path, members: dict[str, bytes]) -> None:
 
 
 def rows(source: Source) -> list[tuple[str, object, int]]:
-    assert source.labels is not None
-    return [(source.name(i), source.read(i), int(source.labels[i])) for i in range(len(source))]
+    labels = [-1] * len(source) if source.labels is None else source.labels.tolist()
+    return [(source.name(i), source.read(i), labels[i]) for i in range(len(source))]
 
 
 def make_shards(root: Path, label: str = "cls") -> None:

@@ -25,7 +25,6 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.labels import numbered
 from unmask.errors import DataError
 
-SUFFIXES = (".parquet", ".arrow")
 _CACHE_BYTES = 256 << 20
 """Row groups kept in a process."""
 _IMAGES = ("image", "img", "jpg", "png", "picture")
