@@ -73,7 +73,8 @@ def _sources(config: Config) -> tuple[Source, Source]:
     needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
-    train, val = labelled(config.data.train or "", "data.train"), labelled(config.data.val or "", "data.val")
+    train = labelled(config.data.train or "", "data.train", config.data.dtype)
+    val = labelled(config.data.val or "", "data.val", config.data.dtype)
     check_same_classes(train.class_names or (), val.class_names or (), "data.train", "data.val")
     return train, val
 

@@ -42,9 +42,11 @@ class Op(IntEnum):
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:
-    """Independent stream of random numbers for one operation on one (view of one) sample of one epoch.
+    """Independent stream of random numbers for one operation on one view of one sample of one epoch.
+
+    `view` counts the crops of an image that are shown side by side, as contrastive objectives do.
 
     Philox is a cipher over (key, counter): streams of different arguments never overlap, and making one costs
-    microseconds. The low word of the counter leaves 2**64 blocks to each stream.
+    microseconds. The lowest word of the counter leaves 2**64 blocks to each stream.
     """
     return np.random.Generator(np.random.Philox(key=(seed, op), counter=(0, view, index, epoch)))

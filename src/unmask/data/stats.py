@@ -75,7 +75,7 @@ def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixe
 
     def load(index: int) -> tuple[str, NDArray[Any]] | str:
         try:
-            image = open_image(source.read(index).data, stats.channels, stats.dtype, max_pixels)
+            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels)
             return image.mode, image.pixels()
         except DataError as error:
             return f"{printable(source.name(index))}: {error}"
@@ -97,7 +97,7 @@ def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: 
     error, looks = "there are no images", min(len(source), _LOOKS)
     for index in range(looks):
         try:
-            stored = read_stored(source.read(index).data, channels, max_pixels)
+            stored = read_stored(source.read(index), channels, max_pixels)
         except DataError as reason:
             error = f"{printable(source.name(index))}: {reason}"
             continue

@@ -14,6 +14,7 @@ The format is told from the content, not from the file's name.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -70,6 +71,16 @@ def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
     )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The pixels of a file as they are in it, upright."""
+
+    pixels: NDArray[Any]
+    """(H, W, C)."""
+    alpha: bool = False
+    """The last channel is opacity."""
+
+
 class Picture:
     """An image whose header has been read; pixels are decoded when asked for, and no more of them than needed."""
 
@@ -88,7 +99,7 @@ class Picture:
         """By the factor its size is divided by: for several crops of one image."""
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The whole image, (H, W, C)."""
+        """The whole image, (H, W, C). Raises DecodeError."""
         return self._at(1)
 
     def crop(
@@ -147,11 +158,6 @@ class Picture:
             raise DecodeError(reason(error)) from None
 
 
-def decode(data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> NDArray[np.uint8]:
-    """The whole image, (H, W, channels). Raises DecodeError."""
-    return Picture(data, channels, max_pixels).pixels()
-
-
 def open_file(data: bytes, max_pixels: int) -> Image.Image:
     """The image of an encoded file, its size checked; of a JPEG only the header is read. Raises DecodeError."""
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
@@ -206,6 +212,23 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("32-bit pixels have no defined range")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def stored_pixels(image: Image.Image) -> Stored:
+    """The pixels of an opened image; palettes, CMYK and bits become grey or colour."""
+    image.load()
+    turn = orientation_of(image)
+    if image.mode == "I" and image.format == "PNG":
+        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
+    alpha = image.has_transparency_data
+    if alpha or image.mode not in ("L", "RGB"):
+        grey = image.mode in ("1", "LA", "La")
+        image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
+    pixels = np.asarray(image)
+    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

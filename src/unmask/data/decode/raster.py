@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -33,11 +32,13 @@ from unmask.data.decode.picture import (
     DecodeError,
     FormError,
     Picture,
+    Stored,
     check_pixels,
     open_file,
     orientation_of,
     reason,
     refusal,
+    stored_pixels,
     upright,
 )
 from unmask.data.decode.tiff import Tiff, codec
@@ -53,16 +54,6 @@ _RGB, _CMYK = 2, 5
 _LUMA = np.array([0.299, 0.587, 0.114])
 _LOOKS = 4
 """Images looked at before a run starts."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The pixels of a file as they are in it, upright."""
-
-    pixels: NDArray[Any]
-    """(H, W, C)."""
-    alpha: bool = False
-    """The last channel is opacity."""
 
 
 class Raster:
@@ -152,7 +143,7 @@ def check_images(source: Source, what: str, channels: int, dtype: str, max_pixel
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
-            data = source.read(index).data
+            data = source.read(index)
             (Raster if exact else open_image)(data, channels, dtype, max_pixels)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
@@ -212,23 +203,7 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
         pixels = np.asarray(codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
         return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
-    return _from_pillow(image)
-
-
-def _from_pillow(image: Image.Image) -> Stored:
-    image.load()
-    turn = orientation_of(image)
-    if image.mode == "I" and image.format == "PNG":
-        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        pixels = np.asarray(image)
-        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
-    alpha = image.has_transparency_data
-    if alpha or image.mode not in ("L", "RGB"):
-        grey = image.mode in ("1", "LA", "La")
-        image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
-    pixels = np.asarray(image)
-    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
+    return stored_pixels(image)
 
 
 def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any]:

@@ -245,7 +245,7 @@ class _Packer:
     def _encode(self, index: int) -> Encoded:
         settings, name = self._settings, printable(self._images.name(index))
         try:
-            data = self._images.read(index).data
+            data = self._images.read(index)
         except DataError as error:
             if self._from_afar:  # a network that fails must not decide what is in the pack
                 raise

@@ -1,4 +1,5 @@
-"""Where images come from. A further kind of source is a module beside these and a line in `open_source`.
+"""Where images come from. A further kind of source is a module beside these and a line in `open_source`, or in
+`to_source` for what is no path.
 
 | what `data.train` names | source |
 |---|---|
@@ -12,25 +13,80 @@
 
 Each but the last may lie behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (a class a line,
 in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
+
+Python programs give objects as well: `to_source` says which.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from numpy.typing import NDArray
+from PIL import Image
 
 from unmask.data.sources import arrays, files, imagenet, list_file
-from unmask.data.sources.base import Item, Source, printable
+from unmask.data.sources.base import Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
+from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
+from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.in_memory import FORMS, InMemorySource, pixels_of
 from unmask.data.sources.pack import PackSource, read_manifest
 from unmask.data.sources.subset import subset
 from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError
 
-__all__ = ["Item", "Source", "open_source", "subset"]
+__all__ = ["Dataset", "Images", "Source", "check_picklable", "open_source", "subset", "to_source"]
 
+OneImage = str | Path | bytes | Image.Image | NDArray[Any]
+Images = OneImage | Sequence[OneImage] | Dataset | Source
+"""What `to_source` takes; a torch tensor is a `Dataset` to a type checker."""
+
+_IMAGES = tuple(extension.decode() for extension in ENCODED)
 _COLUMNAR = (".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
+
+
+def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
+    """The images in `images`, which is one of:
+
+    - all that `open_source` takes, as a text or a path, or the path of one image file;
+    - a single image: the bytes of a file, a PIL image, an array (H, W) or (H, W, C), a torch tensor (H, W) or
+      (C, H, W);
+    - several: an array (N, H, W, C), a torch tensor (N, C, H, W), a list of single images, which may be paths;
+    - a data set with `__len__` and `__getitem__`, whose items are images or (image, label), see `Dataset`;
+    - a source, which is returned as it is.
+
+    `key` is what messages call them. `labels`: whether each image must have a class; single images have none, which
+    is for the caller to refuse. `dtype` is `data.dtype` of the run, see `unmask.data.sources.in_memory.stored_image`.
+    Raises DataError for anything else, and where there are no images.
+    """
+    given: Any = images
+    if isinstance(given, str | Path):
+        if Path(given).suffix.lower() in _IMAGES and Path(given).is_file():
+            return InMemorySource([given], key=key, dtype=dtype)
+        return open_source(str(given), key=key, labels=labels)
+    if _is_source(given):
+        return given
+    if isinstance(given, bytes | Image.Image):
+        return InMemorySource([given], key=key, dtype=dtype)
+    if (pixels := pixels_of(given, key, dtype)) is not None:
+        return InMemorySource(pixels if pixels.ndim == 4 else [pixels], key=key, dtype=dtype)
+    if isinstance(given, list | tuple) and not any(isinstance(image, tuple) for image in given[:1]):
+        return InMemorySource(given, key=key, dtype=dtype)
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping):
+        return DatasetSource(given, key=key, labels=labels, dtype=dtype)
+    raise DataError(
+        f"{key} is a {type(given).__name__}; give {FORMS}, several of these as a list, an array (N, H, W, C), a torch "
+        "tensor (N, C, H, W), or a data set with __len__ and __getitem__"
+    )
+
+
+def _is_source(images: Any) -> TypeGuard[Source]:
+    return all(callable(getattr(images, name, None)) for name in ("read", "name", "fingerprint"))
 
 
 def open_source(spec: str, *, key: str, labels: bool) -> Source:

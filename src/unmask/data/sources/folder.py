@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item
 from unmask.data.sources.folder_scan import EXTENSIONS, index_folder, scan_remote
 from unmask.data.sources.table import Table, classes
 from unmask.errors import DataError
@@ -58,13 +57,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        label = -1 if self.labels is None else int(self.labels[index])
+    def read(self, index: int) -> bytes:
         size = int(self.index.columns["size"][index])
         # Ranges are kept in the cache of what is remote; here the file is what it is now.
         length = size if size and files.is_remote(self.root) else None
-        data = files.read(f"{self.root}/{self.name(index)}", 0, length)
-        return Item(data, label, self.name(index))
+        return files.read(f"{self.root}/{self.name(index)}", 0, length)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.folder_scan import EXTENSIONS
 from unmask.data.sources.labels import TableLabels, numbered
 from unmask.data.sources.table import Table, TableBuilder, cached
@@ -62,11 +62,8 @@ class ListFileSource(TableLabels):
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
-        return Item(
-            files.read(files.beside(self.path, name)), -1 if self.labels is None else int(self.labels[index]), name
-        )
+    def read(self, index: int) -> bytes:
+        return files.read(files.beside(self.path, self.name(index)))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.labels import TableLabels
 from unmask.data.sources.table import Table, cached
 from unmask.errors import DataError
@@ -93,10 +93,9 @@ class PackSource(TableLabels):
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
+    def read(self, index: int) -> bytes:
         shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
-        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), self.name(index))
+        return files.read(self.shards[shard], start, size, version=self.versions[shard])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))

@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.labels import numbered
 from unmask.errors import DataError
 
-SUFFIXES = (".parquet", ".arrow")
 _CACHE_BYTES = 256 << 20
 """Row groups kept in a process."""
 _IMAGES = ("image", "img", "jpg", "png", "picture")
@@ -71,14 +70,15 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._group_ends[-1])
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
+    def read(self, index: int) -> bytes:
         group, row = self._place(index)
         value = self._groups.get(group, self._load)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
-            raise DataError(f"{name} has no bytes, only the path {value and value.get('path')}; embed the images")
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+            raise DataError(
+                f"{self.name(index)} has no bytes, only the path {value and value.get('path')}; embed the images"
+            )
+        return data
 
     def name(self, index: int) -> str:
         """File and row."""

@@ -50,7 +50,7 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Loader processes map the same file instead of receiving a copy.
-        if self.cache is not None and (current := load(self.cache)) is not None and current.token == self.token:
+        if self.cache is not None and (current := load_table(self.cache)) is not None and current.token == self.token:
             return _reopen, (self.cache, self.token)
         columns = {key: np.array(values) for key, values in self.columns.items()}
         return Table, (np.array(self.names), np.array(self.ends), columns, self.meta)
@@ -186,10 +186,10 @@ def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
     """
     text = json.dumps([_VERSION, *identity])
     cache = cache_folder() / f"table-{hashlib.sha256(text.encode()).hexdigest()[:32]}.index"
-    if (table := load(cache)) is None:
+    if (table := load_table(cache)) is None:
         table = build()
-        if store(cache, table):
-            table = load(cache) or table
+        if store_table(cache, table):
+            table = load_table(cache) or table
     return table
 
 
@@ -229,7 +229,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask").expanduser()
 
 
-def store(cache: Path, table: Table) -> bool:
+def store_table(cache: Path, table: Table) -> bool:
     """Write the cache file in one step. False where that is not possible, which costs only the next start."""
     aside = cache.with_name(f"{cache.name}.{os.getpid()}-{secrets.token_hex(4)}")
     arrays = {"ends": table.ends, **table.columns}
@@ -253,7 +253,7 @@ def store(cache: Path, table: Table) -> bool:
     return True
 
 
-def load(cache: Path) -> Table | None:
+def load_table(cache: Path) -> Table | None:
     """The table in a cache file, mapped into memory; None when there is none that can be used."""
     try:
         with cache.open("rb") as file:
@@ -276,7 +276,7 @@ def load(cache: Path) -> Table | None:
 
 
 def _reopen(cache: Path, token: str) -> Table:
-    table = load(cache)
+    table = load_table(cache)
     if table is None or table.token != token:
         raise DataError(f"{cache} was replaced while a loader process was starting; start again")
     return table

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files, imagenet
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.folder_scan import ENCODED
 from unmask.data.sources.labels import numbered
 from unmask.data.sources.table import Table, TableBuilder, cached, classes
@@ -76,11 +76,9 @@ class TarSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
+    def read(self, index: int) -> bytes:
         shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
-        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+        return files.read(self.shards[shard], start, size, version=self.versions[shard])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
