@@ -27,6 +27,16 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def devices() -> tuple[list[str], str]:
+    """Names of the devices that are there, and what to install for more."""
+    _import_torch_npu(required=False)
+    found = ["cpu"] + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    npu = getattr(torch, "npu", None)
+    found += [f"npu:{i}" for i in range(npu.device_count())] if npu is not None else []
+    hint = "" if len(found) > 1 else "for NVIDIA cards install a CUDA build of torch, for Ascend torch_npu"
+    return found, hint
+
+
 def _import_torch_npu(*, required: bool) -> None:
     try:
         import torch_npu  # pyright: ignore  # noqa: F401
