@@ -46,7 +46,7 @@ class Samples(ABC):
 
     @abstractmethod
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
-        """What is at these positions of the stream; with `out` (rows, H, W, C), images are made in its first rows."""
+        """The arrays for these positions of the stream; with `out` (rows, H, W, C), images go into its first rows."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,7 +97,7 @@ class TrainSamples(Samples):
             self._targets(labels)
 
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
-        """Raises DataError when one image after the other cannot be decoded."""
+        """Raises DataError when too many images in a row cannot be decoded."""
         repeats = self.augment.repeats
         keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
         images = self._images(len(keys), out)
@@ -144,7 +144,7 @@ class TrainSamples(Samples):
     def _fill(
         self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
     ) -> int:
-        """Write one training image; returns its index, which is another than asked for when that one is bad."""
+        """Write one training image and return its index, which differs from `index` when that image is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
             try:
