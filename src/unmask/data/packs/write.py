@@ -3,7 +3,7 @@
 A pack is `000000.tar`, `000001.tar` … with the images in their source's order, `index.parquet`, `bad_images.txt` where
 some could not be decoded, and `manifest.json`, which is written last. Until then `.parts` records what is done: a
 shard counts once its part is recorded, so packing that was killed continues after the last complete shard. Every byte
-is determined by the images and the settings. For a URL, each file is written to the cache folder and sent when complete.
+is determined by the images and the settings. For a URL, each file is written to the cache folder and sent when whole.
 """
 
 from __future__ import annotations
