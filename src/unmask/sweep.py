@@ -80,7 +80,7 @@ def _sources(config: Config) -> tuple[Source, Source]:
 
 
 def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, steps: int | None) -> Config:
-    """The config for a labelled set of this size, in epochs of which its times are."""
+    """The config of one run on `images` labelled images; times given in epochs keep their share of the run."""
     accumulate = config.train.accumulate
     batch_size = max(accumulate, min(config.train.batch_size, images) // accumulate * accumulate)
     epochs = config.train.epochs if steps is None else steps * batch_size / images

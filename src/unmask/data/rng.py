@@ -1,8 +1,8 @@
 """The one place that makes random generators.
 
 Every random choice derives from (seed, epoch, sample index, operation), where the epoch counts how often the sample was
-shown before, so neither the order in which samples are
-made nor the number of workers, processes or restarts enters any result.
+shown before. So no result depends on the order in which samples are made, or on the number of workers, processes or
+restarts.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from unmask.errors import DataError
 from unmask.report.progress import progress
 
 _AHEAD = 4
-"""Images in memory for each thread."""
+"""Images that each thread holds in memory."""
 _LOOKS = 20
 """Images tried for channels and dtype."""
 
 
 @dataclass
 class Stats:
-    """Of all pixels of the whole images, each pixel counting alike."""
+    """Statistics over all pixels of the whole images, each pixel counting alike."""
 
     channels: int
     dtype: str
@@ -35,7 +35,7 @@ class Stats:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     """How many images there are of each height and width."""
     bad: list[str] = field(default_factory=list[str])
-    """Name and reason of images that do not count."""
+    """Names of the images left out, and why."""
 
     def __post_init__(self) -> None:
         self._pixels = 0

@@ -244,7 +244,7 @@ def test_damage_is_named_file_by_file(colours: Path, tmp_path: Path, capsys: pyt
     (out / "index.parquet").write_bytes(b"")
     with pytest.raises(DataError, match="3 of"):
         verify_pack(out)
-    with pytest.raises(DataError, match="holds no whole pack"):
+    with pytest.raises(DataError, match="holds no complete pack"):
         verify_pack(colours)
 
 

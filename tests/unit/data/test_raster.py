@@ -241,7 +241,7 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
         (npy(noise(5, 4, 5)), r"shape \(5, 4, 5\) is not clearly"),
         (npy(noise(2, 5, 4, 5)), r"shape \(2, 5, 4, 5\) is not clearly"),
         (npy(noise(5)), "is not clearly"),
-        (npy(np.array([["a"]])), "holds no pixels"),
+        (npy(np.array([["a"]])), "cannot be read as pixels"),
         (npy(np.full((4, 4, 7), np.nan, np.float32)), "NaN"),
         (npy(np.full((4, 4, 7), 1e300)), "beyond float32"),
         (npy(np.zeros((0, 4, 7))), "no pixels"),
@@ -264,7 +264,7 @@ def test_pickled_array_is_never_run(tmp_path: Path):
 
     file = BytesIO()
     np.save(file, np.array([[Payload()]], object), allow_pickle=True)
-    with pytest.raises(DecodeError, match="object holds no pixels"):
+    with pytest.raises(DecodeError, match="object cannot be read as pixels"):
         Raster(file.getvalue(), 1, "float32", MANY)
     assert not (tmp_path / "fired").exists()
 

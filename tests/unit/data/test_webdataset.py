@@ -116,7 +116,7 @@ def test_duplicate_missing_and_unlabelled_are_refused(tmp_path: Path):
         open_shards(tmp_path / "{000000,000000}.tar")
     with pytest.raises(DataError, match=r"000003\.tar cannot be read: No such file"):
         open_shards(tmp_path / "{000000..000003}.tar")
-    with pytest.raises(DataError, match="no file is named like this"):
+    with pytest.raises(DataError, match="no file has such a name"):
         open_shards(tmp_path / "x*.tar")
     make_shard(tmp_path / "half.tar", {"a.jpg": b"1", "a.cls": b"0", "b.jpg": b"2"})
     with pytest.raises(DataError, match=r"1 images have no label .* such as b\.jpg"):

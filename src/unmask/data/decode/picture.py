@@ -9,7 +9,7 @@
 
 Most JPEG files are decoded by simplejpeg, to the same values as Pillow's and faster; Pillow decides about all others.
 
-The format is told from the content, not from the file's name.
+The format is recognised by the content, not by the file's name.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class DecodeError(DataError):
 
 
 class FormError(DecodeError):
-    """A sound file whose pixels do not go into this run; the message says what to set or to install."""
+    """An intact file whose pixels do not fit this run; the message says what to set or to install."""
 
 
 def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
@@ -94,9 +94,9 @@ class Picture:
         width, height = self._image.size
         self.height, self.width = (width, height) if self._orientation in _SIDEWAYS else (height, width)
         self.format, self.mode = self._image.format or "", self._image.mode
-        """As stored: "JPEG", "PNG" …, "" of an array; Pillow's mode."""
+        """As stored: "JPEG", "PNG" …, or "" for an array; and Pillow's mode."""
         self._decoded: dict[int, NDArray[np.uint8]] = {}
-        """By the factor its size is divided by: for several crops of one image."""
+        """Decoded images by the factor their size is divided by, kept for several crops of one image."""
 
     def pixels(self) -> NDArray[np.uint8]:
         """The whole image, (H, W, C). Raises DecodeError."""

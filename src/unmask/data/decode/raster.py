@@ -7,9 +7,10 @@
 | other TIFF (`tiff.py`) | tifffile (`unmask[tiff]`) |
 | .npy: (H, W), (H, W, C) or (C, H, W); never unpickled | NumPy |
 
-Values stay as they are stored, with one exception: 8-bit files in a uint16 run are multiplied by 257. In a float32 run
-every file keeps its own values. Grey becomes three equal channels, colour becomes ITU-R 601 luma, and an alpha channel
-the model does not ask for is laid over white. Any other difference is refused with the keys to set.
+Values stay as they are stored, with one exception: in a uint16 run, those of 8-bit files are multiplied by 257. In a
+float32 run every file keeps its own values. Grey becomes three equal channels, colour becomes ITU-R 601 luma, and an
+alpha channel the model does not ask for is laid over white. Any other difference is refused, and the message names the
+keys to set.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _LOOKS = 4
 
 
 class Raster:
-    """What `Picture` is for 8-bit grey and colour, for any channels and dtype.
+    """Does for any channels and dtype what `Picture` does for 8-bit grey and colour.
 
     Crops of a large TIFF decode the parts they touch; anything else is decoded at once.
     """
@@ -119,7 +120,7 @@ def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resamp
 
 
 def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> Picture | Raster:
-    """The image in a file, or of pixels (H, W, C), for a run of these channels and dtype. Raises DecodeError."""
+    """The image of a file or of pixels (H, W, C), for a run with these channels and this dtype. Raises DecodeError."""
     if dtype != "uint8" or channels not in (1, 3):
         return Raster(data, channels, dtype, max_pixels)
     if isinstance(data, np.ndarray):
@@ -136,9 +137,9 @@ def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels
 
 
 def check_images(source: Source, what: str, channels: int, dtype: str, max_pixels: int, *, exact: bool = False) -> None:
-    """Look at a few images and raise ConfigError when none of them goes into a run of these channels and dtype.
+    """Look at a few images; raise ConfigError when none of them fits a run with these channels and this dtype.
 
-    `what` names the source in the message. With `exact`, 16-bit images do not go into a run of 8 bits.
+    `what` names the source in the message. With `exact`, 16-bit images do not fit an 8-bit run.
     """
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
@@ -171,7 +172,7 @@ def _stored(data: bytes | NDArray[Any], tiff: Tiff | None, channels: int | None,
     with _decoding():
         stored = _read(data, channels, max_pixels) if tiff is None else Stored(tiff.whole(), tiff.alpha)
     if stored.pixels.dtype.kind not in "uif" or not stored.pixels.size:
-        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} are no pixels")
+        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} cannot be read as pixels")
     return stored
 
 
@@ -186,7 +187,7 @@ def _decoding() -> Generator[None]:
 
 
 def _tiff(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Tiff | None:
-    """Where it is a TIFF file that Pillow does not read all of."""
+    """The image, if it is a TIFF file that Pillow cannot read in full."""
     if isinstance(data, np.ndarray) or not data.startswith((*_TIFF, *_BIG_TIFF)):
         return None
     with _decoding():
@@ -215,7 +216,7 @@ def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any
     }
     shape, fortran, dtype = headers[version](file)
     if dtype.hasobject or dtype.kind not in "uif":
-        raise DecodeError(f"an array of {dtype} holds no pixels")
+        raise DecodeError(f"an array of {dtype} cannot be read as pixels")
     count = math.prod(shape)
     pixels = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
     pixels = pixels.astype(dtype.newbyteorder("="), copy=False)

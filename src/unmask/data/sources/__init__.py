@@ -1,5 +1,5 @@
-"""Where images come from. A further kind of source is a module beside these and a line in `open_source`, or in
-`to_source` for what is no path.
+"""Where images come from. To add a kind of source, add a module here and a line in `open_source`, or in `to_source` for
+what is no path.
 
 | what `data.train` names | source |
 |---|---|
@@ -11,7 +11,7 @@
 | `.npy`, `.npz` | arrays |
 | `bundled:mnist5k` | digits |
 
-Each but the last may lie behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (a class a line,
+All but the last may be behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (one class per line,
 in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
 
 Python programs give objects as well: `to_source` says which.
@@ -101,7 +101,7 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     path, options = _options(spec, what)
     kind = path.lower().rstrip("/")
     if kind.endswith(_COMPRESSED):
-        raise DataError(f"{what} is compressed and cannot be read at random; unpack it to a folder or a plain .tar")
+        raise DataError(f"{what} is compressed and cannot be read at random; unpack it into a folder or a plain .tar")
     if kind.endswith(".tar"):
         paths = files.expand(path, what)
         labels_file = options.get("labels") or (imagenet.ground_truth(paths[0]) if labels else None)
@@ -129,7 +129,7 @@ def _open_columnar(paths: list[str], options: dict[str, str], *, what: str, labe
 
 
 def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
-    """`spec` without what follows `#`, and that as a map."""
+    """`spec` up to `#`, and the options that follow it."""
     path, mark, tail = spec.rpartition("#")
     pairs = [pair.partition("=") for pair in tail.split("&")]
     if not mark or not all(equals for _, equals, _ in pairs):
@@ -140,7 +140,7 @@ def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
 
 
 def _columnar_files(path: str) -> list[str]:
-    """The Parquet or Arrow files right in a folder, or in the only folder there that has some."""
+    """The Parquet or Arrow files directly in a folder, or in its only subfolder that has any."""
     names, folders = _columnar(path)
     if not names:
         below = [f"{path}/{folder}" for folder in folders if _columnar(f"{path}/{folder}")[0]]
@@ -159,7 +159,7 @@ def _columnar_files(path: str) -> list[str]:
 
 
 def _columnar(path: str) -> tuple[list[str], list[str]]:
-    """Names of the Parquet or Arrow files right in a folder, and of its folders."""
+    """Names of the Parquet or Arrow files directly in a folder, and of its subfolders."""
     entries = sorted(files.listing(path))
     names = [name for name, _, is_folder in entries if name.endswith(_COLUMNAR) and not is_folder]
     folders = [name for name, _, is_folder in entries if is_folder]

@@ -1,4 +1,4 @@
-"""Files by path, here or behind a URL (`s3://`, `gs://`, `https://`, `hf://` …): one way to read both.
+"""Files by path, on disk or behind a URL (`s3://`, `gs://`, `https://`, `hf://` …): one way to read both.
 
 A path is a string; with "://" in it, it is an fsspec URL. All functions raise DataError.
 """
@@ -35,7 +35,7 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """`path` as it stays valid in every working folder."""
+    """`path` in a form that is valid from any working folder."""
     return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().absolute())
 
 
@@ -117,12 +117,12 @@ def expand(pattern: str, what: str) -> list[str]:
     if len(paths) > _MOST_FILES:
         raise DataError(f"{what} names more than {_MOST_FILES:,} files; name fewer and larger ones")
     if not paths:
-        raise DataError(f"{what}: no file is named like this")
+        raise DataError(f"{what}: no file has such a name")
     return paths
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """As the shell does: {a,b} and {1..3}, with the leading zeros of the first number."""
+    """Expands {a,b} and {1..3} like the shell, with the leading zeros of the first number."""
     if not (found := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
         yield pattern
         return

@@ -1,7 +1,7 @@
 """A folder of images: flat or nested; where labels are asked for, one folder per class.
 
 Images are read anew each time, but a file overwritten in place, under its name, keeps its old size in the index and the
-fingerprint until something in its folder is added, removed or renamed: to notice it takes a look at every file.
+fingerprint until something in its folder is added, removed or renamed: noticing it would mean looking at every file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = "name a folder, .tar, .parquet, .arrow, .npy, .npz or a list (.txt .csv 
 
 
 class NoImagesError(DataError):
-    """The folder is there, and no image file below it."""
+    """The folder exists, but there is no image file below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,5 +78,5 @@ def _resolved(root: str, what: str) -> str:
     except (OSError, RuntimeError) as error:
         raise DataError(f"{what} cannot be listed: {error}") from None
     if not path.is_dir():
-        raise DataError(f"{what} is not a folder of images, nor a kind of file that is known; {KINDS}")
+        raise DataError(f"{what} is neither a folder of images nor a known kind of file; {KINDS}")
     return str(path)

@@ -25,7 +25,7 @@ def index_folder(root: Path) -> Table:
     folder changed since it was built.
 
     `meta["folders"]` has the modification time in ns of each folder below the root, "" being the root itself, and
-    `meta["skipped"]` how many links and special files were not taken, by kind. Only a folder's modification time is
+    `meta["skipped"]` how many links and special files were left out, by kind. Only a folder's modification time is
     looked at: a file overwritten in place keeps its place in the index. Raises OSError when `root` cannot be listed.
     """
     cache = cache_folder() / f"folder-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index"
@@ -54,7 +54,7 @@ def scan(root: Path) -> Table:
 
 
 def scan_remote(url: str) -> Table:
-    """The images below a folder of an object store or web server. Never kept: nothing tells whether it changed."""
+    """The images below a folder of an object store or web server. Not cached: nothing tells when it changes."""
     folders: dict[str, int] = {}
 
     def children(path: bytes) -> Iterator[tuple[bytes, int]]:

@@ -1,6 +1,6 @@
 """Names and numbers of all images of a source, in arrays; kept in a cache file and mapped from it.
 
-A million images take some 70 MB here, and all loader processes share them.
+A million images take some 70 MB, which all loader processes share.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Table:
     meta: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else is known, as JSON."""
     token: str = ""
-    """Names this very table: a cache file may be replaced while the arrays mapped from it are in use."""
+    """Identifies this table: a cache file may be replaced while the arrays mapped from it are in use."""
     cache: Path | None = None
     """File these arrays are mapped from."""
 
@@ -129,7 +129,7 @@ class TableBuilder:
     """Collects the rows of a Table."""
 
     def __init__(self, *columns: str, narrow: Sequence[str] = ()) -> None:
-        """The columns in `narrow` need 32 bits only; in the cache all have 64."""
+        """The columns in `narrow` need only 32 bits; in the cache all have 64."""
         self._names = bytearray()
         self._ends = array("q")
         self._columns = {key: array("i" if key in narrow else "q") for key in columns}
@@ -148,7 +148,7 @@ class TableBuilder:
         self._columns[column][row] = value
 
     def extend(self, other: TableBuilder) -> None:
-        """Take over the rows of `other`, which has the same columns and is of no use afterwards."""
+        """Take over the rows of `other`, which has the same columns and must not be used afterwards."""
         if not len(self):
             self.__dict__ |= other.__dict__  # a single tar of millions is not copied
             return
@@ -158,9 +158,9 @@ class TableBuilder:
             column.extend(other._columns[key])
 
     def sorted(self, **meta: Any) -> Table:
-        """In byte order of the names; rows of one name keep their order. The builder is of no use afterwards.
+        """In byte order of the names; rows of the same name keep their order. The builder must not be used afterwards.
 
-        At the peak this takes the names once more, and some 40 bytes a row.
+        At its peak this takes a second copy of the names and some 40 bytes per row.
         """
         self._names += bytes(_WORD)
         table = self.build(**meta)
@@ -182,7 +182,7 @@ class TableBuilder:
 def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
     """The table that `build` makes, from the cache when it was made before for the same `identity`.
 
-    `identity` tells, as JSON, what the table describes and in which state: a change must change it.
+    `identity` says, as JSON, what the table describes and in which state, so that it changes when that does.
     """
     text = json.dumps([_VERSION, *identity])
     cache = cache_folder() / f"table-{hashlib.sha256(text.encode()).hexdigest()[:32]}.index"
@@ -196,7 +196,7 @@ def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
 def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """Label of each image, and the class names in byte order: the first folder of each name.
 
-    The table is in byte order. `folders` are those known to be there, which must not be empty. Raises DataError when
+    The table is in byte order. `folders` are the ones known to exist; none may be empty. Raises DataError when
     an image is in none.
     """
     labels = np.full(len(table), -1, np.int64)
