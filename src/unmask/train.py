@@ -36,10 +36,10 @@ from unmask.engines.base import Engine, EngineState, StepResult
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
+from unmask.files import RunLock
 from unmask.interchange.start import starting_weights
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
-from unmask.run_lock import RunLock
 from unmask.schedules import learning_rate, peak_lr
 
 
