@@ -21,6 +21,7 @@ from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.inference import load
+from unmask.files import written_aside
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
@@ -115,9 +116,8 @@ def _finished(config: Config, folder: Path) -> float:
 
 
 def _write_result(path: Path, result: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _probes(

@@ -37,11 +37,11 @@ from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
+from unmask.files import RunLock
 from unmask.interchange.start import starting_state
 from unmask.objectives.base import Objective, create_objective
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
-from unmask.run_lock import RunLock
 from unmask.schedules import learning_rate, peak_lr
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.inference import Images, Model, Pool, Rows
 from unmask.evaluate.resumable import Records, collect
+from unmask.files import written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
 from unmask.report.progress import say
@@ -292,11 +292,7 @@ def _writing(out: Path) -> Generator[None]:
 @contextmanager
 def _aside(out: Path) -> Generator[Path]:
     """A path to write to that becomes `out` when all is written: there is no half a file under that name."""
-    path = out.with_name(f".{out.name}.{os.getpid()}")
     with _writing(out):
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(out) as path:
             yield path
-            path.replace(out)
-        finally:
-            path.unlink(missing_ok=True)

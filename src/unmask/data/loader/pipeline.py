@@ -290,9 +290,10 @@ def _next(iterator: Iterator[_Others]) -> _Others:
 
 
 def _explain(code: int) -> str:
-    if code == -signal.SIGBUS:
+    killed_by = {-number: number.name for number in signal.Signals}.get(code)
+    if killed_by == "SIGBUS":
         return f"a loader process ran out of shared memory; enlarge {_SHARED_MEMORY} or lower data.workers"
-    if code == -signal.SIGKILL:
+    if killed_by == "SIGKILL":
         return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
     return f"a loader process died with exit code {code}; data.workers=0 loads without processes"
 

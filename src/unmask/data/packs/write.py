@@ -28,9 +28,8 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.pack import BAD, FORMAT, INDEX, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
-from unmask.files import cause, written_aside
+from unmask.files import RunLock, cause, written_aside
 from unmask.report.progress import Bar, progress, say
-from unmask.run_lock import RunLock
 
 _END = bytes(1024)
 """Of a tar."""

@@ -17,6 +17,8 @@ from unmask.data.sources import remote
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
 
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""A FIFO would wait for its writer; Windows has none, but reads text unless told otherwise."""
 _MOST_FILES = 100_000
 """A pattern that names more files than this is a mistake."""
 
@@ -66,7 +68,7 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
     if is_remote(path):
         return remote.read(path, start, length, version)
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
+        file = os.open(path, _READ)
         try:
             status = os.fstat(file)
             _check_regular(path, status)
@@ -74,8 +76,9 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
                 length = status.st_size - start
             if start + length > status.st_size:  # before memory is taken for what a damaged index says
                 raise _truncated(path, start + length)
-            data = os.pread(file, length, start)
-            while 0 < len(data) < length and (more := os.pread(file, length - len(data), start + len(data))):
+            os.lseek(file, start, os.SEEK_SET)
+            data = os.read(file, length)
+            while 0 < len(data) < length and (more := os.read(file, length - len(data))):
                 data += more  # a signal, or more than 2 GiB
         finally:
             os.close(file)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from unmask.data.sources.base import printable
 from unmask.data.sources.table import cache_folder
 from unmask.errors import DataError
+from unmask.files import written_aside
 
 T = TypeVar("T")
 
@@ -214,9 +215,8 @@ def _from_cache(path: Path) -> bytes | None:
 
 
 def _into_cache(path: Path, data: bytes) -> None:
-    """A cache that cannot be written only costs speed."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
+    """A cache that cannot be written costs speed, nothing else."""
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.scandir(path.parent) as entries:
             files = sorted((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in entries)
@@ -226,7 +226,5 @@ def _into_cache(path: Path, data: bytes) -> None:
                 break
             Path(old).unlink(missing_ok=True)
             excess -= size
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
+        with written_aside(path, cache=True) as aside:
+            aside.write_bytes(data)

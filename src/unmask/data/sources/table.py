@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
+from unmask.files import written_aside
 
 _VERSION = 2
 _WORD = 8
@@ -231,23 +232,18 @@ def cache_folder() -> Path:
 
 def store_table(cache: Path, table: Table) -> bool:
     """Write the cache file in one step. False where that is not possible, which costs only the next start."""
-    aside = cache.with_name(f"{cache.name}.{os.getpid()}-{secrets.token_hex(4)}")
     arrays = {"ends": table.ends, **table.columns}
     lengths = {key: len(values) for key, values in arrays.items()}
-    head = {"version": _VERSION, "token": aside.name, "lengths": lengths, "meta": table.meta}
+    head = {"version": _VERSION, "token": secrets.token_hex(8), "lengths": lengths, "meta": table.meta}
     line = json.dumps(head).encode()
     line += b" " * (-(len(line) + 1) % 8) + b"\n"  # so that the numbers are aligned
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("xb") as file:
-                file.write(line)
-                for values in arrays.values():
-                    file.write(np.ascontiguousarray(values, "<i8").data)
-                file.write(np.ascontiguousarray(table.names).data)
-            aside.replace(cache)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(cache, cache=True) as aside, aside.open("wb") as file:
+            file.write(line)
+            for values in arrays.values():
+                file.write(np.ascontiguousarray(values, "<i8").data)
+            file.write(np.ascontiguousarray(table.names).data)
     except OSError:
         return False
     return True
