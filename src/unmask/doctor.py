@@ -38,7 +38,8 @@ def _torch() -> list[str]:
 def _mindspore() -> list[str]:
     if find_spec("mindspore") is None:
         return ["mindspore", "no", "", "pip install 'unmask[mindspore]'"]
-    from mindspore.device_context import ascend
+    # By way of the engine, which quiets MindSpore's log before it is imported.
+    from unmask.engines.mindspore_engine.device import ascend
 
     found = ascend.is_available()
     return ["mindspore", "yes", "cpu, ascend" if found else "cpu", "" if found else "for Ascend install CANN"]

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unmask.checkpoint.store import Choice
 from unmask.errors import ConfigError
 from unmask.evaluate.inference import load
 
 
-def export(model: str | Path, out: Path) -> None:
+def export(model: str | Path, out: Path, *, checkpoint: Choice = "last") -> None:
     """Write `model` as a graph to `out` (.mindir) and what one needs to know to use it to the same name with .json.
+
+    `checkpoint` of a run: see `load`.
 
     The graph takes pixels (any number, height, width, channels), resized and cropped as for evaluation: uint8, or their
     values as float32 where `data.dtype` is another. It gives the logits of a classifier, or the embedding of a
@@ -20,7 +23,7 @@ def export(model: str | Path, out: Path) -> None:
     """
     if out.suffix != ".mindir":
         raise ConfigError(f"{out}: the format follows from the name; give one that ends in .mindir")
-    loaded = load(model, engine="mindspore", device="cpu")
+    loaded = load(model, checkpoint, engine="mindspore", device="cpu")
     from unmask.engines.mindspore_engine.engine import MindSporeEngine
     from unmask.engines.mindspore_engine.export import write_mindir
 
