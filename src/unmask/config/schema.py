@@ -265,6 +265,8 @@ class TrainConfig(Section):
 
 
 class Config(Section):
+    """All the settings of a run, checked."""
+
     task: Literal["pretrain", "finetune"] = "pretrain"
     engine: Literal["torch", "mindspore"] = "torch"
     device: str = "auto"
