@@ -35,32 +35,30 @@ def stop(process: subprocess.Popen[str], number: int, when: Callable[[], bool]) 
     return process.communicate(timeout=120)[1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_embed_stops_and_goes_on(tmp_path: Path, mae: Path, number: signal.Signals, code: int) -> None:
-    command = ["embed", str(mae), "bundled:mnist5k/train", "--out", "e.npy", "--batch-size", "4", "--device", "cpu"]
+def test_sigterm_stops_embed_which_goes_on(tmp_path: Path, mae: Path) -> None:
+    command = ["embed", str(mae), "bundled:mnist5k/val", "--out", "e.npy", "--batch-size", "4", "--device", "cpu"]
     rows = tmp_path / "e.npy.partial" / "rows.bin"
     process = start(*command, cwd=tmp_path)
-    said = stop(process, number, lambda: rows.exists() and rows.stat().st_size > 1000)
-    assert (process.returncode, said) == (code, f"unmask: stopped by {number.name}\n")
+    said = stop(process, signal.SIGTERM, lambda: rows.exists() and rows.stat().st_size > 1000)
+    assert (process.returncode, said) == (143, "unmask: stopped by SIGTERM\n")
     assert not (tmp_path / "e.npy").exists()
     resumed = unmask(*command, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert "of 4000 images are done already" in resumed.stdout
+    assert "of 1000 images are done already" in resumed.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_sweep_stops_as_a_whole(tmp_path: Path, mae: Path, number: signal.Signals, code: int) -> None:
+def test_ctrl_c_stops_a_sweep_as_a_whole(tmp_path: Path, mae: Path) -> None:
     settings = [*TINY_MODEL, *DATA, f"init={mae}", "output=few", "train.log_every=1"]
     counts = ["--labels", "2", "--seeds", "0", "1", "--steps", "2000"]
     process = start("sweep-labels", "finetune-vit-tiny", *settings, *counts, cwd=tmp_path)
     log = tmp_path / "few" / "pretrained-2-labels-seed-0" / "metrics.jsonl"
-    said = stop(process, number, lambda: log.exists() and log.stat().st_size > 0)
-    assert (process.returncode, said) == (code, f"unmask: stopped by {number.name}\n")
+    said = stop(process, signal.SIGINT, lambda: log.exists() and log.stat().st_size > 0)
+    assert (process.returncode, said) == (130, "unmask: stopped by SIGINT\n")
     assert [folder.name for folder in (tmp_path / "few").glob("*-seed-*")] == [log.parent.name], "no other was begun"
     assert len(list((log.parent / "checkpoints").glob("step-*"))) == 1
 
 
-def test_pack_stops(tmp_path: Path) -> None:
+def test_sigterm_stops_pack(tmp_path: Path) -> None:
     process = start("pack", "bundled:mnist5k/train", "packed", "--shard-size", "1K", cwd=tmp_path)
     said = stop(process, signal.SIGTERM, lambda: any(tmp_path.glob("packed/*")))
     assert (process.returncode, said) == (143, "unmask: stopped by SIGTERM\n")
