@@ -21,6 +21,7 @@ from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.inference import load
+from unmask.files import written_aside
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
@@ -73,13 +74,14 @@ def _sources(config: Config) -> tuple[Source, Source]:
     needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
-    train, val = labelled(config.data.train or "", "data.train"), labelled(config.data.val or "", "data.val")
+    train = labelled(config.data.train or "", "data.train", config.data.dtype)
+    val = labelled(config.data.val or "", "data.val", config.data.dtype)
     check_same_classes(train.class_names or (), val.class_names or (), "data.train", "data.val")
     return train, val
 
 
 def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, steps: int | None) -> Config:
-    """The config for a labelled set of this size, in epochs of which its times are."""
+    """The config of one run on `images` labelled images; times given in epochs keep their share of the run."""
     accumulate = config.train.accumulate
     batch_size = max(accumulate, min(config.train.batch_size, images) // accumulate * accumulate)
     epochs = config.train.epochs if steps is None else steps * batch_size / images
@@ -114,9 +116,8 @@ def _finished(config: Config, folder: Path) -> float:
 
 
 def _write_result(path: Path, result: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _probes(

@@ -36,11 +36,12 @@ from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
+from unmask.evaluate.online import FeatureEvaluation
+from unmask.files import RunLock
 from unmask.interchange.start import starting_state
 from unmask.objectives.base import Objective, create_objective
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
-from unmask.run_lock import RunLock
 from unmask.schedules import learning_rate, peak_lr
 
 
@@ -52,19 +53,22 @@ class Plan:
     warmup: float
     eval_every: int
     checkpoint_every: int
+    features_every: int | None
 
     @classmethod
     def of(cls, config: Config, images: int) -> Plan:
         train, steps_per_epoch = config.train, images / config.train.batch_size
+        every = config.evaluate.every
         return cls(
             total=max(1, round(train.epochs * steps_per_epoch)),
             warmup=config.optimizer.warmup_epochs * steps_per_epoch,
             eval_every=max(1, round(train.eval_every * steps_per_epoch)),
             checkpoint_every=max(1, round(train.checkpoint_every * steps_per_epoch)),
+            features_every=None if every is None else max(1, round(every * steps_per_epoch)),
         )
 
-    def is_due(self, every: int, step: int) -> bool:
-        return step % every == 0 or step == self.total
+    def is_due(self, every: int | None, step: int) -> bool:
+        return every is not None and (step % every == 0 or step == self.total)
 
 
 def train(config: Config, folder: Path) -> dict[str, float]:
@@ -103,7 +107,12 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
         bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
-        return _Loop(config, objective, plan, source, val, data, engine, output, bad_files, rank, world).run(start)
+        features = None
+        if config.evaluate.every is not None:
+            features = FeatureEvaluation(config, engine, val or source, rank, world)
+        return _Loop(config, objective, plan, source, val, data, engine, features, output, bad_files, rank, world).run(
+            start
+        )
 
 
 @dataclass
@@ -123,6 +132,7 @@ class _Loop:
     val: Source | None
     data: dict[str, Any]
     engine: Engine
+    features: FeatureEvaluation | None
     output: _Output | None
     bad_files: BadFiles
     rank: int
@@ -145,6 +155,7 @@ class _Loop:
             for step, micro_batches in enumerate(batches, start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
+                evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
                 save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step)
                 read = save or len(self.unread) >= self.config.train.log_every or step == start + 1
                 stopped = self._agreed(stop) if read or self.world == 1 else None
@@ -204,16 +215,23 @@ class _Loop:
             )
 
     def _evaluate(self, step: int) -> float | None:
-        """Log the numbers on data.val; returns the one, higher is better, that tells which checkpoint is the best."""
-        if self.val is None:
-            return None
-        values = measure(self.engine, self.objective, self._val_batches(self.val))
-        values.pop("count")
+        """Log the numbers on data.val and of the features; returns the one by which a checkpoint is the best.
+
+        Higher is better: accuracy, else the negative loss on data.val, else the accuracy of k-NN.
+        """
+        values: dict[str, float] = {}
+        if self.val is not None and self.plan.is_due(self.plan.eval_every, step):
+            values = measure(self.engine, self.objective, self._val_batches(self.val))
+            values.pop("count")
+        if self.features is not None and self.plan.is_due(self.plan.features_every, step):
+            values |= self.features()
         if self.output is not None:
             self.output.log.val(step, values)
         self.latest |= {f"val_{name}": value for name, value in values.items()}
         say(f"step {step}: " + "  ".join(f"val {name} {value:.4f}" for name, value in values.items()))
-        return values.get("top1", -values["loss"])
+        if "loss" in values:
+            return values.get("top1", -values["loss"])
+        return values.get("knn_top1") if self.val is None else None
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
         if self.output is None:

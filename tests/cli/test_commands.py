@@ -32,13 +32,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 digits as files of several types, in class folders."""
     root = tmp_path_factory.mktemp("digits")
     source = open_source("bundled:mnist5k/val", key="data.val", labels=True)
+    assert source.labels is not None
     for index in range(0, 1000, 17):
-        item = source.read(index)
-        folder = root / str(item.label)
+        digit = source.read(index)
+        folder = root / str(source.labels[index])
         folder.mkdir(exist_ok=True)
         suffix = ("png", "jpg", "webp", "bmp", "tiff")[index % 5]
-        assert isinstance(item.data, np.ndarray)
-        Image.fromarray(item.data[:, :, 0]).save(folder / f"{index}.{suffix}")
+        assert isinstance(digit, np.ndarray)
+        Image.fromarray(digit[:, :, 0]).save(folder / f"{index}.{suffix}")
     return root
 
 

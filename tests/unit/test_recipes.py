@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
-from unmask.config.schema import AugmentConfig, Config
+from unmask.config.load import load_config
+from unmask.config.schema import AugmentConfig
 from unmask.schedules import peak_lr
 
 RECIPES = Path(__file__).parents[2] / "src/unmask/recipes"
@@ -38,13 +38,9 @@ AUGMENTATION = {
 }
 
 
-def load(name: str) -> Config:
-    return Config.model_validate(yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")))
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
 def test_every_recipe_loads_and_starts_by_saying_what_it_is(name: str) -> None:
-    load(name)
+    load_config(name)
     assert (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
 
 
@@ -52,7 +48,7 @@ def test_every_recipe_loads_and_starts_by_saying_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch", "probe"])
 def test_a_header_gives_command_hardware_expectation_and_source(kind: str, size: str) -> None:
     name = f"{kind}-vit-{size}"
-    header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\ntask:")[0]
+    header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\nbase:")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     command = "pretrain" if kind == "mae" else "finetune"
     assert f"# Command    unmask {command} {name} " in header
@@ -62,7 +58,7 @@ def test_a_header_gives_command_hardware_expectation_and_source(kind: str, size:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
 def test_model_sizes(kind: str, size: str) -> None:
-    model = load(f"{kind}-vit-{size}").model
+    model = load_config(f"{kind}-vit-{size}").model
     assert (model.width, model.depth, model.heads, model.patch_size) == SIZES[size]
     assert (model.image_size, model.channels, model.mlp_ratio) == ((224, 224), 3, 4.0)
     width, layers = model.width, 12 * model.width**2 + 13 * model.width
@@ -73,7 +69,7 @@ def test_model_sizes(kind: str, size: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pretraining(size: str) -> None:
-    config = load(f"mae-vit-{size}")
+    config = load_config(f"mae-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("pretrain", 800, 40, 4096)
     assert (model.decoder_width, model.decoder_depth, model.decoder_heads) == (512, 8, 16)
@@ -91,7 +87,7 @@ def test_pretraining(size: str) -> None:
 
 @pytest.mark.parametrize(("size", "published"), FINETUNE.items())
 def test_finetuning_follows_the_official_code(size: str, published: tuple[float, ...]) -> None:
-    config = load(f"finetune-vit-{size}")
+    config = load_config(f"finetune-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     epochs, base_lr, layer_decay, drop_path = published
     assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 5, 1024)
@@ -104,7 +100,7 @@ def test_finetuning_follows_the_official_code(size: str, published: tuple[float,
 
 @pytest.mark.parametrize(("size", "published"), SCRATCH.items())
 def test_training_from_scratch_follows_the_paper(size: str, published: tuple[float, ...]) -> None:
-    config = load(f"scratch-vit-{size}")
+    config = load_config(f"scratch-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     epochs, drop_path = published
     assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 20, 4096)
@@ -118,7 +114,7 @@ def test_training_from_scratch_follows_the_paper(size: str, published: tuple[flo
 @pytest.mark.parametrize(("kind", "published"), AUGMENTATION.items())
 def test_augmentation(kind: str, size: str, published: tuple[str | None, float, float, float, float, str]) -> None:
     policy, mixup, cutmix, smoothing, erase_prob, erase_mode = published
-    config = load(f"{kind}-vit-{size}")
+    config = load_config(f"{kind}-vit-{size}")
     assert config.augment == AugmentConfig.model_validate(
         {
             "policy": policy,
@@ -142,7 +138,7 @@ def test_augmentation(kind: str, size: str, published: tuple[str | None, float, 
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_unpublished_sizes_are_base_but_for_the_width_and_drop_path(kind: str, size: str) -> None:
-    config, base = load(f"{kind}-vit-{size}"), load(f"{kind}-vit-base")
+    config, base = load_config(f"{kind}-vit-{size}"), load_config(f"{kind}-vit-base")
     width, _, heads, _ = SIZES[size]
     model = base.model.model_copy(update={"width": width, "heads": heads, "drop_path": 0.0})
     assert config == base.model_copy(update={"model": model})
@@ -152,7 +148,7 @@ def test_unpublished_sizes_are_base_but_for_the_width_and_drop_path(kind: str, s
 @pytest.mark.parametrize("size", SIZES)
 def test_linear_probe(size: str) -> None:
     """MAE appendix A.1 and the official main_linprobe.py."""
-    config = load(f"probe-vit-{size}")
+    config = load_config(f"probe-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     assert (model.width, model.depth, model.heads, model.patch_size) == SIZES[size]
     assert (train.probe, model.pool, model.drop_path, train.ema_decay, optimizer.frozen_blocks) == (

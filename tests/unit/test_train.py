@@ -19,8 +19,8 @@ from unmask.checkpoint.store import CheckpointStore
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
+from unmask.files import RunLock
 from unmask.report.log import read_log
-from unmask.run_lock import RunLock
 from unmask.train import Plan, train
 
 

@@ -24,10 +24,9 @@ from unmask.checkpoint.folder import (
 )
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
-from unmask.files import cause, fsync
+from unmask.files import ASIDE, aside, cause, fsync
 
 log = logging.getLogger("unmask")
-_ASIDE = ".tmp-"
 T = TypeVar("T")
 
 
@@ -49,7 +48,7 @@ class CheckpointStore:
             fsync(root.parent)
         except OSError as error:
             raise CheckpointError(f"cannot create the checkpoint folder {root}: {cause(error)}") from error
-        for left_over in root.glob(f"{_ASIDE}*"):
+        for left_over in root.glob(f"{ASIDE}*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
     def save(self, checkpoint: Checkpoint, *, metric: float | None = None, wait: bool = False) -> None:
@@ -110,18 +109,18 @@ class CheckpointStore:
 
     def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
         folder = self.root / folder_name(step)
-        aside = self.root / f"{_ASIDE}{folder.name}"
+        unfinished = aside(folder)
         try:
             if not _is_good(folder):
-                if aside.exists():
-                    shutil.rmtree(aside)
-                write_folder(aside, state, state_json)
+                if unfinished.exists():
+                    shutil.rmtree(unfinished)
+                write_folder(unfinished, state, state_json)
                 self._remove(folder)
-                aside.replace(folder)
+                unfinished.replace(folder)
                 fsync(self.root)
             self._prune(step)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write the checkpoint {folder}: {cause(error)}; earlier ones are intact"
             ) from error
@@ -138,7 +137,7 @@ class CheckpointStore:
     def _remove(self, folder: Path) -> None:
         # Renamed first: killed half-way, it must not look like a damaged checkpoint.
         if folder.exists():
-            doomed = folder.replace(folder.with_name(f"{_ASIDE}old-{folder.name}"))
+            doomed = folder.replace(folder.with_name(f"{ASIDE}old-{folder.name}"))
             shutil.rmtree(doomed)
 
 

@@ -1,5 +1,9 @@
 """Recipes and `key=value` overrides to a checked configuration.
 
+A recipe may start from the values of others, `base: NAME` or `base: [NAME, NAME]`: later ones win over earlier ones,
+and its own keys win over all. NAME is a recipe, one of the parts in `recipes/bases`, or the path of a YAML file,
+relative to the file that names it.
+
 Every mistake is reported in one line: where it stands (file and line, or the command line), which key, what is wrong
 and, for a misspelt key, the nearest one that exists.
 """
@@ -30,8 +34,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError naming every wrong key.
     """
-    path = recipe_path(recipe)
-    values, origins = read_yaml(path)
+    values, origins = _read_recipe(recipe_path(recipe))
     for override in overrides:
         _apply(override, values, origins)
     return check_config(values, origins)
@@ -53,15 +56,24 @@ def recipe_path(recipe: str | Path) -> Path:
         if not Path(recipe).is_file():
             raise ConfigError(f"recipe {recipe} does not exist")
         return Path(recipe)
-    names = recipe_names()
-    if recipe not in names:
-        raise ConfigError(f"there is no recipe {recipe}{nearest(str(recipe), names)}; the recipes: {', '.join(names)}")
-    return Path(str(resources.files("unmask") / "recipes" / f"{recipe}.yaml"))
+    return _by_name(str(recipe), _packaged())
 
 
 def recipe_names() -> list[str]:
-    folder = resources.files("unmask") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return list(_packaged())
+
+
+def _packaged(*, parts: bool = False) -> dict[str, Path]:
+    """The recipes of the package by name; with `parts` also those of `bases`, which are not whole recipes."""
+    folder = Path(str(resources.files("unmask") / "recipes"))
+    files = [*folder.glob("*.yaml"), *(folder.glob("bases/*.yaml") if parts else ())]
+    return {file.stem: file for file in sorted(files)}
+
+
+def _by_name(name: str, named: Mapping[str, Path], where: str = "") -> Path:
+    if name not in named:
+        raise ConfigError(f"{where}there is no recipe {name}{nearest(name, named)}; the recipes: {', '.join(named)}")
+    return named[name]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -75,6 +87,46 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _read_recipe(path: Path, derived: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Origins]:
+    """The values of a recipe over those of its bases, and where each dotted key was set last.
+
+    `derived` are the files that start from this one. Raises ConfigError, also where a base is missing or a recipe
+    starts from itself.
+    """
+    own, lines = read_yaml(path)
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    chain = (*derived, path.resolve())
+    if "base" in own:
+        where = f"{lines.pop('base')}: base: "
+        for name, base in _bases(own.pop("base"), path, where):
+            if base.resolve() in chain:
+                raise ConfigError(f"{where}{name} starts from this file itself; take it out of one of the two")
+            inherited, their_lines = _read_recipe(base, chain)
+            values, origins = _merge(values, inherited), origins | their_lines
+    return _merge(values, own), origins | lines
+
+
+def _bases(names: Any, path: Path, where: str) -> Iterator[tuple[str, Path]]:
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}{name!r} is not the name of a recipe or the path of a YAML file")
+        if Path(name).suffix not in (".yaml", ".yml"):
+            yield name, _by_name(name, _packaged(parts=True), where)
+        elif (path.parent / name).is_file():
+            yield name, path.parent / name
+        else:
+            raise ConfigError(f"{where}{path.parent / name} does not exist")
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = values | over
+    for key in values.keys() & over.keys():
+        if isinstance(values[key], dict) and isinstance(over[key], dict):
+            merged[key] = _merge(values[key], over[key])
+    return merged
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
