@@ -159,7 +159,7 @@ def test_any_checkpoint_of_a_run_is_used(
         capsys.readouterr()
         assert main(["evaluate", str(classifier), str(photos), "--checkpoint", choice]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"accuracy={top1:.3f}"
-    assert main(["convert", str(classifier), str(tmp_path / "x"), "--to", "transformers", "--checkpoint", "best"]) == 0
+    assert main(["convert", str(classifier), str(tmp_path / "x.pth"), "--to", "facebook", "--checkpoint", "best"]) == 0
     assert main(["embed", str(classifier), str(photos), "--out", "e.npy", "--checkpoint", "1"]) == 2
     assert f"there are {rows[-2]['step']}, {rows[-1]['step']} (or last, or best)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
