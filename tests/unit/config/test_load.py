@@ -43,15 +43,17 @@ def test_a_config_survives_yaml_and_json() -> None:
         ("train.batchsize=4", ["train.batchsize: unknown key", "train.batch_size?"]),
         ("batch_size=4", ["batch_size: unknown key", "train.batch_size?"]),
         ("train.epochs=many", ["train.epochs", "number", "'many'"]),
-        ("model.mask_ratio=1", ["model.mask_ratio", "less than 1"]),
-        ("model.mask_ratio=0.999", ["mask_ratio=0.999", "keeps 0 of 196 patches"]),
+        ("objective.mask_ratio=1", ["command line: objective.mask_ratio: ", "less than 1"]),
+        ("objective.mask_ratio=0.999", ["objective.mask_ratio=0.999", "keeps 0 of 196 patches"]),
+        ("objective.mask_rati=0.5", ["objective.mask_rati: unknown key", "objective.mask_ratio?"]),
+        ("objective=mea", ["objective", "name='mea' is no objective; there are mae, classify, linear_probe"]),
         ("model.image_size=225", ["image_size=225x225", "patch_size=16"]),
         ("model.heads=7", ["width=768", "heads=7"]),
         ("model.channels=1", ["data.mean has 3 values", "model.channels=1"]),
         ("train.accumulate=3", ["batch_size=4096", "accumulate=3"]),
-        ("engine=jax", ["engine", "'torch' or 'mindspore'"]),
+        ("engine=jax", ["engine", "'jax' is no engine; there are torch, mindspore"]),
         ("data.crop_scale=[0.5,0.2]", ["crop_scale=[0.5, 0.2]"]),
-        ("init=somewhere", ["init is for task=finetune"]),
+        ("init=somewhere", ["init is for fine-tuning"]),
         ("epochs", ["'epochs' is not of the form key=value"]),
     ],
 )
@@ -62,7 +64,7 @@ def test_a_mistake_is_named_in_one_line(override: str, parts: list[str]) -> None
 
 def test_a_recipe_file_is_answered_with_its_line(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("task: pretrain\ntrain:\n  epochs: 3\n  batchsize: 4\n")
+    recipe.write_text("objective: mae\ntrain:\n  epochs: 3\n  batchsize: 4\n")
     assert f"{recipe}:4: train.batchsize: unknown key, did you mean train.batch_size?" in refusal(recipe)
     recipe.write_text("seed: 1\nseed: 2\n")
     assert f"{recipe}:2: seed is set a second time" in refusal(recipe)
