@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from unmask.config.load import check_config, known_keys, load_config, recipe_names, to_dict
-from unmask.config.schema import Config
+from unmask import plugins
+from unmask.config.load import check_config, flatten, known_keys, load_config, recipe_names, to_dict
 from unmask.errors import ConfigError
 
 
@@ -78,16 +79,17 @@ def test_a_recipe_file_is_answered_with_its_line(tmp_path: Path) -> None:
 
 def test_a_thousand_mutated_configs_are_all_refused() -> None:
     rng = random.Random(0)
-    keys = known_keys()
+    configs = [to_dict(check_config({"objective": name})) for name in plugins.names(plugins.OBJECTIVES)]
+    assert set().union(*(flatten(values) for values in configs)) == set(known_keys())
     for _ in range(1000):
+        values = deepcopy(rng.choice(configs))
         with pytest.raises(ConfigError) as error:
-            check_config(mutated(rng, rng.choice(keys)))
+            check_config(mutated(rng, values, rng.choice(list(flatten(values)))))
         assert "\n" not in str(error.value)
 
 
-def mutated(rng: random.Random, key: str) -> dict[str, Any]:
-    """The defaults with one key misspelt, of the wrong type, or out of range."""
-    values = to_dict(Config())
+def mutated(rng: random.Random, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The values with one key misspelt, of the wrong type, or out of range."""
     *sections, last = key.split(".")
     section = values
     for name in sections:
