@@ -45,12 +45,12 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def make_config(photos: Path, task: str = "pretrain", **sections: Any) -> Config:
+def make_config(photos: Path, objective: str = "mae", **sections: Any) -> Config:
     sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     return check_config(
         {
-            "task": task,
-            "model": {"image_size": 16, "patch_size": 8, "mask_ratio": 0.5, **sizes},
+            "objective": objective,
+            "model": {"image_size": 16, "patch_size": 8, **sizes},
             "data": {"train": str(photos), **sections.pop("data", {})},
             "optimizer": {"base_lr": 1.0, "warmup_epochs": 0},
             "train": {"epochs": 4, "batch_size": 10, **sections.pop("train", {})},
@@ -78,7 +78,7 @@ def test_every_step_is_logged_and_the_last_is_saved(photos: Path, tmp_path: Path
 
 
 def test_evaluation_keeps_the_best_and_reports_accuracy(photos: Path, tmp_path: Path) -> None:
-    config = make_config(photos, "finetune", data={"val": str(photos)}, train={"eval_every": 1, "epochs": 20})
+    config = make_config(photos, "classify", data={"val": str(photos)}, train={"eval_every": 1, "epochs": 20})
     values = train(config, tmp_path / "run")
     assert values["val_top1"] == 1.0
     rows = [row for row in read_log(tmp_path / "run" / "metrics.jsonl") if row["split"] == "val"]
@@ -285,7 +285,7 @@ def test_classes_that_differ_between_train_and_val_are_refused(photos: Path, tmp
     for label in ("cat", "cow"):
         (other / label).mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(other / label / "0.png")
-    config = make_config(photos, "finetune", data={"val": str(other)})
+    config = make_config(photos, "classify", data={"val": str(other)})
     with pytest.raises(DataError, match=r"only in train \['dog'\], only in val \['cow'\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
