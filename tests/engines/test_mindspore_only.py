@@ -116,16 +116,18 @@ def test_each_read_out_is_compiled_once_for_its_options() -> None:
 class Blurred(MaskedAutoencoder):
     """With another term, a value that the step gives, and state beside the weights."""
 
+    terms = ("loss", "error")
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.center = ms.Parameter(ms.Tensor(np.zeros(1, np.float32)), requires_grad=False)
 
     def loss(
         self, pixels_BHWC: ms.Tensor, ids_keep: ms.Tensor, ids_mask: ms.Tensor, factor: ms.Tensor
-    ) -> dict[str, ms.Tensor]:
+    ) -> tuple[ms.Tensor, ...]:
         error = self.errors(pixels_BHWC, ids_keep, ids_mask).mean()
         ms.ops.assign_add(self.center, factor.reshape(1))
-        return {"loss": error * factor, "error": error}
+        return error * factor, error
 
 
 class Blurring(MaskedAutoencoding):

@@ -311,12 +311,14 @@ def _engine(name: str) -> str:
 
 
 class Config(Section):
+    """All the settings of a run, checked."""
+
     objective: Annotated[SerializeAsAny[ObjectiveSection], BeforeValidator(_objective)] = Field(
         default="mae", validate_default=True
     )
     engine: Annotated[str, AfterValidator(_engine)] = "torch"
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, npu …"""
+    """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     output: str | None = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""

@@ -69,7 +69,7 @@ def probe(
     """
     if not learning_rates or min(learning_rates) <= 0:
         raise ConfigError("the learning rates of a probe must be positive")
-    source = labelled(train, "train")
+    source = labelled(train, "train", model.config.data.dtype)
     if labels_per_class is not None:
         source = subset(source, labels_per_class, seed)
     with features_of(model, source, val, cache, pool=pool) as (train_features, val_features, classes):

@@ -38,7 +38,10 @@ class FeatureEvaluation:
                 "evaluate.train and evaluate.val go together: labelled images to learn from, and to judge"
             )
         if wanted.train is not None and wanted.val is not None:
-            train, val = labelled(wanted.train, "evaluate.train"), labelled(wanted.val, "evaluate.val")
+            train, val = (
+                labelled(images, f"evaluate.{name}", config.data.dtype)
+                for name, images in (("train", wanted.train), ("val", wanted.val))
+            )
             check_same_classes(train.class_names or (), val.class_names or (), "evaluate.train", "evaluate.val")
             self.labelled = train, val
         self.unlabelled = spread(unlabelled, _RANKED)

@@ -153,6 +153,9 @@ class VisionTransformer(Cell):
     pixels as they are stored, (B, H, W, C), which normalise only what they need; both go through the same layers.
     """
 
+    terms: tuple[str, ...] = ("loss",)
+    """Names of what the network's `loss` returns, the loss first: graphs of MindSpore 2.10 fail with some dicts."""
+
     def __init__(self, model: ModelConfig, pixels: Pixels, dtype: Any, *, pool: Pool, fc_norm: bool) -> None:
         """With `fc_norm` the last norm comes after the pooling, by the name fc_norm; else before, by the name norm."""
         super().__init__()

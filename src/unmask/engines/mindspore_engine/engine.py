@@ -102,16 +102,14 @@ class MindSporeEngine:
     def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         share = Tensor(np.float32(1 / (len(batches) * self.world)))
         values = {name: Tensor(np.float32(value)) for name, value in hyper.items() if name != "lr"}
-        terms: dict[str, Tensor] = {}
-        total: tuple[Tensor, ...] = ()
-        for batch in batches:
-            terms, gradients = self._gradients(share, *self._arguments(batch, values))
-            found = (*terms.values(), *gradients)
-            total = self._accumulate(*total, *found) if total else found
+        total = self._gradients(share, *self._arguments(batches[0], values))
+        for batch in batches[1:]:
+            total = self._accumulate(*total, *self._gradients(share, *self._arguments(batch, values)))
         if self.world > 1:
             total = self._sum(*total)
+        terms = self.network.terms
         norm, skipped, loss_scale = self._update(Tensor(np.float32(hyper["lr"])), *total[len(terms) :])
-        result = {**dict(zip(terms, total, strict=False)), "grad_norm": norm, "skipped": skipped}
+        result = dict(zip(terms, total, strict=False)) | {"grad_norm": norm, "skipped": skipped}
         return result if self.loss_scale is None else result | {"loss_scale": loss_scale}
 
     def read(self, result: StepResult) -> dict[str, float]:

@@ -52,15 +52,14 @@ class Gradients(Cell):
         self.loss_scale = loss_scale
         self.value_and_grad = value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
 
-    def construct(self, share: Tensor, *inputs: Tensor | None) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    def construct(self, share: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
         """Terms of the loss and gradients of a micro-batch, times its `share` of the whole batch."""
         (_, terms), gradients = self.value_and_grad(share, *inputs)
-        return terms, gradients
+        return (*terms, *gradients)
 
-    def scaled(self, share: Tensor, *inputs: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {name: term * share for name, term in self.loss(*inputs).items()}
-        loss = terms["loss"]
-        return loss if self.loss_scale is None else loss * self.loss_scale, terms
+    def scaled(self, share: Tensor, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        terms = tuple([term * share for term in self.loss(*inputs)])
+        return terms[0] if self.loss_scale is None else terms[0] * self.loss_scale, terms
 
 
 class Accumulate(Cell):

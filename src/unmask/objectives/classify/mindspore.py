@@ -24,12 +24,12 @@ class Classifier(VisionTransformer):
         """Logits (B, num_classes) of normalised images."""
         return self.head(super().construct(images_BCHW))
 
-    def loss(self, pixels_BHWC: Tensor, targets: Tensor, keep_path: Tensor | None = None) -> dict[str, Tensor]:
+    def loss(self, pixels_BHWC: Tensor, targets: Tensor, keep_path: Tensor | None = None) -> tuple[Tensor, ...]:
         logits = self.logits(pixels_BHWC, keep_path)
         if self.binary:
             losses = -(targets * ops.logsigmoid(logits) + (1 - targets) * ops.logsigmoid(-logits))
-            return {"loss": losses.mean(1).mean()}
-        return {"loss": -(targets * ops.log_softmax(logits, 1)).sum(1).mean()}
+            return (losses.mean(1).mean(),)
+        return (-(targets * ops.log_softmax(logits, 1)).sum(1).mean(),)
 
     def logits(self, pixels_BHWC: Tensor, keep_path: Tensor | None = None) -> Tensor:
         """(B, num_classes) fp32, before the softmax."""

@@ -39,8 +39,8 @@ class MaskedAutoencoder(VisionTransformer):
         self.decoder_norm = LayerNorm(E)
         self.decoder_pred = Linear(E, model.patch_dim)
 
-    def loss(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> dict[str, Tensor]:
-        return {"loss": self.errors(pixels_BHWC, ids_keep, ids_mask).mean()}
+    def loss(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> tuple[Tensor, ...]:
+        return (self.errors(pixels_BHWC, ids_keep, ids_mask).mean(),)
 
     def losses(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """(B,), of each image."""
