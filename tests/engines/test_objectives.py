@@ -23,7 +23,7 @@ MODEL = {key: value for key, value in TINY.items() if key != "mask_ratio"}
 MASK = {"mask_ratio": 0.5}
 VIEWS = {"views": 3, "directions": 12, "projector_width": 24, "projection_width": 8}
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "cross_mae": {"name": "cross_mae", "predict_ratio": 0.34, **MASK},
+    "cross_mae": {"name": "cross_mae", "predict_ratio": 0.33, **MASK},
     "cross_mae of the last features": {"name": "cross_mae", "weighted_features": False, "norm_pix_loss": False, **MASK},
     "hog_mae": {"name": "hog_mae", **MASK},
     "lejepa": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS},
