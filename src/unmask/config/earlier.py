@@ -25,28 +25,40 @@ def brought_up_to_date(values: Mapping[str, Any], origins: dict[str, str]) -> di
     Raises ConfigError where an earlier key and today's say different things.
     """
     values = deepcopy(dict(values))
-    task, probe = values.pop("task", None), _take(values, "train.probe")
+    task, probe = values.pop("task", None), _take(values, "train.probe") is True
     moved = {earlier: _take(values, earlier) for earlier in _MOVED}
     objective = values.get("objective", {})
     objective = {"name": objective} if isinstance(objective, str) else objective
     if not isinstance(objective, dict):
         return values  # which the schema refuses
-    if "name" not in objective and task is not None:
-        if task not in _OF_TASK:
-            raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
-        objective["name"] = "linear_probe" if probe is True else _OF_TASK[task]
-        origins.setdefault("objective.name", origins.get("task", ""))
-    elif task is not None and _task_of(objective.get("name")) not in (task, None):
-        raise ConfigError(f"{_where('task', origins)}objective.name={objective['name']} is not for {task}")
-    fields = _fields(objective.get("name", "mae"))
-    for earlier, name in _MOVED.items():
-        if moved[earlier] is not _ABSENT and name in fields:
-            objective.setdefault(name, moved[earlier])
-            origins.setdefault(f"objective.{name}", origins.get(earlier, ""))
+    if task not in (None, *_OF_TASK):
+        raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
+    if "name" not in objective and (task is not None or probe):
+        objective["name"] = "linear_probe" if probe else _OF_TASK[task]
+        origins.setdefault("objective.name", origins.get("train.probe" if probe else "task", ""))
+    name = objective.get("name", "mae")
+    if task is not None and _task_of(name) not in (task, None):
+        raise ConfigError(f"{_where('task', origins)}objective.name={name} is not for task={task}; leave task out")
+    if probe and name != "linear_probe":
+        raise ConfigError(f"{_where('train.probe', origins)}train.probe is objective.name=linear_probe, not {name}")
+    fields = _fields(name)
+    for earlier, field in _MOVED.items():
+        if moved[earlier] is not _ABSENT and field in fields:
+            _move(earlier, moved[earlier], field, objective, origins)
     return values | {"objective": objective} if objective else values
 
 
 _ABSENT = object()
+
+
+def _move(earlier: str, value: Any, field: str, objective: dict[str, Any], origins: dict[str, str]) -> None:
+    """Set `objective.FIELD` to what an earlier key says; the command line wins over recipes."""
+    key, where, there = f"objective.{field}", origins.get(earlier, ""), origins.get(f"objective.{field}", "")
+    wins = where == "command line" and there != "command line"
+    if objective.get(field, value) != value and not wins:
+        raise ConfigError(f"{_where(earlier, origins)}{earlier} is now {key}, which is set too; leave {earlier} out")
+    objective[field] = value
+    origins[key] = where
 
 
 def _take(values: dict[str, Any], key: str) -> Any:
