@@ -54,7 +54,7 @@ def size(path: Path) -> int:
 
 
 def encode(source: Source, index: int) -> int:
-    return len(recode(source.read(index).data, 256, 90, max_pixels=10**9))
+    return len(recode(source.read(index), 256, 90, max_pixels=10**9))
 
 
 def measure_encoding(data: Path, work: Path, rounds: int) -> None:
@@ -141,7 +141,7 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
         source = opened(path)
 
         def image(index: int) -> bytes:
-            stored = source.read(index).data
+            stored = source.read(index)
             assert isinstance(stored, bytes)
             return stored
 
@@ -157,7 +157,7 @@ def make_formats(data: Path, work: Path) -> dict[str, tuple[Path, Callable[[Path
     path = work / "images.array_record"
     writer: Any = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for index in range(len(files)):
-        writer.write(files.read(index).data)
+        writer.write(files.read(index))
     writer.close()
 
     def read_records(path: Path) -> Read:

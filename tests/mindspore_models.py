@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from unmask.config.schema import ModelConfig
-from unmask.models.parameters import Task, parameter_shapes
+from unmask.models.parameters import Shapes
+from unmask.objectives.classify import Classification, ClassifySection
+from unmask.objectives.mae import MaeSection, MaskedAutoencoding
+
+Task = Literal["pretrain", "finetune"]
 
 SMALL: dict[str, Any] = {
     "image_size": (16, 16), "patch_size": 4, "channels": 3, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0,
@@ -25,10 +29,17 @@ EVERY_TYPE = {
 } | {"scalar": np.array(2.5, np.float32), "one": np.ones(1, np.float32)}
 
 
+def shapes_of(task: Task, **fields: Any) -> Shapes:
+    model = ModelConfig.model_validate(SMALL | fields)
+    objective = (
+        MaskedAutoencoding(model, MaeSection()) if task == "pretrain" else Classification(model, ClassifySection())
+    )
+    return objective.shapes()
+
+
 def weights_of(task: Task, **fields: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(ModelConfig.model_validate(SMALL | fields), task)
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes_of(task, **fields).items()}
     if task == "pretrain":
         weights["decoder_pos_embed"][:, 0] = 0  # as it always is, sine-cosine
     return weights

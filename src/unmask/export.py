@@ -6,27 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unmask import plugins
+from unmask.checkpoint.store import Choice
+from unmask.engines import engine_kind
 from unmask.errors import ConfigError
 from unmask.evaluate.inference import load
 
 
-def export(model: str | Path, out: Path) -> None:
+def export(model: str | Path, out: Path, *, checkpoint: Choice = "last") -> None:
     """Write `model` as a graph to `out` (.mindir) and what one needs to know to use it to the same name with .json.
 
-    The graph takes pixels (any number, height, width, channels), resized and cropped as for evaluation: uint8, or their
-    values as float32 where `data.dtype` is another. It gives the logits of a classifier, or the embedding of a
-    pretrained model. Normalisation is inside.
-    Raises ConfigError for another suffix; EngineError without MindSpore; the errors of `load`.
-    """
-    if out.suffix != ".mindir":
-        raise ConfigError(f"{out}: the format follows from the name; give one that ends in .mindir")
-    loaded = load(model, engine="mindspore", device="cpu")
-    from unmask.engines.mindspore_engine.engine import MindSporeEngine
-    from unmask.engines.mindspore_engine.export import write_mindir
+    `checkpoint` of a run: see `load`.
 
-    config, output = loaded.config, "logits" if loaded.config.task == "finetune" else "embed"
-    if isinstance(loaded.engine, MindSporeEngine):
-        write_mindir(loaded.engine, output, out)
+    The graph takes pixels (any number, height, width, channels), resized and cropped as for evaluation: uint8, or their
+    values as float32 where `data.dtype` is another. It gives the logits of a classifier, or the features of a
+    pretrained model. Normalisation is inside.
+    Raises ConfigError for another suffix; EngineError without the engine that writes it; the errors of `load`.
+    """
+    kinds = {name: engine_kind(name) for name in plugins.names(plugins.ENGINES)}
+    writers = {suffix: (name, write) for name, kind in kinds.items() for suffix, write in kind.exports.items()}
+    if out.suffix not in writers:
+        raise ConfigError(f"{out}: the format follows from the name; give one that ends in {' or '.join(writers)}")
+    engine, write = writers[out.suffix]
+    loaded = load(model, checkpoint, engine=engine, device="cpu")
+    config, output = loaded.config, "logits" if "logits" in loaded.objective.outputs else "features"
+    plugins.resolve(write)(loaded.engine, output, out)
     description: dict[str, Any] = {
         "input": {
             "dtype": "uint8" if config.data.dtype == "uint8" else "float32",

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from unmask.errors import CheckpointError
 
+ASIDE = ".tmp-"
+"""How the name of anything begins that is being written, or was when its process was killed."""
 MAX_JSON = 16 * 2**20
 """Bytes; a larger JSON file is refused before it is read."""
 
@@ -21,26 +28,55 @@ def cause(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 def fsync(path: Path) -> None:
-    """Make a file or directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make a file or directory durable. Raises OSError."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def aside(path: Path) -> Path:
+    """Where `path`, a file or folder, is to be written before it is renamed: in the same folder.
+
+    Always the same, so that whoever writes `path` next overwrites what a killed process left.
+    """
+    return path.with_name(f"{ASIDE}{path.name}")
+
+
 @contextmanager
-def written_aside(path: Path) -> Generator[Path]:
-    """A path in the same folder to write to, which becomes `path`, durable, at the end; gone after an error."""
-    aside = path.with_name(f".tmp-{path.name}")
+def written_aside(path: Path, *, cache: bool = False) -> Generator[Path]:
+    """A path in the same folder to write a file to, which becomes `path`, durable, at the end; gone after an error.
+
+    cache: several processes may write `path` at the same time, so each gets a path of its own; and as the file may be
+    lost, nothing waits for the disk. Raises OSError.
+    """
+    there = path.with_name(f"{ASIDE}{secrets.token_hex(4)}-{path.name}") if cache else aside(path)
     try:
-        yield aside
-        fsync(aside)
-        aside.replace(path)
-        fsync(path.parent)
+        yield there
+        if not cache:
+            fsync(there)
+        there.replace(path)
+        if not cache:
+            fsync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        there.unlink(missing_ok=True)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
@@ -64,3 +100,51 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {cause(error)}") from error
+
+
+# --- one run per output folder ----------------------------------------------------------------------------------------
+
+
+class RunLock:
+    """Holds `<run>/.lock` until `release` or the end of the process, whatever ends it; forked processes do not hold it.
+
+    Raises CheckpointError naming the process that holds it already, or why the lock file cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / ".lock"
+        # Not a soft lock where the file system has no other: it would outlive a killed process.
+        self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_write_process_id)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise CheckpointError(
+                f"{folder} is in use by another run (process {_holder(path)}); "
+                "wait for it, stop it, or set another output"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"cannot lock {path}: {cause(error)}") from error
+
+    def release(self) -> None:
+        """Let another run have the folder. Harmless when done twice."""
+        self._lock.release()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+def _write_process_id(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+
+
+def _holder(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(32).decode(errors="replace").strip() or "unknown"
+    except OSError:  # Windows lets nobody else read a locked file
+        return "unknown"

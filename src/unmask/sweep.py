@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unmask.api import run
-from unmask.config.load import to_dict
+from unmask.config.load import Settings, load_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources import Source
 from unmask.data.sources.subset import SubsetSource, subset
@@ -21,6 +22,7 @@ from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.inference import load
+from unmask.files import written_aside
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
@@ -40,18 +42,25 @@ class Result:
 
 
 def sweep_labels(
-    config: Config, *, labels: Sequence[int], seeds: Sequence[int] = (0, 1, 2), steps: int | None = None
+    recipe: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    labels: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int | None = None,
 ) -> list[Result]:
-    """Fine-tune `config` from its `init`, train it from scratch and probe `init`, for each number of labels and seed.
+    """Fine-tune from `init`, train from scratch and probe `init`, for each number of labels per class and seed.
 
-    The seed draws the labelled images, the same for all three, and everything else that is random in a run. A batch is
-    never larger than the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of
-    `train.epochs`, which is in epochs of the labelled images; warmup keeps its share.
+    `recipe` and `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`. The seed draws the
+    labelled images, the same for all three, and everything else that is random in a run. A batch is never larger than
+    the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of `train.epochs`,
+    which is in epochs of the labelled images; warmup keeps its share.
 
     Writes a run folder for each below `config.output`, and there `few-labels.csv` and `few-labels.png`. Called again,
     it goes on: finished runs are not repeated. Raises ConfigError when a setting is missing, DataError when a class has
     fewer images than labels are asked for, and what training raises.
     """
+    config = load_config(recipe, settings)
     train, val = _sources(config)
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
@@ -73,13 +82,14 @@ def _sources(config: Config) -> tuple[Source, Source]:
     needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
-    train, val = labelled(config.data.train or "", "data.train"), labelled(config.data.val or "", "data.val")
+    train = labelled(config.data.train or "", "data.train", config.data.dtype)
+    val = labelled(config.data.val or "", "data.val", config.data.dtype)
     check_same_classes(train.class_names or (), val.class_names or (), "data.train", "data.val")
     return train, val
 
 
 def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, steps: int | None) -> Config:
-    """The config for a labelled set of this size, in epochs of which its times are."""
+    """The config of one run on `images` labelled images; times given in epochs keep their share of the run."""
     accumulate = config.train.accumulate
     batch_size = max(accumulate, min(config.train.batch_size, images) // accumulate * accumulate)
     epochs = config.train.epochs if steps is None else steps * batch_size / images
@@ -114,9 +124,8 @@ def _finished(config: Config, folder: Path) -> float:
 
 
 def _write_result(path: Path, result: Mapping[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _probes(

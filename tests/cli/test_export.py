@@ -20,7 +20,7 @@ from unmask.evaluate.inference import load
 
 
 @pytest.mark.parametrize(
-    ("recipe", "output", "shape"), [("mae-vit-tiny", "embed", 32), ("finetune-vit-tiny", "logits", 10)]
+    ("recipe", "output", "shape"), [("mae-vit-tiny", "features", 32), ("finetune-vit-tiny", "logits", 10)]
 )
 def test_mindir_round_trip(
     recipe: str, output: str, shape: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -34,7 +34,7 @@ def test_mindir_round_trip(
     engine = load(tmp_path / "run").engine
     described = json.loads((tmp_path / "model.json").read_text())
     assert (described["output"]["what"], described["input"]["shape"]) == (output, [None, 28, 28, 1])
-    assert (described["class_names"] is None) == (output == "embed")
+    assert (described["class_names"] is None) == (output == "features")
     for count in (1, 5):  # one graph for any number of images
         images = np.random.default_rng(count).integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
         ours = graph(ms.Tensor(images)).asnumpy()

@@ -30,11 +30,13 @@ SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "train.log_every=50
 
 def write_digits(root: Path, part: str, step: int) -> Path:
     source = open_source(f"bundled:mnist5k/{part}", key="data", labels=True)
+    assert source.labels is not None
     for index in range(0, len(source), step):
-        item = source.read(index)
-        assert isinstance(item.data, np.ndarray)
-        (root / str(item.label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(item.data[:, :, 0]).save(root / str(item.label) / f"{index:05}.png")
+        digit = source.read(index)
+        assert isinstance(digit, np.ndarray)
+        folder = root / str(source.labels[index])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digit[:, :, 0]).save(folder / f"{index:05}.png")
     return root
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from engine_cases import make_batch, make_config, start
 from unmask.engines import create_engine
+from unmask.engines.torch_engine.device import _heeds_found_inf
 from unmask.errors import EngineError
 
 
@@ -28,3 +30,14 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     config = make_config().model_copy(update={"device": "cuda:99"})
     with pytest.raises(EngineError, match="device=cuda:99 cannot be used"):
         create_engine(config)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
+def test_mps_where_there_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(EngineError, match=r"device=mps is not there: it needs a Mac") as raised:
+        create_engine(make_config().model_copy(update={"device": "mps"}))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_probe_of_the_fused_optimizer_finds_that_it_skips_updates_here() -> None:
+    assert _heeds_found_inf("cpu")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Needs
-from unmask.data.decode.picture import DecodeError, Picture, decode
+from unmask.data.decode.picture import DecodeError, Picture
 from unmask.data.loader.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
 from unmask.errors import DataError
@@ -50,7 +50,7 @@ KINDS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
 def test_truncated_file_is_refused(kind: str, share: float):
     data = encoded(kind)
     with pytest.raises(DecodeError):
-        decode(data[: int(len(data) * share)], 3, LIMIT)
+        Picture(data[: int(len(data) * share)], 3, LIMIT).pixels()
 
 
 def test_what_is_not_an_image_is_refused():
@@ -60,7 +60,7 @@ def test_what_is_not_an_image_is_refused():
         (b"\xff\xd8\xff", "decoded"),
     ):
         with pytest.raises(DecodeError, match=message) as caught:
-            decode(data, 3, LIMIT)
+            Picture(data, 3, LIMIT).pixels()
         assert "\n" not in str(caught.value)
 
 
@@ -113,9 +113,9 @@ def test_bomb_is_refused_before_it_is_decoded(kind: str):
     side = 65_000
     data = with_size(kind, side, side)
     code = (
-        "import resource, sys, pathlib; from unmask.data.decode.picture import decode\n"
+        "import resource, sys, pathlib; from unmask.data.decode.picture import Picture\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        f"try: decode(pathlib.Path(sys.argv[1]).read_bytes(), 3, {LIMIT})\n"
+        f"try: Picture(pathlib.Path(sys.argv[1]).read_bytes(), 3, {LIMIT}).pixels()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -131,9 +131,9 @@ def test_bomb_is_refused_before_it_is_decoded(kind: str):
 
 def test_limit_is_the_configured_one():
     data = encoded("PNG", (100, 50))
-    assert decode(data, 3, 5000).shape == (50, 100, 3)
+    assert Picture(data, 3, 5000).pixels().shape == (50, 100, 3)
     with pytest.raises(DecodeError, match=r"100 x 50 pixels are more than data\.max_pixels=4999"):
-        decode(data, 3, 4999)
+        Picture(data, 3, 4999).pixels()
 
 
 def test_hair_thin_image_does_not_grow_without_bound():
@@ -235,9 +235,7 @@ class Digits:
         return ""
 
     def read(self, index: int) -> Any:
-        from unmask.data.sources import Item
-
-        return Item(np.full((32, 32, 3), index, np.uint8), -1, str(index))
+        return np.full((32, 32, 3), index, np.uint8)
 
 
 def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 10**6) -> Any:

@@ -102,7 +102,7 @@ def test_no_pickle_fires_whatever_the_file_is_called(tmp_path: Path, payload: tu
             open_source(str(tmp_path / name), key="data.train", labels=labels)
         assert "\n" not in str(refused.value)
         assert not fired.exists(), name
-    with pytest.raises(UnmaskError, match=r"none of the first 1 images can be read; 1\.npy: .*holds no pixels"):
+    with pytest.raises(UnmaskError, match=r"none of the first 1 images can be read; 1\.npy: .*cannot be read as pixel"):
         main_stats(tmp_path / "images")
     assert not fired.exists()
 

@@ -39,6 +39,7 @@ def test_a_score_that_is_not_a_number_is_never_right() -> None:
     nan = np.nan
     scores = np.array([[nan, nan, nan], [nan, 1, 0], [2, nan, nan], [2, 1, nan]], np.float32)
     assert rank_of_true(scores, np.zeros(4, np.int64)).tolist() == [2, 2, 2, 1]
+    assert predicted_class(scores, np.zeros(4, np.int64)).tolist() == [1, 1, 1, 2]
     assert classification_sums(scores, np.zeros(4, np.int64))["top1"] == 0
 
 

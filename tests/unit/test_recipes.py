@@ -51,7 +51,7 @@ def test_every_recipe_loads_and_starts_by_saying_what_it_is(name: str) -> None:
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch", "probe"])
 def test_a_header_gives_command_hardware_expectation_and_source(kind: str, size: str) -> None:
     name = f"{kind}-vit-{size}"
-    header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\ntask:")[0]
+    header = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").partition("\nbase:")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     command = "pretrain" if kind == "mae" else "finetune"
     assert f"# Command    unmask {command} {name} " in header

@@ -2,6 +2,6 @@
 
 from unmask.checkpoint.folder import Checkpoint, read_checkpoint, read_weights
 from unmask.checkpoint.store import CheckpointStore, load_newest
-from unmask.run_lock import RunLock
+from unmask.files import RunLock
 
 __all__ = ["Checkpoint", "CheckpointStore", "RunLock", "load_newest", "read_checkpoint", "read_weights"]

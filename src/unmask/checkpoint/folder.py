@@ -11,7 +11,6 @@ step-00001200/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -23,7 +22,7 @@ from typing import Any
 from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, fsync, parse_json, read_bytes
+from unmask.files import cause, fsync, parse_json, read_bytes, sha256
 
 TENSOR_FILES = {group: f"{group}.safetensors" for group in ("weights", "optimizer", "ema", "buffers", "teacher")}
 STATE = "state.json"
@@ -71,7 +70,7 @@ def write_folder(folder: Path, state: EngineState, state_json: bytes) -> None:
             write_tensors(folder / name, tensors)
     (folder / STATE).write_bytes(state_json)
     names = sorted(path.name for path in folder.iterdir())
-    (folder / CHECKSUMS).write_bytes(_encode({name: _sha256(folder / name) for name in names}))
+    (folder / CHECKSUMS).write_bytes(_encode({name: sha256(folder / name) for name in names}))
     for name in [*names, CHECKSUMS]:
         fsync(folder / name)
     fsync(folder)
@@ -129,7 +128,7 @@ def verify(folder: Path, only: Collection[str] = _FILES) -> frozenset[str]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing")
         try:
-            actual = _sha256(folder / name)
+            actual = sha256(folder / name)
         except OSError as error:
             raise CheckpointError(f"{folder / name} cannot be read: {cause(error)}") from error
         if actual != listed[name]:
@@ -162,11 +161,6 @@ def _read_state(folder: Path) -> dict[str, Any]:
     if folder_step(folder) not in (None, content["step"]):
         raise CheckpointError(f"{path} is of step {content['step']}, not of the step in the name of its folder")
     return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(content: dict[str, Any]) -> bytes:

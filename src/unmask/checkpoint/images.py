@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.base import Source, printable
 from unmask.data.sources.subset import SubsetSource
-from unmask.data.sources.table import Table, load, store
+from unmask.data.sources.table import Table, load_table, store_table
 
 IMAGES = "images.index"
 _NAMED = 3
@@ -23,7 +23,7 @@ def write_images(source: Source, fingerprint: str, folder: Path) -> None:
     if (table := _table(source)) is None or _read(folder, fingerprint) is not None:
         return
     columns = {key: values for key, values in table.columns.items() if key in ("size", "label")}
-    store(folder / IMAGES, Table(table.names, table.ends, columns, {"fingerprint": fingerprint}))
+    store_table(folder / IMAGES, Table(table.names, table.ends, columns, {"fingerprint": fingerprint}))
 
 
 def changes(source: Source, fingerprint: str, folder: Path) -> str | None:
@@ -72,7 +72,7 @@ def _table(source: Source) -> Table | None:
 
 
 def _read(folder: Path, fingerprint: str) -> Table | None:
-    table = load(folder / IMAGES)
+    table = load_table(folder / IMAGES)
     if table is None or table.meta.get("fingerprint") != fingerprint or (np.diff(table.ends, prepend=0) < 0).any():
         return None
     return table

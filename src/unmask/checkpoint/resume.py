@@ -21,6 +21,7 @@ MAY_CHANGE = {
     *("data.train", "data.val", "data.allow_change", "data.workers"),
     *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
     *("train.eval_every", "train.checkpoint_every", "train.keep"),
+    *("evaluate.every", "evaluate.train", "evaluate.val"),
 }
 """Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""
 
@@ -37,8 +38,9 @@ def check_same_config(config: Config, checkpoint: Checkpoint, folder: Path) -> N
 def data_record(source: Source, checkpoint: Checkpoint | None, folder: Path, *, allow_change: bool) -> dict[str, Any]:
     """What `run.yaml` and every checkpoint say of the training images: {images, fingerprint, earlier}.
 
-    `earlier` lists the same of the images that the run had before, each with `until_step`. Raises DataError when those
-    of the checkpoint are others, unless `allow_change`; and when the classes are others, because its head knows them.
+    `earlier` lists the same of the images that the run was trained on before, each with `until_step`. Raises DataError
+    when the images differ from the checkpoint's, unless `allow_change`, and always when the classes differ, because the
+    model's head was trained on them.
     """
     record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "earlier": []}
     if checkpoint is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from safetensors import SafetensorError
 
@@ -23,12 +23,14 @@ from unmask.checkpoint.folder import (
     write_folder,
 )
 from unmask.engines.base import EngineState
-from unmask.errors import CheckpointError
-from unmask.files import cause, fsync
+from unmask.errors import CheckpointError, ConfigError
+from unmask.files import ASIDE, aside, cause, fsync
 
 log = logging.getLogger("unmask")
-_ASIDE = ".tmp-"
 T = TypeVar("T")
+
+Choice = Literal["last", "best"] | int
+"""Which checkpoint of a run: the newest good one, the one with the highest metric, or that of a step."""
 
 
 class CheckpointStore:
@@ -49,7 +51,7 @@ class CheckpointStore:
             fsync(root.parent)
         except OSError as error:
             raise CheckpointError(f"cannot create the checkpoint folder {root}: {cause(error)}") from error
-        for left_over in root.glob(f"{_ASIDE}*"):
+        for left_over in root.glob(f"{ASIDE}*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
     def save(self, checkpoint: Checkpoint, *, metric: float | None = None, wait: bool = False) -> None:
@@ -94,34 +96,23 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """Folder of the checkpoint with the highest metric, the earliest among equals; None when none has a metric."""
-        step = self._best_step(self.steps())
+        step = _best_step(self.root, self.steps())
         return None if step is None else self.root / folder_name(step)
-
-    def _best_step(self, steps: list[int]) -> int | None:
-        metrics: dict[int, float] = {}
-        for step in steps:
-            try:
-                metric = read_metric(self.root / folder_name(step))
-            except CheckpointError:
-                continue  # damaged: load() says so when it comes across it
-            if metric is not None:
-                metrics[step] = metric
-        return max(metrics, key=lambda step: (metrics[step], -step)) if metrics else None
 
     def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
         folder = self.root / folder_name(step)
-        aside = self.root / f"{_ASIDE}{folder.name}"
+        unfinished = aside(folder)
         try:
             if not _is_good(folder):
-                if aside.exists():
-                    shutil.rmtree(aside)
-                write_folder(aside, state, state_json)
+                if unfinished.exists():
+                    shutil.rmtree(unfinished)
+                write_folder(unfinished, state, state_json)
                 self._remove(folder)
-                aside.replace(folder)
+                unfinished.replace(folder)
                 fsync(self.root)
             self._prune(step)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write the checkpoint {folder}: {cause(error)}; earlier ones are intact"
             ) from error
@@ -130,7 +121,7 @@ class CheckpointStore:
         # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the
         # run replaces them when it comes to them.
         steps = [step for step in self.steps() if step <= newest]
-        kept = {*steps[-self._keep :], self._best_step(steps)}
+        kept = {*steps[-self._keep :], _best_step(self.root, steps)}
         for step in steps:
             if step not in kept:
                 self._remove(self.root / folder_name(step))
@@ -138,7 +129,7 @@ class CheckpointStore:
     def _remove(self, folder: Path) -> None:
         # Renamed first: killed half-way, it must not look like a damaged checkpoint.
         if folder.exists():
-            doomed = folder.replace(folder.with_name(f"{_ASIDE}old-{folder.name}"))
+            doomed = folder.replace(folder.with_name(f"{ASIDE}old-{folder.name}"))
             shutil.rmtree(doomed)
 
 
@@ -154,6 +145,23 @@ def list_steps(root: Path) -> list[int]:
 def load_newest(root: Path) -> Checkpoint:
     """The newest good checkpoint in a folder `checkpoints`. Raises CheckpointError. See first_good."""
     return first_good(root, read_checkpoint)
+
+
+def read_chosen(root: Path, choice: Choice, read: Callable[[Path], T]) -> T:
+    """What `read` gives for the chosen checkpoint in a folder `checkpoints`; for the last as `first_good`.
+
+    Raises ConfigError when there is no such checkpoint, CheckpointError when it is damaged.
+    """
+    if choice == "last":
+        return first_good(root, read)
+    steps = list_steps(root)
+    step = _best_step(root, steps) if choice == "best" else choice
+    if step is None:
+        raise ConfigError(f"no checkpoint in {root} was evaluated, so none is the best; set data.val, or load the last")
+    if step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it holds none"
+        raise ConfigError(f"no checkpoint of step {step} in {root}; {there} (or last, or best)")
+    return read(root / folder_name(step))
 
 
 def first_good(root: Path, read: Callable[[Path], T]) -> T:
@@ -173,6 +181,18 @@ def first_good(root: Path, read: Callable[[Path], T]) -> T:
             log.warning("%s; going on from step %d instead", flaw, step)
         return value
     raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(flaws) or 'it holds none'}")
+
+
+def _best_step(root: Path, steps: Sequence[int]) -> int | None:
+    metrics: dict[int, float] = {}
+    for step in steps:
+        try:
+            metric = read_metric(root / folder_name(step))
+        except CheckpointError:
+            continue  # damaged: reading it says so
+        if metric is not None:
+            metrics[step] = metric
+    return max(metrics, key=lambda step: (metrics[step], -step)) if metrics else None
 
 
 def _is_good(folder: Path) -> bool:

@@ -16,6 +16,8 @@ _MOVED = {
     "data.class_weights": "class_weights",
 }
 """Keys that are now the objective's, where it has them; before, every run had all of them, used or not."""
+TODAY = {earlier: f"objective.{name}" for earlier, name in _MOVED.items()} | {"objective": "objective.name"}
+"""What single settings are called now."""
 _OF_TASK = {"pretrain": "mae", "finetune": "classify"}
 
 
@@ -25,7 +27,7 @@ def brought_up_to_date(values: Mapping[str, Any], origins: dict[str, str]) -> di
     Raises ConfigError where an earlier key and today's say different things.
     """
     values = deepcopy(dict(values))
-    task, probe = values.pop("task", None), _take(values, "train.probe") is True
+    task, probe = values.pop("task", None), _take(values, "train.probe")
     moved = {earlier: _take(values, earlier) for earlier in _MOVED}
     objective = values.get("objective", {})
     objective = {"name": objective} if isinstance(objective, str) else objective
@@ -33,14 +35,16 @@ def brought_up_to_date(values: Mapping[str, Any], origins: dict[str, str]) -> di
         return values  # which the schema refuses
     if task not in (None, *_OF_TASK):
         raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
-    if "name" not in objective and (task is not None or probe):
-        objective["name"] = "linear_probe" if probe else _OF_TASK[task]
-        origins.setdefault("objective.name", origins.get("train.probe" if probe else "task", ""))
+    if "name" not in objective and task is not None:
+        objective["name"] = _OF_TASK[task]
+        origins.setdefault("objective.name", origins.get("task", ""))
+    elif task is not None and _task_of(objective.get("name")) not in (task, None):
+        raise ConfigError(f"{_where('task', origins)}objective.name={objective['name']} is not for task={task}")
     name = objective.get("name", "mae")
-    if task is not None and _task_of(name) not in (task, None):
-        raise ConfigError(f"{_where('task', origins)}objective.name={name} is not for task={task}; leave task out")
-    if probe and name != "linear_probe":
-        raise ConfigError(f"{_where('train.probe', origins)}train.probe is objective.name=linear_probe, not {name}")
+    if probe is True and name not in ("classify", "linear_probe"):
+        raise ConfigError(f"{_where('train.probe', origins)}train.probe is not for objective.name={name}")
+    if probe is True:
+        objective["name"] = name = "linear_probe"
     fields = _fields(name)
     for earlier, field in _MOVED.items():
         if moved[earlier] is not _ABSENT and field in fields:
@@ -52,13 +56,13 @@ _ABSENT = object()
 
 
 def _move(earlier: str, value: Any, field: str, objective: dict[str, Any], origins: dict[str, str]) -> None:
-    """Set `objective.FIELD` to what an earlier key says; the command line wins over recipes."""
-    key, where, there = f"objective.{field}", origins.get(earlier, ""), origins.get(f"objective.{field}", "")
-    wins = where == "command line" and there != "command line"
-    if objective.get(field, value) != value and not wins:
-        raise ConfigError(f"{_where(earlier, origins)}{earlier} is now {key}, which is set too; leave {earlier} out")
-    objective[field] = value
-    origins[key] = where
+    """Set a field of the objective to what an earlier key says; single settings win, and have today's names already."""
+    key = TODAY[earlier]
+    if field not in objective:
+        objective[field] = value
+        origins[key] = origins.get(earlier, "")
+    elif objective[field] != value and origins.get(key) not in ("command line", "settings"):
+        raise ConfigError(f"{_where(earlier, origins)}{earlier} is now {key}, which is set to another value; set one")
 
 
 def _take(values: dict[str, Any], key: str) -> Any:

@@ -1,40 +1,69 @@
-"""Recipes and `key=value` overrides to a checked configuration.
+"""Recipes and settings to a checked configuration.
 
-Every mistake is reported in one line: where it stands (file and line, or the command line), which key, what is wrong
-and, for a misspelt key, the nearest one that exists.
+A recipe may start from the values of others, `base: NAME` or `base: [NAME, NAME]`: later ones win over earlier ones,
+and its own keys win over all. NAME is a recipe, one of the parts in `recipes/bases`, or the path of a YAML file,
+relative to the file that names it.
+
+Every mistake is reported in one line: where it stands (file and line, the command line, or the settings of a Python
+call), which key, what is wrong and, for a misspelt key, the nearest one that exists.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from unmask import plugins
-from unmask.config.earlier import brought_up_to_date
+from unmask.config.earlier import TODAY, brought_up_to_date
 from unmask.config.schema import Config, ObjectiveSection
 from unmask.errors import ConfigError
 
 Origins = dict[str, str]
-"""Where each dotted key was set: `recipe.yaml:12` or `command line`."""
+"""Where each dotted key was set: `recipe.yaml:12`, `command line` or `settings`."""
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""Dotted keys with their values; or `key=value` of the command line, the value written as in YAML."""
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The recipe (a name such as `mae-vit-base`, or a YAML file) with `key=value` overrides applied, checked.
+def load_config(recipe: str | os.PathLike[str], settings: Settings = ()) -> Config:
+    """The recipe (a name such as `mae-vit-base`, or a YAML file) with the settings applied, checked.
 
-    Raises ConfigError naming every wrong key.
+    A mapping may hold NumPy's numbers and arrays, paths and tuples. Raises ConfigError naming every wrong key.
     """
-    path = recipe_path(recipe)
-    values, origins = read_yaml(path)
-    for override in overrides:
-        _apply(override, values, origins)
-    return check_config(values, origins)
+    values, origins = _read_recipe(recipe_path(recipe))
+    return check_config(values, origins | apply_settings(values, settings))
+
+
+def apply_settings(values: dict[str, Any], settings: Settings) -> Origins:
+    """Put the settings into nested `values`; returns where they come from. Raises ConfigError for an impossible key."""
+    if isinstance(settings, Mapping):
+        origin, pairs = "settings", flatten(settings).items()
+    else:
+        origin, pairs = "command line", [_parse(text) for text in settings]
+    origins: Origins = {}
+    for key, value in pairs:
+        key = TODAY.get(key, key)
+        *sections, last = key.split(".")
+        section: dict[str, Any] = values
+        for name in sections:
+            inner: Any = section.setdefault(name, {})
+            if key == f"objective.{last}" and isinstance(inner, str):
+                inner = section[name] = {"name": inner}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{origin}: {key}: unknown key{nearest(key, known_keys())}")
+            section = inner
+        section[last] = _plain(value)
+        origins[key] = origin
+    return origins
 
 
 def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> Config:
@@ -47,21 +76,30 @@ def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> C
         raise ConfigError("; ".join(_explain(problem, origins) for problem in error.errors())) from None
 
 
-def recipe_path(recipe: str | Path) -> Path:
+def recipe_path(recipe: str | os.PathLike[str]) -> Path:
     """The file of a recipe given by path or by name. Raises ConfigError, with the nearest name, if there is none."""
     if Path(recipe).suffix in (".yaml", ".yml"):
         if not Path(recipe).is_file():
             raise ConfigError(f"recipe {recipe} does not exist")
         return Path(recipe)
-    names = recipe_names()
-    if recipe not in names:
-        raise ConfigError(f"there is no recipe {recipe}{nearest(str(recipe), names)}; the recipes: {', '.join(names)}")
-    return Path(str(resources.files("unmask") / "recipes" / f"{recipe}.yaml"))
+    return _by_name(os.fspath(recipe), _packaged())
 
 
 def recipe_names() -> list[str]:
-    folder = resources.files("unmask") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return list(_packaged())
+
+
+def _packaged(*, parts: bool = False) -> dict[str, Path]:
+    """The recipes of the package by name; with `parts` also those of `bases`, which are not whole recipes."""
+    folder = Path(str(resources.files("unmask") / "recipes"))
+    files = [*folder.glob("*.yaml"), *(folder.glob("bases/*.yaml") if parts else ())]
+    return {file.stem: file for file in sorted(files)}
+
+
+def _by_name(name: str, named: Mapping[str, Path], where: str = "") -> Path:
+    if name not in named:
+        raise ConfigError(f"{where}there is no recipe {name}{nearest(name, named)}; the recipes: {', '.join(named)}")
+    return named[name]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -75,6 +113,46 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _read_recipe(path: Path, derived: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Origins]:
+    """The values of a recipe over those of its bases, and where each dotted key was set last.
+
+    `derived` are the files that start from this one. Raises ConfigError, also where a base is missing or a recipe
+    starts from itself.
+    """
+    own, lines = read_yaml(path)
+    values: dict[str, Any] = {}
+    origins: Origins = {}
+    chain = (*derived, path.resolve())
+    if "base" in own:
+        where = f"{lines.pop('base')}: base: "
+        for name, base in _bases(own.pop("base"), path, where):
+            if base.resolve() in chain:
+                raise ConfigError(f"{where}{name} starts from this file itself; take it out of one of the two")
+            inherited, their_lines = _read_recipe(base, chain)
+            values, origins = _merge(values, inherited), origins | their_lines
+    return _merge(values, own), origins | lines
+
+
+def _bases(names: Any, path: Path, where: str) -> Iterator[tuple[str, Path]]:
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str):
+            raise ConfigError(f"{where}{name!r} is not the name of a recipe or the path of a YAML file")
+        if Path(name).suffix not in (".yaml", ".yml"):
+            yield name, _by_name(name, _packaged(parts=True), where)
+        elif (path.parent / name).is_file():
+            yield name, path.parent / name
+        else:
+            raise ConfigError(f"{where}{path.parent / name} does not exist")
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = values | over
+    for key in values.keys() & over.keys():
+        if isinstance(values[key], dict) and isinstance(over[key], dict):
+            merged[key] = _merge(values[key], over[key])
+    return merged
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
@@ -102,21 +180,20 @@ def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{prefix}{key.value}.")
 
 
-def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
+def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
-    key = "objective.name" if key == "objective" else key
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if section == "objective" and isinstance(inner, str):
-            inner = values[section] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"command line: {key}: unknown key{nearest(key, known_keys())}")
-        values = inner
-    values[last] = parse_value(text)
-    origins[key] = "command line"
+    return key, parse_value(text)
+
+
+def _plain(value: Any) -> Any:
+    """The value in Python's own types, as YAML would give it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_value(text: str) -> Any:

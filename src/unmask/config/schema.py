@@ -253,6 +253,18 @@ class TrainConfig(Section):
         return self
 
 
+class EvaluateConfig(Section):
+    """Read-outs of the features while pretraining goes on: into the log, the curves, and the choice of the best."""
+
+    every: float | None = Field(default=None, gt=0)
+    """Epochs between two of them; None: never."""
+    train: str | None = None
+    """Labelled images that k-NN and a linear probe learn from, in any form of data.train; None: the effective rank of
+    the features alone, which needs no labels."""
+    val: str | None = None
+    """Labelled images that they are judged by."""
+
+
 class ObjectiveSection(Section):
     """How the network is trained; each objective of `unmask.objectives` has a section of its own, chosen by `name`."""
 
@@ -299,12 +311,14 @@ def _engine(name: str) -> str:
 
 
 class Config(Section):
+    """All the settings of a run, checked."""
+
     objective: Annotated[SerializeAsAny[ObjectiveSection], BeforeValidator(_objective)] = Field(
         default="mae", validate_default=True
     )
     engine: Annotated[str, AfterValidator(_engine)] = "torch"
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1, npu …"""
+    """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     output: str | None = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
@@ -315,6 +329,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Config:

@@ -13,7 +13,7 @@ from unmask.config.schema import DataConfig
 from unmask.data.rng import Op
 
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
-"""By `data.dtype`: the value that `data.mean` and `data.std` call 1. Floating values are taken as they are."""
+"""For each `data.dtype`, the pixel value that is 1 in `data.mean` and `data.std`; floats are taken as they are."""
 
 Arrays = dict[str, NDArray[Any]]
 Draw = Callable[[Op], np.random.Generator]
@@ -25,7 +25,7 @@ class Batch:
     """Arrays of one micro-batch of B images; all randomness of the step is already in here.
 
     Engines draw no random numbers: the mask and the drop-path decisions come with the batch, so that two engines, a
-    resumed run and another number of workers all see the same ones.
+    resumed run and any number of workers see the same ones.
     """
 
     images: NDArray[Any]

@@ -1,8 +1,8 @@
 """The one place that makes random generators.
 
 Every random choice derives from (seed, epoch, sample index, operation), where the epoch counts how often the sample was
-shown before, so neither the order in which samples are
-made nor the number of workers, processes or restarts enters any result.
+shown before. So no result depends on the order in which samples are made, or on the number of workers, processes or
+restarts.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ class Op(IntEnum):
     """Random erasing."""
     MIX = 12
     """Mixup and cutmix; the index is the number of the batch, the pair or the position."""
+    DIRECTIONS = 13
+    """Directions in which an objective looks at features; the index is the number of the step."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:
-    """Independent stream of random numbers for one operation on one (view of one) sample of one epoch.
+    """Independent stream of random numbers for one operation on one view of one sample of one epoch.
+
+    `view` counts the crops of an image that are shown side by side, as contrastive objectives do.
 
     Philox is a cipher over (key, counter): streams of different arguments never overlap, and making one costs
-    microseconds. The low word of the counter leaves 2**64 blocks to each stream.
+    microseconds. The lowest word of the counter leaves 2**64 blocks to each stream.
     """
     return np.random.Generator(np.random.Philox(key=(seed, op), counter=(0, view, index, epoch)))

@@ -18,14 +18,14 @@ from unmask.errors import DataError
 from unmask.report.progress import progress
 
 _AHEAD = 4
-"""Images in memory for each thread."""
+"""Images that each thread holds in memory."""
 _LOOKS = 20
 """Images tried for channels and dtype."""
 
 
 @dataclass
 class Stats:
-    """Of all pixels of the whole images, each pixel counting alike."""
+    """Statistics over all pixels of the whole images, each pixel counting alike."""
 
     channels: int
     dtype: str
@@ -35,7 +35,7 @@ class Stats:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
     """How many images there are of each height and width."""
     bad: list[str] = field(default_factory=list[str])
-    """Name and reason of images that do not count."""
+    """Names of the images left out, and why."""
 
     def __post_init__(self) -> None:
         self._pixels = 0
@@ -75,7 +75,7 @@ def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixe
 
     def load(index: int) -> tuple[str, NDArray[Any]] | str:
         try:
-            image = open_image(source.read(index).data, stats.channels, stats.dtype, max_pixels)
+            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels)
             return image.mode, image.pixels()
         except DataError as error:
             return f"{printable(source.name(index))}: {error}"
@@ -97,7 +97,7 @@ def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: 
     error, looks = "there are no images", min(len(source), _LOOKS)
     for index in range(looks):
         try:
-            stored = read_stored(source.read(index).data, channels, max_pixels)
+            stored = read_stored(source.read(index), channels, max_pixels)
         except DataError as reason:
             error = f"{printable(source.name(index))}: {reason}"
             continue

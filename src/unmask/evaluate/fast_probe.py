@@ -69,11 +69,15 @@ def probe(
     """
     if not learning_rates or min(learning_rates) <= 0:
         raise ConfigError("the learning rates of a probe must be positive")
-    source = labelled(train, "train")
+    source = labelled(train, "train", model.config.data.dtype)
     if labels_per_class is not None:
         source = subset(source, labels_per_class, seed)
     with features_of(model, source, val, cache, pool=pool) as (train_features, val_features, classes):
-        return fit_probe(train_features, val_features, classes, seed=seed, learning_rates=learning_rates)
+        result = fit_probe(train_features, val_features, classes, seed=seed, learning_rates=learning_rates)
+    if len(learning_rates) > 1 and result.chosen in (0, len(learning_rates) - 1):
+        chosen = learning_rates[result.chosen]
+        say(f"the chosen learning rate, {chosen:g}, is at the edge; a wider sweep may do better")
+    return result
 
 
 def fit_probe(
@@ -93,8 +97,6 @@ def fit_probe(
     chosen = int(np.lexsort((choosing.loss(train, held_out), -held))[0])
     final = _Heads.fit(train, np.flatnonzero(train.labels >= 0), classes, rates, seed, "fit the probe")
     result = final.accuracy(val, np.flatnonzero(val.labels >= 0))
-    if len(rates) > 1 and chosen in (0, len(rates) - 1):
-        say(f"the chosen learning rate, {learning_rates[chosen]:g}, is at the edge; a wider sweep may do better")
     return ProbeResult(tuple(learning_rates), tuple(held.tolist()), tuple(result.tolist()), chosen)
 
 

@@ -46,7 +46,7 @@ def features_of(
     images find them. Without, they lie in a temporary folder while the context lasts. Raises DataError if the classes
     of the two are not the same.
     """
-    sources = [labelled(train, "train"), labelled(val, "val")]
+    sources = [labelled(train, "train", model.config.data.dtype), labelled(val, "val", model.config.data.dtype)]
     names = [source.class_names or () for source in sources]
     check_same_classes(names[0], names[1], "train", "val")
     with tempfile.TemporaryDirectory(prefix="unmask-") if cache is None else _kept(cache) as folder:
@@ -57,9 +57,9 @@ def features_of(
         yield found[0], found[1], len(names[0])
 
 
-def labelled(images: Images, what: str) -> Source:
+def labelled(images: Images, what: str, dtype: str) -> Source:
     """The images as a source with labels. Raises DataError if they have none."""
-    source = as_source(images, labels=True)
+    source = as_source(images, dtype=dtype, labels=True)
     if source.labels is None or source.class_names is None:
         raise DataError(f"{what}: the images need one label each; give class folders or a list with labels")
     return source

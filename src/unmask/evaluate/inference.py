@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.load import check_config, to_dict
+from unmask.checkpoint.store import Choice
+from unmask.config.load import apply_settings, check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import eval_batches
-from unmask.data.sources import Source, open_source
-from unmask.data.sources.folder_scan import ENCODED
-from unmask.data.sources.in_memory import InMemorySource
+from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.subset import SubsetSource
 from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
@@ -35,14 +35,8 @@ from unmask.interchange import read_model
 from unmask.metrics import log_softmax
 from unmask.objectives.base import PaintingSection, create_objective
 
-Images = str | Path | Sequence[str | Path | NDArray[Any]] | Source
-"""An image file, all that `data.train` may name (see `unmask.data.sources`), a list of image files and (H, W, C)
-arrays, or an opened source."""
-
 Pool = Literal["mean", "cls", "mean+cls"]
 POOLS = ("mean", "cls", "mean+cls")
-
-_IMAGES = tuple(extension.decode() for extension in ENCODED)
 
 
 @dataclass(frozen=True)
@@ -60,8 +54,8 @@ class Rows:
 class Model:
     """A masked autoencoder or a classifier, ready to be asked. Made by `load`.
 
-    The methods take images in any form of `Images`. An image that cannot be decoded gives a row of NaN (`embed`,
-    `predict`) or is left out (`evaluate`, `reconstruct`).
+    The methods take images in any form that `unmask.data.sources.to_source` does. An image that cannot be decoded gives
+    a row of NaN (`embed`, `predict`) or is left out (`evaluate`, `reconstruct`).
     """
 
     def __init__(
@@ -111,7 +105,7 @@ class Model:
         `pool`: "mean" of the patch tokens, the "cls" token, or "mean+cls", both one after the other (N, 2 width); by
         default what a classifier was trained with, and the mean of any other model.
         """
-        return np.concatenate([rows.values for rows in self.embed_batches(as_source(images), pool=pool)])
+        return np.concatenate([rows.values for rows in self.embed_batches(self.source(images), pool=pool)])
 
     def embed_batches(self, source: Source, start: int = 0, *, pool: Pool | None = None) -> Iterator[Rows]:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
@@ -140,7 +134,7 @@ class Model:
 
     def predict(self, images: Images) -> NDArray[np.float32]:
         """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
-        return np.concatenate([rows.values for rows in self.predict_batches(as_source(images))])
+        return np.concatenate([rows.values for rows in self.predict_batches(self.source(images))])
 
     def predict_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
@@ -157,8 +151,8 @@ class Model:
         With several classes an image, those of `set_measures`. Arguments and errors as for `classification_report`.
         """
         if "logits" not in self.objective.outputs:
-            return measure(self.engine, self.objective, self._share(as_source(images)))
-        source = as_source(images, labels=True)
+            return measure(self.engine, self.objective, self._share(self.source(images)))
+        source = self.source(images, labels=True)
         if source.labels is not None:
             return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
         numbers = self._head_classes(source, class_map, label_offset)
@@ -176,7 +170,7 @@ class Model:
         for a model without a classification head.
         """
         self._check_classifier("classify")
-        source = as_source(images, labels=True)
+        source = self.source(images, labels=True)
         if source.labels is None:
             raise DataError("the report needs images of one class each")
         numbers = self._head_classes(source, class_map, label_offset)
@@ -198,7 +192,7 @@ class Model:
         """
         norm_pix_loss, data, model = self.painting().norm_pix_loss, self.config.data, self.config.model
         painted: list[Reconstruction] = []
-        for batch in self._batches(as_source(images)):
+        for batch in self._batches(self.source(images)):
             prediction = self.engine.output("reconstruction", batch)
             reconstruction = paint(prediction, batch, model, norm_pix_loss, data.mean, data.std)
             painted.append(reconstruction if batch.valid is None else reconstruction.rows(batch.valid))
@@ -232,7 +226,11 @@ class Model:
         return visible(np.concatenate(crops), data.mean, data.std)
 
     def _images(self, images: Images) -> Iterator[Batch]:
-        return self._batches(as_source(images))
+        return self._batches(self.source(images))
+
+    def source(self, images: Images, *, labels: bool = False) -> Source:
+        """Images in any accepted form as a source, for this model. Raises DataError if there are none."""
+        return as_source(images, dtype=self.config.data.dtype, labels=labels)
 
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
@@ -273,7 +271,8 @@ class Model:
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
+    checkpoint: Choice = "last",
     *,
     engine: str | None = None,
     device: str = "auto",
@@ -282,14 +281,16 @@ def load(
     settings: Mapping[str, Any] | None = None,
     join: bool = False,
 ) -> Model:
-    """The model at `path`: a run folder (its newest checkpoint), a checkpoint, or a model of another format.
+    """The model at `path`: a run or its folder, a checkpoint folder, or a model of another format.
 
-    Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is loaded.
+    `checkpoint` of a run: the "last", the "best" on data.val (highest accuracy, without labels lowest loss), or that
+    of a step. Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is
+    loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
     `{"objective.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of
     `evaluate` between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
     """
-    found = read_model(path)
+    found = read_model(path, checkpoint)
     if "heads" not in found.model and "model.heads" not in (settings or {}):
         raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
     values: dict[str, Any] = dict(found.config or {"model": found.model})
@@ -299,19 +300,13 @@ def load(
     values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None}
     # Loader processes cost a second to start, and threads load as fast as a model answers.
     values["data"] = {**values.get("data", {}), "workers": 0}
-    for key, value in (settings or {}).items():
-        section, _, name = key.rpartition(".")
-        values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}
-    return Model(check_config(values), found.weights, found.class_names, batch_size, join=join)
+    origins = apply_settings(values, settings or {})
+    return Model(check_config(values, origins), found.weights, found.class_names, batch_size, join=join)
 
 
-def as_source(images: Images, *, labels: bool = False) -> Source:
-    """Images in any of the accepted forms. Raises DataError if there are none."""
-    if isinstance(images, str | Path):
-        if Path(images).suffix.lower() in _IMAGES and Path(images).is_file():
-            return InMemorySource([images])
-        return open_source(str(images), key="images", labels=labels)
-    return InMemorySource(images) if isinstance(images, Sequence) else images
+def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:
+    """Images in any form that `to_source` takes, for a model of this `data.dtype`. Raises DataError."""
+    return to_source(images, key="images", labels=labels, dtype=dtype)
 
 
 def _filled(batch: Batch, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +18,9 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
-from unmask.evaluate.inference import Images, Model, Pool, Rows, as_source
+from unmask.evaluate.inference import Images, Model, Pool, Rows
 from unmask.evaluate.resumable import Records, collect
+from unmask.files import written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
 from unmask.report.progress import say
@@ -40,7 +40,7 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
     what is in `OUT.partial`. Raises ConfigError for another file type.
     """
     _check_suffix(out, (".csv", ".jsonl", ".parquet"))
-    source = as_source(images)
+    source = model.source(images)
     top = min(top, model.config.model.num_classes or top)
     dtype = np.dtype([("valid", "?"), ("class", "<i4", (top,)), ("probability", "<f4", (top,))])
 
@@ -67,7 +67,7 @@ def write_embeddings(model: Model, images: Images, out: Path, *, pool: Pool | No
     `OUT.partial`. Raises ConfigError for another file type.
     """
     _check_suffix(out, (".parquet", ".npy"))
-    source = as_source(images)
+    source = model.source(images)
     width = model.feature_width(pool)
     dtype = embedding_records(width)
 
@@ -115,7 +115,8 @@ def write_evaluation(
     For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
     for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
     """
-    source, report = as_source(images, labels=model.config.objective.labelled), None
+    labelled = model.config.objective.labelled
+    source, report = model.source(images, labels=labelled), None
     if "logits" in model.objective.outputs and source.labels is not None:
         report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
     values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
@@ -165,7 +166,7 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
     """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
-    painted = model.reconstruct(spread(as_source(images), count))
+    painted = model.reconstruct(spread(model.source(images), count))
     section = model.painting()
     note = f"{section.mask_ratio:.0%} masked"
     if section.norm_pix_loss:
@@ -291,11 +292,7 @@ def _writing(out: Path) -> Generator[None]:
 @contextmanager
 def _aside(out: Path) -> Generator[Path]:
     """A path to write to that becomes `out` when all is written: there is no half a file under that name."""
-    path = out.with_name(f".{out.name}.{os.getpid()}")
     with _writing(out):
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(out) as path:
             yield path
-            path.replace(out)
-        finally:
-            path.unlink(missing_ok=True)

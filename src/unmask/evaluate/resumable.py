@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unmask.errors import ConfigError, UnmaskError
+from unmask.files import RunLock, written_aside
 from unmask.report.progress import progress, say
-from unmask.run_lock import RunLock
 
 _JOB, _ROWS = "job.json", "rows.bin"
 
@@ -71,9 +71,8 @@ def _append(
 def _check_job(folder: Path, job: str) -> None:
     path = folder / _JOB
     if not path.exists():
-        aside = path.with_suffix(".tmp")
-        aside.write_text(job, encoding="utf-8")
-        aside.replace(path)
+        with written_aside(path) as aside:
+            aside.write_text(job, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != job:
         raise ConfigError(
             f"{folder} holds the first part of another result (other model, images or options); "

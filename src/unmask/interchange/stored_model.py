@@ -31,14 +31,14 @@ class StoredModel:
     format: str
     """unmask, safetensors, facebook, transformers, mindspore or mindspore-zoo."""
     config: dict[str, Any] | None = None
-    """The whole config, of a run of ours."""
+    """The whole config, if a run of ours wrote the model."""
 
 
 def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """The fields of ModelConfig and the `class_names` that JSON tells. Raises CheckpointError if they are neither."""
+    """The fields of ModelConfig and the `class_names` found in JSON. Raises CheckpointError if their form is wrong."""
     names = source.get("class_names")
     if not isinstance(model, dict) or not (names is None or _are_texts(names)):
-        raise CheckpointError(f"{where} does not tell its model and class names as they are written")
+        raise CheckpointError(f"{where} does not hold model settings and class names as unmask writes them")
     return model, None if names is None else tuple(names)
 
 

@@ -1,27 +1,34 @@
-"""The masked autoencoder and the classifier: single-device mathematics in MindSpore (He et al. 2021).
+"""The Vision Transformer: single-device mathematics in MindSpore.
 
-Shapes: B images, L patches, K kept, M = L - K masked, T tokens, D width, E decoder width, H heads, P values in a patch.
+Shapes: B images, L patches, K kept, T tokens, D width, H heads, P values in a patch.
 Weights are fp32; every layer computes in the dtype of its input, so the dtype the patches are given decides.
 Nothing here is random. The PyTorch twin has the same names in the same order.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from mindspore import Parameter, Tensor, float32, int32, nn, ops
 
 from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
 from unmask.data.masking import drop_path_rates
 from unmask.models.mindspore_operators import Cell, NormalCdf, Normalize, Softmax
 
 EPS = 1e-6
+
+Pool = Literal["mean", "cls", "mean+cls"]
+"""How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
+
 arange: Any = ops.arange
 matmul_transposed: Any = ops.MatMul(transpose_b=True)
 
 
 def parameter(*shape: int) -> Parameter:
+    """NaN until the engine loads weights: one that is forgotten shows."""
     return Parameter(Tensor(np.full(shape, np.nan, np.float32)))
 
 
@@ -70,6 +77,12 @@ class Attention(Cell):
         attention = self.softmax(self.matmul_transposed(q_BHTd, self._split_heads(k)))
         x_BHTd = self.matmul(attention, self._split_heads(v))
         return self.proj(x_BHTd.transpose(0, 2, 1, 3).reshape(B, queries, D))
+
+    def weights(self, x_BTD: Tensor) -> Tensor:
+        """(B, H, T, T): how much each token (row) attends to each other; rows add up to 1."""
+        q, k, _ = self.split3(self.qkv(x_BTD))
+        q_BHTd = self._split_heads(q) * (x_BTD.shape[-1] // self.heads) ** -0.5
+        return self.softmax(self.matmul_transposed(q_BHTd, self._split_heads(k)).astype(float32))
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
@@ -133,94 +146,146 @@ class PatchEmbed(Cell):
 
 
 class VisionTransformer(Cell):
-    """What pretraining and classification share: patches in, tokens after the last block out."""
+    """What all networks share: an encoder, its last norm, and how features are read out of it.
 
-    def __init__(self, model: ModelConfig) -> None:
+    As a cell for everyone it takes normalised floating images (B, C, H, W), in the dtype it is to compute in:
+    `construct`, `forward_features`, `get_intermediate_layers`, `attention_maps`. The engine calls the methods that take
+    pixels as they are stored, (B, H, W, C), which normalise only what they need; both go through the same layers.
+    """
+
+    terms: tuple[str, ...] = ("loss",)
+    """Names of what the network's `loss` returns, the loss first: graphs of MindSpore 2.10 fail with some dicts."""
+
+    def __init__(self, model: ModelConfig, pixels: Pixels, dtype: Any, *, pool: Pool, fc_norm: bool) -> None:
+        """With `fc_norm` the last norm comes after the pooling, by the name fc_norm; else before, by the name norm."""
         super().__init__()
         D, hidden = model.width, int(model.width * model.mlp_ratio)
+        self.image_size, self.patch_size, self.grid = model.image_size, model.patch_size, model.grid
+        self.pool: Pool = pool
+        self.full_range, self.dtype = pixels.full_range, dtype
+        self.mean = Tensor(np.array(pixels.mean, np.float32))
+        self.std = Tensor(np.array(pixels.std, np.float32))
         self.cls_token = parameter(1, 1, D)
         self.pos_embed = parameter(1, model.num_patches + 1, D)
         self.patch_embed = PatchEmbed(model)
         rates = drop_path_rates(model.drop_path, model.depth)
         self.blocks = nn.CellList([Block(D, model.heads, hidden, rate) for rate in rates])
+        self.norm = None if fc_norm else LayerNorm(D)
+        self.fc_norm = LayerNorm(D) if fc_norm else None
+
+    # --- for everyone: normalised images (B, C, H, W) ---
+
+    def construct(self, images_BCHW: Tensor) -> Tensor:
+        """What the network says of whole images: pooled features (B, D), or a classifier's logits."""
+        return self.pooled(self.encode(self._patches_of(images_BCHW)), self.pool)
+
+    def forward_features(self, images_BCHW: Tensor) -> Tensor:
+        """Tokens (B, 1 + L, D) after the last norm, cls first, then the patches row by row."""
+        return self._last_norm(self.encode(self._patches_of(images_BCHW)))
+
+    def get_intermediate_layers(
+        self,
+        images_BCHW: Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Patch tokens (B, L, D) after the last `n` blocks, or after the blocks of these numbers; as in DINOv2.
+
+        With `reshape` they are (B, D, h, w); with `return_class_token` each comes with its cls token (B, D); with
+        `norm` the last norm is applied to all of them.
+        """
+        wanted = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
+        x = self._embed(self._patches_of(images_BCHW), None)
+        found: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            found[number] = x
+        outputs = [self._last_norm(found[number]) if norm else found[number] for number in wanted]
+        patches = [output[:, 1:] for output in outputs]
+        if reshape:
+            B, _, D = patches[0].shape
+            patches = [each.transpose(0, 2, 1).reshape(B, D, *self.grid) for each in patches]
+        if return_class_token:  # a graph knows no zip with strict
+            return tuple([(patches[i], outputs[i][:, 0]) for i in range(len(outputs))])
+        return tuple(patches)
+
+    def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+        """(B, H, 1 + L, 1 + L) fp32 of each of these blocks: the share of its attention each token (row) gives."""
+        return self._attention(self._patches_of(images_BCHW), blocks)
+
+    # --- for the engine: pixels (B, H, W, C) as they are stored ---
+
+    def features(self, pixels_BHWC: Tensor, *, pool: Pool | None = None) -> Tensor:
+        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own."""
+        return self.pooled(self.encode(self.patches(pixels_BHWC)), pool or self.pool)
+
+    def patch_features(self, pixels_BHWC: Tensor) -> Tensor:
+        """(B, h, w, D): the patch tokens after the last norm, in their places."""
+        x = self._last_norm(self.encode(self.patches(pixels_BHWC)))[:, 1:]
+        return x.reshape(x.shape[0], *self.grid, x.shape[-1])
+
+    def attention(self, pixels_BHWC: Tensor, *, block: int = -1) -> Tensor:
+        """(B, H, 1 + L, 1 + L) fp32; see `attention_maps`."""
+        return self._attention(self.patches(pixels_BHWC), (block,))[0]
+
+    def patches(self, pixels_BHWC: Tensor) -> Tensor:
+        """All patches, normalised: (B, L, P)."""
+        return self.normalize(patchify(pixels_BHWC, self.patch_size)).astype(self.dtype)
+
+    def normalize(self, patches: Tensor) -> Tensor:
+        """Patches (..., P) to fp32 with the data's mean and std, in which `full_range` counts as 1."""
+        repeat = patches.shape[-1] // self.mean.shape[0]
+        scale = ops.tile(1 / (self.full_range * self.std), (repeat,))
+        shift = ops.tile(self.mean / self.std, (repeat,))
+        return patches.astype(float32) * scale - shift
+
+    # --- what both share ---
 
     def encode(self, x_BLP: Tensor, ids: Tensor | None = None, keep_path: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + L, D), cls first, of normalised patches; `ids` (B, L) says which patches these are."""
-        pos_embed = self.pos_embed.astype(x_BLP.dtype)
-        pos_LD = pos_embed[0, 1:]
-        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else ops.gather(pos_LD, ids, 0))
-        cls = self.cls_token.astype(x.dtype) + pos_embed[:, :1]
-        x = ops.cat((ops.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x), 1)
+        """Tokens (B, 1 + L, D) before the last norm, cls first; `ids` (B, L) says which patches these are."""
+        x = self._embed(x_BLP, ids)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keep_path is None else keep_path[:, i])
         return x
 
+    def pooled(self, x_BTD: Tensor, pool: Pool) -> Tensor:
+        """Features of tokens before the last norm: (B, D), or (B, 2 D)."""
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        parts = {"mean": x_BTD[:, 1:].mean(1), "cls": x_BTD[:, 0]}
+        chosen = [parts[part] for part in pool.split("+")]
+        if self.fc_norm is not None:
+            chosen = [self.fc_norm(part) for part in chosen]
+        return chosen[0] if len(chosen) == 1 else ops.cat(chosen, 1)
 
-class MaskedAutoencoder(VisionTransformer):
-    def __init__(self, model: ModelConfig) -> None:
-        super().__init__(model)
-        D, E = model.width, model.decoder_width
-        self.norm = LayerNorm(D)
-        self.decoder_embed = Linear(D, E)
-        self.mask_token = parameter(1, 1, E)
-        self.decoder_pos_embed = parameter(1, model.num_patches + 1, E)
-        hidden = int(E * model.mlp_ratio)
-        self.decoder_blocks = nn.CellList([Block(E, model.decoder_heads, hidden) for _ in range(model.decoder_depth)])
-        self.decoder_norm = LayerNorm(E)
-        self.decoder_pred = Linear(E, model.patch_dim)
+    def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
+        pos_embed = self.pos_embed.astype(x_BLP.dtype)
+        pos_LD = pos_embed[0, 1:]
+        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else ops.gather(pos_LD, ids, 0))
+        cls = self.cls_token.astype(x.dtype) + pos_embed[:, :1]
+        return ops.cat((ops.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x), 1)
 
-    def construct(self, x_BKP: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor) -> Tensor:
-        """Prediction (B, M, P) of the masked patches from the normalised kept ones."""
-        return self.decode(self.encode(x_BKP, ids_keep_BK), ids_keep_BK, ids_mask_BM, ids_mask_BM.shape[1])
-
-    def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
-        """Prediction of the last `queries` tokens in the order [cls, kept, masked].
-
-        The tokens stay in that order: attention does not care, the position embedding tells.
-        """
-        x = self.decoder_embed(self.norm(x_BTD))
-        pos_embed = self.decoder_pos_embed.astype(x.dtype)
-        pos_LE = pos_embed[0, 1:]
-        x = ops.cat(
-            (
-                x[:, :1] + pos_embed[:, :1],
-                x[:, 1:] + ops.gather(pos_LE, ids_keep_BK, 0),
-                self.mask_token.astype(x.dtype) + ops.gather(pos_LE, ids_mask_BM, 0),
-            ),
-            1,
-        )
-        for block in self.decoder_blocks[:-1]:
+    def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
+        x = self._embed(x_BLP, None)
+        inputs: list[Tensor] = []
+        for block in self.blocks:  # all of them: a graph leaves out what is not used
+            inputs.append(x)
             x = block(x)
-        x = self.decoder_blocks[-1](x, None, queries)
-        return self.decoder_pred(self.decoder_norm(x))
+        chosen = [(self.blocks[number], inputs[number]) for number in blocks]
+        return tuple([block.attn.weights(block.norm1(x)) for block, x in chosen])
 
-    def embed(self, x_BLP: Tensor) -> Tensor:
-        """(B, D): mean of the patch tokens of the unmasked image, after the final norm."""
-        return self.norm(self.encode(x_BLP))[:, 1:].mean(1)
+    def _last_norm(self, x_BTD: Tensor) -> Tensor:
+        norm = self.norm if self.norm is not None else self.fc_norm
+        return x_BTD if norm is None else norm(x_BTD)
 
-
-class Classifier(VisionTransformer):
-    def __init__(self, model: ModelConfig) -> None:
-        super().__init__(model)
-        if model.num_classes is None:
-            raise ValueError("model.num_classes is not set")
-        self.pool = model.pool
-        if model.pool == "mean":
-            self.fc_norm = LayerNorm(model.width)
-        else:
-            self.norm = LayerNorm(model.width)
-        self.head = Linear(model.width, model.num_classes)
-
-    def construct(self, x_BLP: Tensor, keep_path: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of normalised patches."""
-        return self.head(self.embed(x_BLP, keep_path))
-
-    def embed(self, x_BLP: Tensor, keep_path: Tensor | None = None) -> Tensor:
-        """(B, D): the norm of the mean patch token (`fc_norm`), or the normalised cls token."""
-        x = self.encode(x_BLP, None, keep_path)
-        if self.pool == "mean":
-            return self.fc_norm(x[:, 1:].mean(1))
-        return self.norm(x)[:, 0]
+    def _patches_of(self, images_BCHW: Tensor) -> Tensor:
+        if tuple(images_BCHW.shape[2:]) != tuple(self.image_size):
+            found, wanted = tuple(images_BCHW.shape), tuple(self.image_size)
+            raise ValueError(f"images of shape {found}; this network takes (B, C, {wanted[0]}, {wanted[1]})")
+        return patchify(images_BCHW.transpose(0, 2, 3, 1), self.patch_size)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -248,19 +313,3 @@ def select(x_BLP: Tensor, ids_BK: Tensor) -> Tensor:
     B, L, P = x_BLP.shape
     rows_BK = ids_BK + arange(0, B * L, L, dtype=int32).reshape(B, 1)
     return ops.gather(x_BLP.reshape(B * L, P), rows_BK, 0)
-
-
-def normalize(patches: Tensor, mean: Tensor, std: Tensor, full_range: float) -> Tensor:
-    """Patches (..., P) to fp32 with the data's mean and std (C,), in which `full_range` counts as 1."""
-    repeat = patches.shape[-1] // mean.shape[0]
-    scale, shift = ops.tile(1 / (full_range * std), (repeat,)), ops.tile(mean / std, (repeat,))
-    return patches.astype(float32) * scale - shift
-
-
-def reconstruction_target(patches_BMP: Tensor, norm_pix_loss: bool) -> Tensor:
-    """fp32 target; with `norm_pix_loss` each patch has mean 0 and (unbiased) variance 1."""
-    if not norm_pix_loss:
-        return patches_BMP
-    centred = patches_BMP - patches_BMP.mean(-1, keep_dims=True)
-    var = (centred * centred).sum(-1, keepdims=True) / (patches_BMP.shape[-1] - 1)
-    return centred / ops.sqrt(var + EPS)

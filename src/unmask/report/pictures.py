@@ -19,13 +19,22 @@ CELL = 160
 """Least side of an image in a grid, in pixels; smaller ones are scaled up."""
 _GAP, _FONT_SIZE, _LINE = 8, 15, 26
 _SMALL_FONT_SIZE, _SMALL_LINE = 13, 17
+_TITLES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "accuracy": "Validation accuracy (%)",
+    "effective_rank": "Effective rank of the features",
+}
+_LABELS = {"top1": "classifier", "knn_top1": "k-NN", "probe_top1": "linear probe"}
+_COLORS = {"top1": "tab:green", "knn_top1": "tab:blue", "probe_top1": "tab:orange"}
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def curves(run_folder: Path, out: Path | None = None) -> Path:
-    """Draw loss, learning rate and, where evaluated, validation accuracy of a run over its steps.
+    """Draw loss, learning rate and, where evaluated, validation accuracies and effective rank of a run over its steps.
 
-    Reads `metrics.jsonl`: `loss` and `lr` of the train lines, `loss` and `top1` (0..1) of the val lines. Writes `out`,
+    Reads `metrics.jsonl`: `loss` and `lr` of the train lines; `loss`, `top1`, `knn_top1`, `probe_top1` (0..1) and
+    `effective_rank` of the val lines. Writes `out`,
     by default `curves.png` in the run folder, and returns its path. Raises UnmaskError when nothing is logged yet.
     """
     # Here, not at the top: nothing but drawing needs matplotlib. Without pyplot no global state is touched.
@@ -36,20 +45,25 @@ def curves(run_folder: Path, out: Path | None = None) -> Path:
     val = [row for row in rows if row["split"] == "val"]
     if not train:
         raise UnmaskError(f"{run_folder / METRICS_FILE} holds no training step; train first, or name another run")
-    panels = ["loss", "lr", "top1"] if any("top1" in row for row in val) else ["loss", "lr"]
+    judged = [name for name in ("top1", "knn_top1", "probe_top1") if any(name in row for row in val)]
+    panels = ["loss", "lr"] + ["accuracy"] * bool(judged)
+    panels += ["effective_rank"] * any("effective_rank" in row for row in val)
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
-    for name, title in (("loss", "Loss"), ("lr", "Learning rate"), ("top1", "Validation accuracy (%)")):
-        if name in axes:
-            axes[name].set(title=title, xlabel="Step")
-            axes[name].grid(alpha=0.25)
-            axes[name].spines[["top", "right"]].set_visible(False)
+    for name in panels:
+        axes[name].set(title=_TITLES[name], xlabel="Step")
+        axes[name].grid(alpha=0.25)
+        axes[name].spines[["top", "right"]].set_visible(False)
     _draw_loss(axes["loss"], train, val)
     axes["lr"].plot(*_series(train, "lr"), color="tab:gray")
     axes["lr"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    if "top1" in axes:
-        steps, top1 = _series(val, "top1")
-        axes["top1"].plot(steps, 100 * top1, color="tab:green", marker="o", markersize=3)
+    for name in judged:
+        steps, accuracy = _series(val, name)
+        axes["accuracy"].plot(steps, 100 * accuracy, color=_COLORS[name], label=_LABELS[name], marker="o", markersize=3)
+    if judged != ["top1"] and judged:
+        axes["accuracy"].legend(frameon=False)
+    if "effective_rank" in axes:
+        axes["effective_rank"].plot(*_series(val, "effective_rank"), color="tab:gray", marker="o", markersize=3)
     path = out or run_folder / "curves.png"
     figure.savefig(path, dpi=120)
     return path

@@ -8,14 +8,17 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from unmask.environment import launched
 
 PLAIN_LINE_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""
+_ENDLESS = 1_000_000
+"""Characters in a line where there is no terminal."""
 
 
 def say(message: str) -> None:
@@ -25,13 +28,22 @@ def say(message: str) -> None:
 
 
 def table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
-    """Print rows under column titles: numbers aligned right, everything else left."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
-    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
-    for line in [columns, *cells]:
-        padded = (_pad(cell, width, right) for cell, width, right in zip(line, widths, numeric, strict=True))
-        say("  ".join(padded).rstrip())
+    """Print rows under column titles: numbers aligned right, everything else left.
+
+    A terminal gets it in its width; anything else one line a row, however long.
+    """
+    terminal = sys.stdout.isatty()
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[i], int | float) for row in rows)
+        grid.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))  # a string would be read as markup
+    console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else _ENDLESS)
+    with console.capture() as captured:
+        console.print(grid)
+    for line in captured.get().splitlines():
+        say(line.rstrip())
 
 
 class Bar:
@@ -104,11 +116,6 @@ def progress(title: str, *, total: int, done: int = 0, unit: str = "step", image
         yield bar
     finally:
         bar.stop()
-
-
-def _pad(cell: str, width: int, right: bool) -> str:
-    fill = " " * (width - cell_len(cell))
-    return fill + cell if right else cell + fill
 
 
 def _clock(seconds: float) -> str:

@@ -47,7 +47,7 @@ def test_a_config_survives_yaml_and_json() -> None:
         ("objective.mask_ratio=1", ["command line: objective.mask_ratio: ", "less than 1"]),
         ("objective.mask_ratio=0.999", ["objective.mask_ratio=0.999", "keeps 0 of 196 patches"]),
         ("objective.mask_rati=0.5", ["objective.mask_rati: unknown key", "objective.mask_ratio?"]),
-        ("objective=mea", ["objective", "name='mea' is no objective; there are mae, classify, linear_probe"]),
+        ("objective=mea", ["objective", "name='mea' is no objective; there are mae, "]),
         ("model.image_size=225", ["image_size=225x225", "patch_size=16"]),
         ("model.heads=7", ["width=768", "heads=7"]),
         ("model.channels=1", ["data.mean has 3 values", "model.channels=1"]),
@@ -75,6 +75,79 @@ def test_a_recipe_file_is_answered_with_its_line(tmp_path: Path) -> None:
     assert "holds no keys" in refusal(recipe)
     assert "does not exist" in refusal(tmp_path / "none.yaml")
     assert "did you mean mae-vit-base?" in refusal("mae-vit-bse")
+
+
+def write(folder: Path, **recipes: str) -> Path:
+    """Writes NAME.yaml for each; the first of them."""
+    for name, text in recipes.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(recipes))}.yaml"
+
+
+def test_a_recipe_of_ones_own_starts_from_a_packaged_one(tmp_path: Path) -> None:
+    mine = write(tmp_path, mine="base: finetune-vit-large\nmodel: {drop_path: 0.5}\naugment: {policy: null}\nseed: 3\n")
+    config, base = load_config(mine, ["train.epochs=7"]), load_config("finetune-vit-large")
+    expected = to_dict(base) | {"seed": 3}
+    expected["model"]["drop_path"], expected["augment"]["policy"], expected["train"]["epochs"] = 0.5, None, 7
+    assert to_dict(config) == expected
+
+
+def test_later_bases_win_and_the_recipe_itself_over_all(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path,
+        mine="base: [vit-small, parts/first.yaml, second.yaml]\ntrain: {epochs: 3}\n",
+        second="seed: 2\ntrain: {batch_size: 16, keep: 2}\n",
+    )
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts", first="base: below.yaml\ntrain: {epochs: 1, batch_size: 8, keep: 1}\n")
+    write(tmp_path / "parts", below="engine: mindspore\nseed: 1\ntrain: {log_every: 5, epochs: 9}\n")
+    config = load_config(recipe)
+    assert (config.engine, config.seed, config.model.width, config.model.heads) == ("mindspore", 2, 384, 6)
+    train = config.train
+    assert (train.epochs, train.batch_size, train.keep, train.log_every) == (3, 16, 2, 5)
+
+
+def test_a_mistake_in_a_base_is_answered_with_its_line(tmp_path: Path) -> None:
+    mine = write(
+        tmp_path,
+        mine="seed: 1\nbase: other.yaml\nmodel:\n  heads: 7\n",
+        other="task: pretrain\ntrain:\n  batchsize: 4\n  epochs: many\nmodel:\n  width: 768\n",
+    )
+    message = refusal(mine)
+    assert f"{tmp_path}/other.yaml:3: train.batchsize: unknown key, did you mean train.batch_size?" in message
+    assert f"{tmp_path}/other.yaml:4: train.epochs: " in message
+    assert f"{mine}:3: model: width=768 is not a multiple of heads=7" in message
+
+
+@pytest.mark.parametrize(
+    ("base", "part"),
+    [
+        ("mae-vit-bse", "base: there is no recipe mae-vit-bse, did you mean mae-vit-base?"),
+        ("vit-lage", "base: there is no recipe vit-lage, did you mean vit-large?"),
+        ("[mae, none.yaml]", "none.yaml does not exist"),
+        ("3", "base: 3 is not the name of a recipe"),
+        ("{mae: 1}", "base: {'mae': 1} is not the name of a recipe"),
+        ("", "base: None is not the name of a recipe"),
+        ("mine.yaml", "base: mine.yaml starts from this file itself"),
+    ],
+)
+def test_a_base_that_cannot_be_is_named_with_its_line(tmp_path: Path, base: str, part: str) -> None:
+    message = refusal(mine := write(tmp_path, mine=f"seed: 1\nbase: {base}\n"))
+    assert message.startswith(f"{mine}:2: base: ")
+    assert part in message
+
+
+def test_bases_in_a_circle_are_named(tmp_path: Path) -> None:
+    first = write(
+        tmp_path, first="base: [mae, second.yaml]\n", second="base: third.yaml\n", third="base: second.yaml\n"
+    )
+    assert f"{tmp_path}/third.yaml:1: base: second.yaml starts from this file itself" in refusal(first)
+
+
+def test_parts_of_recipes_are_not_recipes() -> None:
+    assert not {"mae", "finetune", "vit-large"} & set(recipe_names())
+    assert "there is no recipe vit-large" in refusal("vit-large")
+    assert "command line: base: unknown key" in refusal("mae-vit-base", "base=mae-vit-large")
 
 
 def test_a_thousand_mutated_configs_are_all_refused() -> None:

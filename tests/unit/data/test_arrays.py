@@ -21,16 +21,18 @@ def test_npy_is_mapped_and_labels_lie_beside(tmp_path: Path):
     np.save(tmp_path / "labels.npy", np.array([2, 0, 1, 0, 1, 2]))
     source = open_file(tmp_path / "x.npy")
     assert len(source) == 6
-    item = source.read(3)
-    assert isinstance(item.data, np.memmap)
-    assert np.array_equal(item.data, IMAGES[3])
-    assert (item.label, item.name) == (0, "x.npy/3")
+    data = source.read(3)
+    assert isinstance(data, np.memmap)
+    assert np.array_equal(data, IMAGES[3])
+    assert source.name(3) == "x.npy/3"
+    assert source.labels is not None
+    assert source.labels.tolist() == [2, 0, 1, 0, 1, 2]
     assert source.class_names == ("0", "1", "2")
     assert subset(source, 1, 0).labels is not None
     sent = pickle.dumps(source)
     assert len(sent) < 1000
     again = pickle.loads(sent)
-    assert np.array_equal(again.read(5).data, IMAGES[5])
+    assert np.array_equal(again.read(5), IMAGES[5])
     assert again.fingerprint() == source.fingerprint()
     with pytest.raises(IndexError):
         source.read(-1)
@@ -41,8 +43,9 @@ def test_npz(tmp_path: Path, names: tuple[str, str]):
     np.savez(tmp_path / "d.npz", **{names[0]: IMAGES, names[1]: np.array(["b", "a"] * 3)})
     source = open_file(tmp_path / "d.npz")
     assert source.class_names == ("a", "b")
-    assert source.read(0).label == 1
-    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(source)).read(4).data), IMAGES[4])
+    assert source.labels is not None
+    assert source.labels.tolist() == [1, 0] * 3
+    assert np.array_equal(np.asarray(pickle.loads(pickle.dumps(source)).read(4)), IMAGES[4])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_npz(tmp_path: Path, names: tuple[str, str]):
 )
 def test_types_and_channels(tmp_path: Path, images: Any, shape: tuple[int, ...]):
     np.save(tmp_path / "x.npy", images)
-    data = np.asarray(open_file(tmp_path / "x.npy", labels=False).read(1).data)
+    data = np.asarray(open_file(tmp_path / "x.npy", labels=False).read(1))
     assert (data.shape, data.dtype) == (shape, images.dtype)
     assert np.array_equal(data.ravel(), images[1].ravel())
 

@@ -15,7 +15,6 @@ from unmask.data.batch import Batch, ClassTargets, Needs
 from unmask.data.loader.order import sample_at
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.masking import RandomMask
-from unmask.data.sources.base import Item
 from unmask.errors import ConfigError
 
 COUNT, CLASSES = 21, 4
@@ -43,8 +42,8 @@ class Noise:
     def __len__(self) -> int:
         return COUNT
 
-    def read(self, index: int) -> Item:
-        return Item(self.images[index], -1, self.name(index))
+    def read(self, index: int) -> Any:
+        return self.images[index]
 
     def name(self, index: int) -> str:
         return str(index)

@@ -23,18 +23,18 @@ def test_split_is_balanced_and_complete():
     assert (len(every), len(train), len(val)) == (5000, 4000, 1000)
     assert [np.bincount(labels_of(s)).tolist() for s in (every, train, val)] == [[500] * 10, [400] * 10, [100] * 10]
     assert every.class_names == tuple("0123456789")
-    pixels = [{np.asarray(source.read(i).data).tobytes() for i in range(len(source))} for source in (every, train, val)]
+    pixels = [{np.asarray(source.read(i)).tobytes() for i in range(len(source))} for source in (every, train, val)]
     assert pixels[0] == pixels[1] | pixels[2]
     assert not pixels[1] & pixels[2]
 
 
 def test_items_are_digits():
     source = open_source("bundled:mnist5k/val", key="data.val", labels=True)
-    item = source.read(0)
-    assert isinstance(item.data, np.ndarray)
-    assert (item.data.shape, item.data.dtype, item.label) == ((28, 28, 1), np.uint8, 0)
-    assert item.name == source.name(0) == "bundled:mnist5k/val/0"
-    assert item.data[0].max() == 0 < item.data.max()  # an empty margin around ink
+    digit = source.read(0)
+    assert isinstance(digit, np.ndarray)
+    assert (digit.shape, digit.dtype) == ((28, 28, 1), np.uint8)
+    assert source.name(0) == "bundled:mnist5k/val/0"
+    assert digit[0].max() == 0 < digit.max()  # an empty margin around ink
     assert len({open_source(f"bundled:mnist5k{p}", key="k", labels=True).fingerprint() for p in ("", "/val")}) == 2
 
 

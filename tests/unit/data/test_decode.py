@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unmask.data.augment.crop import random_resized_crop_box
-from unmask.data.decode.picture import DecodeError, Picture, decode, upright
+from unmask.data.decode.picture import DecodeError, Picture, upright
 from unmask.data.rng import Op, generator
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos-1k"
@@ -36,27 +36,27 @@ def smooth(height: int, width: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_lossless_colour(kind: str):
     data = encode(Image.fromarray(COLOUR), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    assert_array_equal(decode(data, 3, MANY), COLOUR)
+    assert_array_equal(Picture(data, 3, MANY).pixels(), COLOUR)
 
 
 def test_jpeg_as_pillow_decodes_it():
     data = encode(smooth(40, 60), "JPEG", quality=90)
-    assert_array_equal(decode(data, 3, MANY), np.asarray(Image.open(BytesIO(data))))
+    assert_array_equal(Picture(data, 3, MANY).pixels(), np.asarray(Image.open(BytesIO(data))))
 
 
 def test_grey_becomes_three_equal_channels():
-    assert_array_equal(decode(encode(Image.fromarray(GREY)), 3, MANY), np.repeat(GREY[:, :, None], 3, 2))
-    assert_array_equal(decode(encode(Image.fromarray(GREY)), 1, MANY), GREY[:, :, None])
+    assert_array_equal(Picture(encode(Image.fromarray(GREY)), 3, MANY).pixels(), np.repeat(GREY[:, :, None], 3, 2))
+    assert_array_equal(Picture(encode(Image.fromarray(GREY)), 1, MANY).pixels(), GREY[:, :, None])
 
 
 def test_colour_becomes_luma():
     luma = COLOUR @ np.array([0.299, 0.587, 0.114])
-    assert_allclose(decode(encode(Image.fromarray(COLOUR)), 1, MANY)[:, :, 0], luma, atol=0.51)
+    assert_allclose(Picture(encode(Image.fromarray(COLOUR)), 1, MANY).pixels()[:, :, 0], luma, atol=0.51)
 
 
 def test_bilevel():
     bits = GREY > 127
-    assert_array_equal(decode(encode(Image.fromarray(bits)), 1, MANY)[:, :, 0], bits * 255)
+    assert_array_equal(Picture(encode(Image.fromarray(bits)), 1, MANY).pixels()[:, :, 0], bits * 255)
 
 
 def over_white(pixels: NDArray[np.uint8], alpha: NDArray[Any]) -> NDArray[np.float64]:
@@ -67,13 +67,13 @@ def over_white(pixels: NDArray[np.uint8], alpha: NDArray[Any]) -> NDArray[np.flo
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_alpha_is_laid_over_white(kind: str):
     data = encode(Image.fromarray(np.dstack([COLOUR, GREY])), kind)
-    assert_allclose(decode(data, 3, MANY), over_white(COLOUR, GREY), atol=1)
+    assert_allclose(Picture(data, 3, MANY).pixels(), over_white(COLOUR, GREY), atol=1)
 
 
 def test_grey_with_alpha_is_laid_over_white():
     alpha = GREY[::-1]
     data = encode(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)]))
-    assert_allclose(decode(data, 1, MANY), over_white(GREY[:, :, None], alpha), atol=1)
+    assert_allclose(Picture(data, 1, MANY).pixels(), over_white(GREY[:, :, None], alpha), atol=1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
@@ -82,21 +82,21 @@ def test_transparent_palette_entry_is_white(kind: str):
     image = Image.frombytes("P", (2, 2), indices.tobytes())
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     plain = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
-    assert decode(encode(image, kind), 3, MANY).tolist() == plain
+    assert Picture(encode(image, kind), 3, MANY).pixels().tolist() == plain
     clear = [[[10, 20, 30], [255, 255, 255]], [[70, 80, 90], [255, 255, 255]]]
-    assert decode(encode(image, kind, transparency=1), 3, MANY).tolist() == clear
+    assert Picture(encode(image, kind, transparency=1), 3, MANY).pixels().tolist() == clear
 
 
 def test_transparent_colour_is_white():
     pixels = np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)
     data = encode(Image.fromarray(pixels), transparency=(4, 5, 6))
-    assert decode(data, 3, MANY).tolist() == [[[1, 2, 3], [255, 255, 255]]]
+    assert Picture(data, 3, MANY).pixels().tolist() == [[[1, 2, 3], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_is_divided_by_257(kind: str):
     values = np.array([[0, 128, 129, 257], [32767, 32768, 65406, 65535]], np.uint16)
-    grey = decode(encode(Image.fromarray(values), kind), 1, MANY)[:, :, 0]
+    grey = Picture(encode(Image.fromarray(values), kind), 1, MANY).pixels()[:, :, 0]
     assert grey.tolist() == [[0, 0, 1, 1], [127, 128, 254, 255]]
     assert_array_equal(grey, np.rint(values / 257))
 
@@ -104,21 +104,21 @@ def test_sixteen_bit_grey_is_divided_by_257(kind: str):
 def test_big_endian_sixteen_bit_grey():
     values = np.array([[0, 1000, 65535]], ">u2")
     data = encode(Image.frombytes("I;16B", (3, 1), values.tobytes()), "TIFF")
-    assert decode(data, 1, MANY)[:, :, 0].tolist() == [[0, 4, 255]]
+    assert Picture(data, 1, MANY).pixels()[:, :, 0].tolist() == [[0, 4, 255]]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_without_a_range_are_refused(dtype: type):
     data = encode(Image.fromarray(np.array([[-1, 70000]], dtype)), "TIFF")
     with pytest.raises(DecodeError, match="no defined range"):
-        decode(data, 1, MANY)
+        Picture(data, 1, MANY).pixels()
 
 
 def test_cmyk_jpeg():
     inks = np.zeros((8, 8, 4), np.uint8)
     inks[..., 0] = 255  # all cyan
     data = encode(Image.frombytes("CMYK", (8, 8), inks.tobytes()), "JPEG", quality=100)
-    assert_allclose(decode(data, 3, MANY)[4, 4], [0, 255, 255], atol=3)
+    assert_allclose(Picture(data, 3, MANY).pixels()[4, 4], [0, 255, 255], atol=3)
 
 
 def test_ycck_jpeg():
@@ -127,7 +127,7 @@ def test_ycck_jpeg():
     data = encode(Image.merge("CMYK", [Image.fromarray(255 - plane) for plane in planes]), "JPEG", quality=100)
     transform = data.index(b"Adobe") + 11
     ycck = data[:transform] + b"\x02" + data[transform + 1 :]
-    assert_allclose(decode(ycck, 3, MANY)[4, 4], [0, 255, 255], atol=3)
+    assert_allclose(Picture(ycck, 3, MANY).pixels()[4, 4], [0, 255, 255], atol=3)
 
 
 TURNS = {
@@ -169,28 +169,28 @@ def test_crop_of_a_turned_jpeg_is_in_upright_pixels(orientation: int):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_matter():
     data = encode(smooth(8, 8), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert decode(data, 3, MANY).shape == (8, 8, 3)
+    assert Picture(data, 3, MANY).pixels().shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_frame_of_an_animation(kind: str):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert_allclose(decode(data, 3, MANY), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3)
+    assert_allclose(Picture(data, 3, MANY).pixels(), np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=3)
 
 
 def test_arrays_are_taken_as_they_are():
-    assert_array_equal(decode(COLOUR, 3, MANY), COLOUR)
-    assert_array_equal(decode(GREY[:, :, None], 1, MANY), GREY[:, :, None])
-    assert_array_equal(decode(GREY[:, :, None], 3, MANY), np.repeat(GREY[:, :, None], 3, 2))
+    assert_array_equal(Picture(COLOUR, 3, MANY).pixels(), COLOUR)
+    assert_array_equal(Picture(GREY[:, :, None], 1, MANY).pixels(), GREY[:, :, None])
+    assert_array_equal(Picture(GREY[:, :, None], 3, MANY).pixels(), np.repeat(GREY[:, :, None], 3, 2))
     with pytest.raises(DecodeError, match=r"shape \(6, 4, 2\)"):
-        decode(COLOUR[:, :, :2], 3, MANY)
+        Picture(COLOUR[:, :, :2], 3, MANY).pixels()
 
 
 def test_format_is_told_from_the_content():
-    assert decode(encode(Image.fromarray(COLOUR), "PNG"), 3, MANY).shape == (6, 4, 3)
+    assert Picture(encode(Image.fromarray(COLOUR), "PNG"), 3, MANY).pixels().shape == (6, 4, 3)
     with pytest.raises(DecodeError, match="not a JPEG, PNG, WebP, GIF, BMP or TIFF file"):
-        decode(encode(Image.fromarray(COLOUR), "PPM"), 3, MANY)
+        Picture(encode(Image.fromarray(COLOUR), "PPM"), 3, MANY).pixels()
 
 
 def test_crop_is_pillow_antialiased_resize():
@@ -255,8 +255,8 @@ def test_pillow_decides_about_files_with_errors():
     data = encode(smooth(64, 64), "JPEG")
     untidy = data[:-2] + bytes(20) + data[-2:]
     assert Picture(untidy, 3, MANY)._fast_jpeg(1) is None
-    assert_array_equal(decode(untidy, 3, MANY), np.asarray(Image.open(BytesIO(data))))
+    assert_array_equal(Picture(untidy, 3, MANY).pixels(), np.asarray(Image.open(BytesIO(data))))
     cut = encode(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")[:-2000]
     assert Picture(cut, 3, MANY)._fast_jpeg(1) is None
     with pytest.raises(DecodeError, match="truncated"):
-        decode(cut, 3, MANY)
+        Picture(cut, 3, MANY).pixels()

@@ -111,4 +111,4 @@ def test_an_index_that_is_no_parquet_file_is_refused(packed: Path) -> None:
     data = b"PAR1" + bytes(100) + b"PAR1"
     (packed / "index.parquet").write_bytes(data)
     rewrite(packed, lambda manifest: manifest["index"].update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()))
-    assert "is no index of a pack" in refused(packed)
+    assert "is not the index of a pack" in refused(packed)

@@ -110,7 +110,7 @@ def test_only_split_of_a_data_set_is_found_by_its_name(hub: Hub):
     for part, images in enumerate((IMAGES[:5], IMAGES[5:])):
         write(hub.root / "data" / f"train-0000{part}-of-00002.parquet", images)
     source = open_hub("")
-    assert [source.read(index).data for index in range(12)] == IMAGES
+    assert [source.read(index) for index in range(12)] == IMAGES
     assert source.class_names == ("a", "b", "c")
     assert source.labels.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 2, 0]
 
@@ -137,7 +137,7 @@ def test_image_files_are_read_one_by_one(hub: Hub):
         (hub.root / "abc"[index % 3] / f"{index}.jpg").write_bytes(image)
     source = open_hub("")
     assert source.class_names == ("a", "b", "c")
-    assert source.read(2).data == IMAGES[6]
+    assert source.read(2) == IMAGES[6]
     assert hub.sent == len(IMAGES[6])
 
 

@@ -88,6 +88,7 @@ def test_twelve_bands_are_trained_from_a_pack_as_from_the_folder(bands: Path, tm
     before, after = opened(bands, labels=True), opened(tmp_path / "pack", labels=True)
     assert [after.read(i) for i in range(12)] == [before.read(i) for i in range(12)]
     assert after.class_names == ("land", "sea")
+    assert_array_equal(after.labels, before.labels)
     assert after.fingerprint() == before.fingerprint()
     assert len(members(tmp_path / "pack")) == 12
     verify_pack(tmp_path / "pack")
@@ -100,11 +101,10 @@ def test_twelve_bands_are_resized_without_loss(bands: Path, tmp_path: Path) -> N
     pack(bands, tmp_path / "pack", short_side=10)
     before, after = opened(bands, labels=True), opened(tmp_path / "pack", labels=True)
     for i in range(12):
-        was, item = before.read(i), after.read(i)
-        assert (item.name, item.label) == (was.name, was.label)
-        raster = Raster(was.data, 12, "uint16", MANY)
+        assert after.name(i) == before.name(i)
+        raster = Raster(before.read(i), 12, "uint16", MANY)
         wanted = raster.crop((0, 0, 20, raster.height), (round(raster.height / 2), 10), Image.Resampling.BICUBIC)
-        assert_array_equal(Raster(item.data, 12, "uint16", MANY).pixels(), wanted)
+        assert_array_equal(Raster(after.read(i), 12, "uint16", MANY).pixels(), wanted)
     assert members(tmp_path / "pack")[0] == "land/00.tif.npy"
     assert len(batches(after)) == 3
 
@@ -120,9 +120,10 @@ def test_arrays_keep_every_value(tmp_path: Path, dtype: str, channels: int, suff
     pack(tmp_path / "images.npy", tmp_path / "pack")
     after = opened(tmp_path / "pack", labels=True)
     for i in range(5):
-        item = after.read(i)
-        assert (item.name, item.label) == (f"images.npy/{i}", i % 2)
-        assert_array_equal(Raster(item.data, channels, dtype, MANY).pixels(), images[i])
+        assert after.name(i) == f"images.npy/{i}"
+        assert_array_equal(Raster(after.read(i), channels, dtype, MANY).pixels(), images[i])
+    assert after.labels is not None
+    assert after.labels.tolist() == [0, 1, 0, 1, 0]
     assert members(tmp_path / "pack")[:2] == [f"000000000.{suffix}", "000000000.cls"]
 
 
@@ -132,9 +133,9 @@ def test_files_of_arrays_keep_their_names(tmp_path: Path) -> None:
     pack(tmp_path / "in", tmp_path / "whole")
     pack(tmp_path / "in", tmp_path / "small", short_side=20)
     assert opened(tmp_path / "whole").read(0) == opened(tmp_path / "in").read(0)
-    small = opened(tmp_path / "small").read(0)
-    assert small.name == "a.npy"
-    assert Raster(small.data, 5, "float32", MANY).pixels().shape == (20, 30, 5)
+    small = opened(tmp_path / "small")
+    assert small.name(0) == "a.npy"
+    assert Raster(small.read(0), 5, "float32", MANY).pixels().shape == (20, 30, 5)
 
 
 def small(path: Path) -> NDArray[Any]:

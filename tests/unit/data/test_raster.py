@@ -14,8 +14,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.decode.picture import DecodeError, FormError, decode
-from unmask.data.decode.raster import Picture, Raster, check_images, open_image
+from unmask.data.decode.picture import DecodeError, FormError, Picture
+from unmask.data.decode.raster import Raster, check_images, open_image
 from unmask.data.sources.in_memory import InMemorySource
 from unmask.errors import ConfigError
 
@@ -103,7 +103,7 @@ def test_opacity_is_laid_over_white_or_kept_as_a_band():
     eight = noise(9, 7, 4, dtype="uint8")
     assert_array_equal(read(png(eight), 4, "uint8"), eight)
     widened = read(png(eight), 3, "uint16")
-    assert_allclose(widened / 257, decode(png(eight), 3, MANY), atol=1)
+    assert_allclose(widened / 257, Picture(png(eight), 3, MANY).pixels(), atol=1)
     assert_array_equal(read(tiff(eight, photometric="rgb", extrasamples=[0]), 4, "uint8"), eight)
 
 
@@ -180,6 +180,10 @@ def test_resize_is_pillow_s_antialiased_one(dtype: str, box: tuple[int, int, int
 # --- what does not go together ---
 
 
+def source_of(paths: list[Path]) -> InMemorySource:
+    return InMemorySource(paths, key="data.train", dtype="uint8")
+
+
 @pytest.mark.parametrize(
     ("pixels", "run", "message"),
     [
@@ -195,7 +199,7 @@ def test_refusal_names_the_keys(tmp_path: Path, pixels: NDArray[Any], run: tuple
         path = tmp_path / f"{number}.tif"
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=rf"data\.train: .*{number}\.tif: .*{message}") as caught:
-            check_images(InMemorySource([path]), "data.train", *run, MANY, exact=True)
+            check_images(source_of([path]), "data.train", *run, MANY, exact=True)
         assert "\n" not in str(caught.value)
     with pytest.raises(FormError, match=message):
         open_image(pixels, *run, MANY)
@@ -205,10 +209,17 @@ def test_one_look_at_images_is_enough_and_broken_ones_are_left_to_the_count(tmp_
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (tmp_path / "good.png").write_bytes(png(noise(9, 7, 3, dtype="uint8")))
     (tmp_path / "deep.png").write_bytes(png(noise(9, 7)))
-    source = InMemorySource([tmp_path / name for name in ("broken.png", "good.png", "deep.png")])
+    source = source_of([tmp_path / name for name in ("broken.png", "good.png", "deep.png")])
     check_images(source, "data.train", 3, "uint8", MANY, exact=True)
-    check_images(InMemorySource([tmp_path / "broken.png"]), "data.train", 3, "uint8", MANY, exact=True)
-    deep = InMemorySource([tmp_path / "deep.png"])
+    check_images(
+        source_of([tmp_path / "broken.png"]),
+        "data.train",
+        3,
+        "uint8",
+        MANY,
+        exact=True,
+    )
+    deep = source_of([tmp_path / "deep.png"])
     with pytest.raises(ConfigError, match=r"set data\.dtype=uint16"):
         check_images(deep, "data.train", 3, "uint8", MANY, exact=True)
     check_images(deep, "images", 3, "uint8", MANY)  # a trained model takes it, divided by 257
@@ -230,10 +241,10 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
         (npy(noise(5, 4, 5)), r"shape \(5, 4, 5\) is not clearly"),
         (npy(noise(2, 5, 4, 5)), r"shape \(2, 5, 4, 5\) is not clearly"),
         (npy(noise(5)), "is not clearly"),
-        (npy(np.array([["a"]])), "holds no pixels"),
+        (npy(np.array([["a"]])), "cannot be read as pixels"),
         (npy(np.full((4, 4, 7), np.nan, np.float32)), "NaN"),
         (npy(np.full((4, 4, 7), 1e300)), "beyond float32"),
-        (npy(np.zeros((0, 4, 7))), "no pixels"),
+        (npy(np.zeros((0, 4, 7))), "cannot be read as pixels"),
         (npy(noise(9, 9, 7))[:-1], "cannot be decoded"),
         (npy(noise(9, 9, 7)).replace(b"(9, 9, 7)", b"(9e9,9,7)"), "cannot be decoded"),
         (npy(np.zeros((1, 1, 7), np.uint8)).replace(b"(1, 1, 7), }", b"(999999,99999,7), }"), "cannot be decoded"),
@@ -253,7 +264,7 @@ def test_pickled_array_is_never_run(tmp_path: Path):
 
     file = BytesIO()
     np.save(file, np.array([[Payload()]], object), allow_pickle=True)
-    with pytest.raises(DecodeError, match="object holds no pixels"):
+    with pytest.raises(DecodeError, match="object cannot be read as pixels"):
         Raster(file.getvalue(), 1, "float32", MANY)
     assert not (tmp_path / "fired").exists()
 

@@ -65,7 +65,8 @@ def open_images(spec: str) -> Source:
 
 
 def rows(source: Source) -> list[tuple[str, bytes, int]]:
-    return [(i.name, np.asarray(i.data).tobytes(), i.label) for i in map(source.read, range(len(source)))]
+    assert source.labels is not None
+    return [(source.name(i), np.asarray(source.read(i)).tobytes(), int(source.labels[i])) for i in range(len(source))]
 
 
 KINDS = ["images", "all.tar", "shard-{0..1}.tar", "shard-*.tar", "table", "table/*.parquet", "list.csv", "x.npy"]
@@ -175,9 +176,9 @@ def test_web_server_gives_what_the_disk_gives(data: Path, web: Web, kind: str):
 @pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short"])
 def test_failures_are_tried_again(web: Web, failure: str):
     source = open_images(f"{web.url}/all.tar")
-    item = source.read(3)
+    data = source.read(3)
     web.fail = [failure] * (remote.ATTEMPTS - 1)
-    assert source.read(3) == item
+    assert source.read(3) == data
     assert not web.fail
 
 

@@ -16,8 +16,19 @@ def test_streams_share_no_numbers(other: tuple[int, int, int, Op]):
     assert not np.isin(generator(*other).random(1000), generator(7, 2, 31, Op.CROP).random(1000)).any()
 
 
+def test_views_share_no_numbers():
+    views = [generator(7, 2, 31, Op.CROP, view).random(1000) for view in range(10)]
+    assert len(np.unique(views)) == 10_000
+
+
+def test_first_view_is_the_stream_without_views():
+    expected = np.random.Generator(np.random.Philox(key=(7, Op.CROP), counter=(0, 0, 31, 2))).random(5)
+    assert_array_equal(generator(7, 2, 31, Op.CROP).random(5), expected)
+    assert_array_equal(generator(7, 2, 31, Op.CROP, view=0).random(5), expected)
+
+
 def test_largest_arguments_are_taken():
-    assert 0 <= generator(2**31 - 1, 10**6, 10**12, Op.SUBSET).random() < 1
+    assert 0 <= generator(2**31 - 1, 10**6, 10**12, Op.SUBSET, 10**6).random() < 1
 
 
 def test_published_stream():

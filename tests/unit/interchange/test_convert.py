@@ -53,7 +53,7 @@ def test_a_file_of_weights(run: Path):
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, meta: dict[str, Any]):
     with CheckpointStore(tmp_path, keep=1) as store:
         store.save(Checkpoint(1, EngineState({"a": np.ones(1, np.float32)}), meta))
-    with pytest.raises(CheckpointError, match="does not tell its model"):
+    with pytest.raises(CheckpointError, match="does not hold model settings and class names"):
         read_model(tmp_path / "step-00000001")
 
 

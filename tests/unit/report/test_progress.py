@@ -1,4 +1,8 @@
+import os
+import pty
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +59,30 @@ def test_a_table_lines_up_wide_characters_and_numbers(capsys: pytest.CaptureFixt
 def test_a_table_without_rows_shows_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
     table([], ["class", "images"])
     assert capsys.readouterr().out == "class  images\n"
+
+
+def test_a_piped_table_is_plain_and_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("COLUMNS", "20"), ("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1")):
+        monkeypatch.setenv(name, value)
+    long = "[bold]not markup[/bold] :smile: " + "词" * 200
+    table([(long, 1.5), ("b", -12)], ["name", "x"])
+    width = 32 + 2 * 200  # a Chinese character takes two columns
+    assert capsys.readouterr().out.split("\n") == [
+        "name" + " " * (width - 4) + "    x",
+        long + "  1.5",
+        "b" + " " * (width - 1) + "  -12",
+        "",
+    ]
+
+
+def test_a_table_on_a_terminal_stays_in_its_width() -> None:
+    code = "from unmask.report.progress import table; table([('a ' * 30, 5)], ['name', 'images'])"
+    master, terminal = pty.openpty()
+    environment = os.environ | {"COLUMNS": "40", "TERM": "xterm"}
+    subprocess.run([sys.executable, "-c", code], stdout=terminal, env=environment, check=True)
+    os.close(terminal)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(master, 4096).decode()).splitlines()
+    os.close(master)
+    assert shown[0].split() == ["name", "images"]
+    assert max(map(len, shown)) <= 40
+    assert sum(line.count("a") for line in shown[1:]) == 30

@@ -1,5 +1,6 @@
-"""What happens to one image: crops, of which only the size enters so that its pixels need not be decoded first, and
-then the operations on its pixels.
+"""What happens to one image: first a crop, then operations on its pixels.
+
+A crop is chosen from the image's size alone, so the pixels need not be decoded to choose it.
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ class Augmentation:
         )
 
     def __call__(self, pixels: NDArray[Any], generator: Callable[[Op], np.random.Generator]) -> NDArray[Any]:
-        """`pixels` (H, W, C), augmented; `generator` makes the numbers of an operation.
+        """`pixels` (H, W, C), augmented; `generator` gives the random generator of an operation.
 
-        A policy and jitter are for 8-bit grey and colour; the configuration has them nowhere else.
+        Policies and jitter are for 8-bit grey and colour; the configuration refuses them for other images.
         """
         if self.policy is not None or self.jitter is not None:
             pixels = self._colored(pixels, generator)

@@ -14,7 +14,7 @@ from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.raster import to_dtype
 
 _AREA = (0.02, 1 / 3)
-"""Share of the image, divided by the number of boxes."""
+"""Area to erase, as a share of the image; the boxes divide it among them."""
 _ASPECT = (0.3, 1 / 0.3)
 """Height over width, drawn log-uniformly."""
 _ATTEMPTS = 10
@@ -25,8 +25,8 @@ class RandomErasing:
     """Overwrites 1 to `count` boxes of an image with probability `prob`.
 
     timm erases after the normalisation: `const` with 0, `rand` with one normal random colour a box, `pixel` with normal
-    noise of unit variance. Here images are not normalised yet, so those values are taken back by mean and standard
-    deviation, and for whole numbers rounded and clipped; `const` is the mean colour.
+    noise of unit variance. Here images are not normalised yet, so these values are converted back with mean and
+    standard deviation, and rounded and clipped where pixels are whole numbers; `const` is the mean colour.
     """
 
     prob: float

@@ -1,7 +1,7 @@
 """Soft targets: label smoothing, mixup (Zhang et al. 2017) and cutmix (Yun et al. 2019) with timm's definitions.
 
-An image is mixed with its neighbour in the stream of samples: position p with p ^ 1. What is drawn for a batch, a pair
-or an image is keyed by its number in the stream too, so that neither workers nor processes nor accumulation enter.
+An image is mixed with its neighbour in the stream of samples: position p with p ^ 1. Random draws are keyed by the
+number of the batch, pair or image in that stream, so results do not depend on workers, processes or accumulation.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Mix = tuple[float, tuple[slice, slice] | None]
 def class_targets(labels: NDArray[Any], num_classes: int, smoothing: float) -> NDArray[np.float32]:
     """Smoothed targets (B, num_classes).
 
-    `labels` (B,): one-hot rows, the share `smoothing` of each spread over all classes. `labels` (B, num_classes), 0 or
-    1 for several classes an image: each moved towards 0.5 by that share.
+    `labels` (B,) become one-hot rows, with the share `smoothing` of each spread over all classes. `labels` (B,
+    num_classes), 0 or 1 for several classes per image, are each moved towards 0.5 by that share.
     """
     if labels.ndim == 2:
         return (labels * (1 - smoothing) + smoothing / 2).astype(np.float32)

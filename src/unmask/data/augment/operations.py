@@ -23,7 +23,7 @@ _BLUR = (0.1, 2.0)
 
 @dataclass(frozen=True)
 class Canvas:
-    """How geometric operations make the pixels beyond the image and between its pixels."""
+    """How geometric operations fill pixels outside the image and interpolate between pixels."""
 
     fill: int | tuple[int, ...]
     """Colour of what was outside: one value for grey images."""
@@ -34,7 +34,7 @@ class Canvas:
 @dataclass(frozen=True)
 class Operation:
     argument: Callable[[float, np.random.Generator], Any]
-    """From the magnitude to what `apply` is given; a random direction is drawn here."""
+    """Turns the magnitude into the argument of `apply`; a random direction is drawn here."""
     apply: Callable[[Image.Image, Any, Canvas], Image.Image]
 
     def __call__(self, image: Image.Image, magnitude: float, rng: np.random.Generator, canvas: Canvas) -> Image.Image:
@@ -168,7 +168,8 @@ OPERATIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation times a factor within 1 +- each, hue turned by up to +-; in random order."""
+    """Brightness, contrast and saturation are multiplied by factors within 1 ± their value, and the hue is turned by up
+    to ± its value, in random order."""
 
     brightness: float
     contrast: float

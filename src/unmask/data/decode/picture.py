@@ -9,11 +9,12 @@
 
 Most JPEG files are decoded by simplejpeg, to the same values as Pillow's and faster; Pillow decides about all others.
 
-The format is told from the content, not from the file's name.
+The format is recognised by the content, not by the file's name.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -58,7 +59,7 @@ class DecodeError(DataError):
 
 
 class FormError(DecodeError):
-    """A sound file whose pixels do not go into this run; the message says what to set or to install."""
+    """An intact file whose pixels do not fit this run; the message says what to set or to install."""
 
 
 def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
@@ -68,6 +69,16 @@ def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
         f"has {found} channels of {dtype}, the run {channels}; set model.channels={found} data.dtype={wanted} and the "
         "data.mean and data.std that `unmask stats` prints"
     )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The pixels of a file as they are in it, upright."""
+
+    pixels: NDArray[Any]
+    """(H, W, C)."""
+    alpha: bool = False
+    """The last channel is opacity."""
 
 
 class Picture:
@@ -83,12 +94,12 @@ class Picture:
         width, height = self._image.size
         self.height, self.width = (width, height) if self._orientation in _SIDEWAYS else (height, width)
         self.format, self.mode = self._image.format or "", self._image.mode
-        """As stored: "JPEG", "PNG" …, "" of an array; Pillow's mode."""
+        """As stored: "JPEG", "PNG" …, or "" for an array; and Pillow's mode."""
         self._decoded: dict[int, NDArray[np.uint8]] = {}
-        """By the factor its size is divided by: for several crops of one image."""
+        """Decoded images by the factor their size is divided by, kept for several crops of one image."""
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The whole image, (H, W, C)."""
+        """The whole image, (H, W, C). Raises DecodeError."""
         return self._at(1)
 
     def crop(
@@ -147,11 +158,6 @@ class Picture:
             raise DecodeError(reason(error)) from None
 
 
-def decode(data: bytes | NDArray[np.uint8], channels: int, max_pixels: int) -> NDArray[np.uint8]:
-    """The whole image, (H, W, channels). Raises DecodeError."""
-    return Picture(data, channels, max_pixels).pixels()
-
-
 def open_file(data: bytes, max_pixels: int) -> Image.Image:
     """The image of an encoded file, its size checked; of a JPEG only the header is read. Raises DecodeError."""
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
@@ -206,6 +212,23 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 0xFFFF:
         raise ValueError("32-bit pixels have no defined range")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def stored_pixels(image: Image.Image) -> Stored:
+    """The pixels of an opened image; palettes, CMYK and bits become grey or colour."""
+    image.load()
+    turn = orientation_of(image)
+    if image.mode == "I" and image.format == "PNG":
+        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
+    alpha = image.has_transparency_data
+    if alpha or image.mode not in ("L", "RGB"):
+        grey = image.mode in ("1", "LA", "La")
+        image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
+    pixels = np.asarray(image)
+    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

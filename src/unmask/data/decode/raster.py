@@ -7,9 +7,10 @@
 | other TIFF (`tiff.py`) | tifffile (`unmask[tiff]`) |
 | .npy: (H, W), (H, W, C) or (C, H, W); never unpickled | NumPy |
 
-Values stay as they are stored, with one exception: 8-bit files in a uint16 run are multiplied by 257. In a float32 run
-every file keeps its own values. Grey becomes three equal channels, colour becomes ITU-R 601 luma, and an alpha channel
-the model does not ask for is laid over white. Any other difference is refused with the keys to set.
+Values stay as they are stored, with one exception: in a uint16 run, those of 8-bit files are multiplied by 257. In a
+float32 run every file keeps its own values. Grey becomes three equal channels, colour becomes ITU-R 601 luma, and an
+alpha channel the model does not ask for is laid over white. Any other difference is refused, and the message names the
+keys to set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -33,11 +33,13 @@ from unmask.data.decode.picture import (
     DecodeError,
     FormError,
     Picture,
+    Stored,
     check_pixels,
     open_file,
     orientation_of,
     reason,
     refusal,
+    stored_pixels,
     upright,
 )
 from unmask.data.decode.tiff import Tiff, codec
@@ -55,18 +57,8 @@ _LOOKS = 4
 """Images looked at before a run starts."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """The pixels of a file as they are in it, upright."""
-
-    pixels: NDArray[Any]
-    """(H, W, C)."""
-    alpha: bool = False
-    """The last channel is opacity."""
-
-
 class Raster:
-    """What `Picture` is for 8-bit grey and colour, for any channels and dtype.
+    """Does for any channels and dtype what `Picture` does for 8-bit grey and colour.
 
     Crops of a large TIFF decode the parts they touch; anything else is decoded at once.
     """
@@ -128,7 +120,7 @@ def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resamp
 
 
 def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> Picture | Raster:
-    """The image in a file, or of pixels (H, W, C), for a run of these channels and dtype. Raises DecodeError."""
+    """The image of a file or of pixels (H, W, C), for a run with these channels and this dtype. Raises DecodeError."""
     if dtype != "uint8" or channels not in (1, 3):
         return Raster(data, channels, dtype, max_pixels)
     if isinstance(data, np.ndarray):
@@ -145,14 +137,14 @@ def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels
 
 
 def check_images(source: Source, what: str, channels: int, dtype: str, max_pixels: int, *, exact: bool = False) -> None:
-    """Look at a few images and raise ConfigError when none of them goes into a run of these channels and dtype.
+    """Look at a few images; raise ConfigError when none of them fits a run with these channels and this dtype.
 
-    `what` names the source in the message. With `exact`, 16-bit images do not go into a run of 8 bits.
+    `what` names the source in the message. With `exact`, 16-bit images do not fit an 8-bit run.
     """
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
-            data = source.read(index).data
+            data = source.read(index)
             (Raster if exact else open_image)(data, channels, dtype, max_pixels)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
@@ -180,7 +172,7 @@ def _stored(data: bytes | NDArray[Any], tiff: Tiff | None, channels: int | None,
     with _decoding():
         stored = _read(data, channels, max_pixels) if tiff is None else Stored(tiff.whole(), tiff.alpha)
     if stored.pixels.dtype.kind not in "uif" or not stored.pixels.size:
-        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} are no pixels")
+        raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} cannot be read as pixels")
     return stored
 
 
@@ -195,7 +187,7 @@ def _decoding() -> Generator[None]:
 
 
 def _tiff(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Tiff | None:
-    """Where it is a TIFF file that Pillow does not read all of."""
+    """The image, if it is a TIFF file that Pillow cannot read in full."""
     if isinstance(data, np.ndarray) or not data.startswith((*_TIFF, *_BIG_TIFF)):
         return None
     with _decoding():
@@ -212,23 +204,7 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
         pixels = np.asarray(codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
         return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
-    return _from_pillow(image)
-
-
-def _from_pillow(image: Image.Image) -> Stored:
-    image.load()
-    turn = orientation_of(image)
-    if image.mode == "I" and image.format == "PNG":
-        return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        pixels = np.asarray(image)
-        return Stored(upright(pixels.astype(pixels.dtype.newbyteorder("="))[:, :, None], turn))
-    alpha = image.has_transparency_data
-    if alpha or image.mode not in ("L", "RGB"):
-        grey = image.mode in ("1", "LA", "La")
-        image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
-    pixels = np.asarray(image)
-    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
+    return stored_pixels(image)
 
 
 def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any]:
@@ -240,7 +216,7 @@ def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any
     }
     shape, fortran, dtype = headers[version](file)
     if dtype.hasobject or dtype.kind not in "uif":
-        raise DecodeError(f"an array of {dtype} holds no pixels")
+        raise DecodeError(f"an array of {dtype} cannot be read as pixels")
     count = math.prod(shape)
     pixels = np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
     pixels = pixels.astype(dtype.newbyteorder("="), copy=False)

@@ -1,7 +1,7 @@
 """TIFF files beyond what Pillow reads: any bands, 16-bit, floating, BigTIFF. Read by tifffile (`unmask[tiff]`).
 
-The image is the first page, or the pages where they are the bands. Of a large page, crops decode no strips and tiles
-but those they touch.
+The image is the first page, or the pages where they are the bands. Of a large page, crops decode only the strips or
+tiles that they touch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unmask.data.decode.picture import Box, DecodeError, FormError, check_pixels
 
 _EXTRA, _ORIENTATION = 338, 274
 _MANY = 16
-"""Bands of an image of `max_pixels`, where nothing says how many there should be."""
+"""Most bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
-"""Bytes of pixels for a byte of a TIFF: blank images come to 10,000 with the best compressors, 1,000 with Deflate."""
+"""Most bytes of pixels per byte of a TIFF: blank images reach 10,000 with the best compressors, 1,000 with Deflate."""
 _LARGE = 2**20
-"""Pixels from which on decoding in parts pays."""
+"""The number of pixels from which decoding in parts pays."""
 _JPEG = {6, 7, 33007, 34892}
 """Compressions whose tables stand apart from the segments."""
 
@@ -64,7 +64,7 @@ class Tiff:
 
     @property
     def in_parts(self) -> bool:
-        """Whether `part` may be asked for, and pays."""
+        """Whether `part` can be used, and pays."""
         page = self._page
         plain = self._found is page and self._orientation == 1 and page.imagedepth == 1 and self.dtype.kind in "uif"
         return plain and len(page.dataoffsets) > 1 and self.height * self.width >= _LARGE

@@ -1,4 +1,4 @@
-"""Account of the images that could not be decoded."""
+"""Keeps account of the images that could not be decoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class BadFiles:
     """Lists bad images in a file of the run folder and stops the run when they become too many."""
 
     def __init__(self, source: Source, max_share: float, path: Path) -> None:
-        """`path`: the list, one name a line; a resumed run goes on with it."""
+        """`path`: the list, one name per line; a resumed run continues it."""
         self._source = source
         self._max_share = max_share
         self._path = path

@@ -10,14 +10,14 @@ from unmask.data.rng import Op, generator
 
 
 def sample_at(position: int, count: int, seed: int, repeats: int = 1) -> tuple[int, int]:
-    """How often the image at a position of the stream over `count` images was shown before, and which image it is.
+    """What stands at a position of the stream over `count` images: how often the image was shown before, and its index.
 
     Every pass is a permutation of all images, computed for one position at a time (a cipher over the index), so that
-    no list of them is ever held. The two numbers returned are different at every position.
+    no list of them is ever held. The pair is different at every position.
 
-    With `repeats` (repeated augmentation, Hoffer et al. 2019) 2 x repeats positions show two images in turn, so that
-    neighbours, which are mixed with one another, remain different images. A pass then takes `repeats` times as many
-    positions, while an epoch of the configuration remains `count` of them.
+    With `repeats` (repeated augmentation, Hoffer et al. 2019), each run of 2 x repeats positions shows two images
+    alternately, so that neighbours, which are mixed with one another, remain different images. A pass then takes
+    `repeats` times as many positions, while an epoch of the configuration remains `count` of them.
     """
     block, place = divmod(position, 2 * repeats)
     copy, which = divmod(place, 2)

@@ -1,7 +1,7 @@
 """Batches for training and evaluation, made ahead of time by Grain in threads or loader processes.
 
 The unit of work is a part of a micro-batch: small enough that all workers start on the first batch together, that
-closing is quick and that little memory is needed. Which worker makes a part does not enter its content. Loader
+closing is quick and that little memory is needed. A part's content does not depend on the worker that makes it. Loader
 processes write images into a ring of shared memory; the other arrays, which are small, come through Grain.
 """
 
@@ -139,7 +139,7 @@ class _Parts:
         return len(self.steps) * self.accumulate * self.per_micro
 
     def positions(self, index: int) -> range:
-        """Of the rows of a part, in the stream of samples."""
+        """The positions of a part's rows in the stream of samples."""
         micro, part = divmod(index, self.per_micro)
         step, micro = divmod(micro, self.accumulate)
         start = self.first + step * self.stride + micro * self.micro
@@ -151,7 +151,7 @@ class _Parts:
 
 @dataclass(frozen=True, eq=False)
 class _SharedParts:
-    """In loader processes: images go into the ring."""
+    """Used in loader processes: images go into the ring."""
 
     parts: _Parts
     ring: Ring
@@ -166,7 +166,7 @@ class _SharedParts:
 
 
 class _Others:
-    """Of a part, the arrays that are not images; hidden in an object, because Grain makes shared memory for each array
+    """The arrays of a part other than its images; hidden in an object, because Grain makes shared memory for each array
     it sees.
     """
 
@@ -260,7 +260,7 @@ class _Buffer:
     """How much is made ahead: two steps, within `_BUFFER_BYTES` and half of the shared memory.
 
     With many workers and large images, parts get fewer rows, so that the two that each worker needs, one to write and
-    one that is ready, stay within that too; two rows are the least of a part.
+    one that is ready, stay within that too; a part has at least two rows.
     """
 
     def __init__(self, image_bytes: int, workers: int) -> None:
@@ -290,15 +290,16 @@ def _next(iterator: Iterator[_Others]) -> _Others:
 
 
 def _explain(code: int) -> str:
-    if code == -signal.SIGBUS:
+    killed_by = {-number: number.name for number in signal.Signals}.get(code)
+    if killed_by == "SIGBUS":
         return f"a loader process ran out of shared memory; enlarge {_SHARED_MEMORY} or lower data.workers"
-    if code == -signal.SIGKILL:
+    if killed_by == "SIGKILL":
         return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
     return f"a loader process died with exit code {code}; data.workers=0 loads without processes"
 
 
 def _start_worker(number: int, count: int) -> None:
-    """In a loader process: leave Ctrl-C to the training process, and end with it however it ends."""
+    """For a loader process: leave Ctrl-C to the training process, and end when that ends, for whatever reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -23,16 +23,16 @@ _POLL = 0.002
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """Slots for the images of parts: part i is in slot i % slots, and the next one waits until it was taken.
+    """Slots for the images of parts: part i goes into slot i % slots, once the part that was there has been taken.
 
-    One process makes it, takes the parts in order and closes it; any number of others, to which it goes pickled, write
-    one part each at a time.
+    One process makes the ring, takes the parts in order and closes it. Any number of others, which receive it pickled,
+    each write one part at a time.
     """
 
     memory: SharedMemory
     slots: int
     shape: tuple[int, ...]
-    """Of a slot: (rows, H, W, C)."""
+    """Shape of a slot: (rows, H, W, C)."""
     dtype: str
 
     @classmethod
@@ -41,7 +41,7 @@ class Ring:
         return cls(SharedMemory(create=True, size=size), slots, shape, dtype)
 
     def slot(self, part: int) -> NDArray[Any]:
-        """Where to write the images of a part, once that is free: (rows, H, W, C)."""
+        """Waits until the slot of a part is free; the array to write the part's images to: (rows, H, W, C)."""
         while part >= self._taken[0] + self.slots:
             time.sleep(_POLL)
         return self._images(part)
@@ -57,7 +57,7 @@ class Ring:
         self.memory.close()
 
     def release(self) -> None:
-        """Let nobody wait any longer: what is written from now on will not be read."""
+        """Let no process wait any longer: what is written from now on is not read."""
         self._taken[0] = np.iinfo(np.int64).max - self.slots
 
     # Arrays are made anew each time, for memory cannot be closed while there are any; and by frombuffer, for ndarray()

@@ -63,7 +63,7 @@ class Samples(ABC):
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
-        return open_image(self.source.read(index).data, self.model.channels, data.dtype, data.max_pixels)
+        return open_image(self.source.read(index), self.model.channels, data.dtype, data.max_pixels)
 
     def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
         """Of these images: (n,) the class, or (n, classes) True for each of several."""
@@ -109,7 +109,7 @@ class TrainSamples(Samples):
             self._targets(labels, self.needs.targets)
 
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
-        """Raises DataError when one image after the other cannot be decoded."""
+        """Raises DataError when too many images in a row cannot be decoded."""
         repeats = self.augment.repeats
         keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
         images = self._images(len(keys), out)
@@ -152,7 +152,7 @@ class TrainSamples(Samples):
     def _fill(
         self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
     ) -> int:
-        """Write the views of one training image; returns its index, another than asked for when that one is bad."""
+        """Write the views of one training image; returns its index, which differs from `index` when that is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
             try:

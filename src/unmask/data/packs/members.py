@@ -24,14 +24,14 @@ _SUFFIXES = {
     b"MM": (b".tif", b".tiff"),
     b"\x93NUMPY": (b".npy",),
 }
-"""Of files that begin so."""
+"""Of files that begin with these bytes."""
 
 
 class Members:
     """The members of each image of a source.
 
-    Images keep their names where these are paths in byte order, as in folders and tars, which tell the class if there
-    is one. Others are numbered, with the class in a `.cls` (several: a `.json`) beside, as WebDataset has it.
+    Images keep their names where these are paths in byte order that tell the class, if there is one, as in folders and
+    tars. Others are numbered, with the class in a `.cls` file beside (several: a `.json` file), as in WebDataset.
     """
 
     def __init__(self, images: Source) -> None:
@@ -52,7 +52,7 @@ class Members:
     def of(self, index: int, data: bytes, *, changed: bool) -> tuple[bytes, int]:
         """The bytes to add to a tar for an image, and where among them its file starts.
 
-        `data` begins as image files or .npy do. `changed`: whether this is another file than the source's.
+        `data` begins like an image file or .npy. `changed`: whether it differs from the source's file.
         """
         name = self.names.name(index) if self._named else b"%09d" % index
         suffixes = next(suffixes for magic, suffixes in _SUFFIXES.items() if data.startswith(magic))
@@ -70,7 +70,7 @@ class Members:
 
 
 def _header(name: bytes, size: int) -> bytes:
-    """Of a plain file that belongs to nobody, from 1970."""
+    """The header of a plain file without owner, dated 1970."""
     info = TarInfo(os.fsdecode(name))
     info.size = size
     return info.tobuf(GNU_FORMAT, "utf-8", "surrogateescape")
@@ -88,7 +88,7 @@ def _names(images: Source) -> Table:
 
 
 def _ordered_paths(names: Table) -> bool:
-    """Whether a tar whose members are named so is read with the same names in the same order."""
+    """Whether a tar with members of these names is read with the same names in the same order."""
     before = b""
     for name in map(names.name, range(len(names))):
         plain = name.lower().endswith(ENCODED) and b"//" not in name and b"/." not in name

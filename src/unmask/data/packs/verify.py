@@ -19,13 +19,13 @@ _CHUNK = 1 << 24
 
 
 def verify_pack(folder: str | Path) -> None:
-    """Read all of a pack, here or behind a URL, and print a line for each file that is missing or damaged.
+    """Read all of a pack, on disk or behind a URL, and print a line for each file that is missing or damaged.
 
     Raises DataError when there is one, or `folder` is no pack.
     """
     folder = files.absolute(str(folder))
     if (manifest := read_manifest(folder)) is None:
-        raise DataError(f"{printable(folder)} holds no whole pack: {manifest_path(folder)} is missing; pack again")
+        raise DataError(f"{printable(folder)} holds no complete pack: {manifest_path(folder)} is missing; pack again")
     flaws = [flaw for flaw in _flaws(folder, manifest) if not say(flaw)]
     total = len(manifest["shards"]) + 1
     if flaws:

@@ -1,10 +1,9 @@
-"""`unmask pack`: images of any source into plain tars of one size, for reading at random, from disks and from afar.
+"""`unmask pack`: the images of any source in plain tars of one size, to be read at random from disk or from a server.
 
 A pack is `000000.tar`, `000001.tar` … with the images in their source's order, `index.parquet`, `bad_images.txt` where
-some could not be decoded, and `manifest.json`, which is written last. What is done is kept in `.parts` until then: a
-shard counts once its part is there, so a pack that was killed goes on behind its last whole shard. Every byte is
-determined by the images and the settings. Behind a URL it is the same: each file is written here and sent when it is
-whole.
+some could not be decoded, and `manifest.json`, which is written last. Until then `.parts` records what is done: a
+shard counts once its part is recorded, so packing that was killed continues after the last complete shard. Every byte
+is determined by the images and the settings. For a URL, each file is written to the cache folder and sent when whole.
 """
 
 from __future__ import annotations
@@ -29,19 +28,18 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.pack import BAD, FORMAT, INDEX, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
-from unmask.files import cause, written_aside
+from unmask.files import RunLock, cause, written_aside
 from unmask.report.progress import Bar, progress, say
-from unmask.run_lock import RunLock
 
 _END = bytes(1024)
 """Of a tar."""
 _AHEAD = 4
-"""Images in the making for each worker."""
+"""Images that each worker has in progress."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What, beside the images, determines the bytes of a pack."""
+    """What determines the bytes of a pack, apart from the images."""
 
     short_side: int | None
     quality: int | None
@@ -53,25 +51,25 @@ class Part:
     """A finished shard."""
 
     start: int
-    """First image of the source that was looked at for it."""
+    """Number of the first image of the source that was tried for it."""
     stop: int
-    """First that was not any more."""
+    """One past the last that was tried."""
     bytes: int = 0
     sha256: str = ""
     rows: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
-    """Of each image: its number in the source, first byte in the shard, bytes."""
+    """For each image: its number in the source, its first byte in the shard, its length in bytes."""
     bad: list[str] = field(default_factory=list[str])
     """Images that cannot be decoded, and why."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image as it goes into the pack, or why it does not."""
+    """An image as it goes into the pack, or the reason why it does not."""
 
     index: int
     data: bytes = b""
     changed: bool = False
-    """Whether `data` is another file than the source's."""
+    """Whether `data` differs from the source's file."""
     problem: str = ""
 
 
@@ -89,7 +87,7 @@ def pack(
 
     Files go in as they are; with `short_side` (pixels), larger ones are resized (see `recode`), JPEG and WebP with
     `quality` (1 to 100). A shard holds up to `shard_size` bytes; on its way to a URL it is in the cache folder.
-    `workers` threads (default: one a core) do not change the result. The same call again goes on where an earlier one
+    `workers` threads (default: one a core) do not change the result. The same call again continues where an earlier one
     ended. Images that cannot be decoded are left out.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
@@ -169,7 +167,7 @@ class _Packer:
         ]
         if changes:
             raise ConfigError(
-                f"{self._out} holds a pack of other settings or images ({'; '.join(changes)}); "
+                f"{self._out} holds a pack made with other settings or images ({'; '.join(changes)}); "
                 "remove it or name another folder"
             )
 
@@ -206,7 +204,7 @@ class _Packer:
     def _write_shard(
         self, number: int, item: Encoded | None, items: Iterator[Encoded], members: Members
     ) -> tuple[Part, Encoded | None]:
-        """Write `item` and what fits of those that follow. Returns the first that did not fit as well."""
+        """Write `item` and as many of the following ones as fit. Returns the first that no longer fitted."""
         part = Part(0 if item is None else item.index, len(self._images))
         digest = hashlib.sha256()
         with _written(self._shard(number)) as aside, aside.open("wb") as file:
@@ -245,7 +243,7 @@ class _Packer:
     def _encode(self, index: int) -> Encoded:
         settings, name = self._settings, printable(self._images.name(index))
         try:
-            data = self._images.read(index).data
+            data = self._images.read(index)
         except DataError as error:
             if self._from_afar:  # a network that fails must not decide what is in the pack
                 raise

@@ -1,4 +1,5 @@
-"""Where images come from. A further kind of source is a module beside these and a line in `open_source`.
+"""Where images come from. To add a kind of source, add a module here and a line in `open_source`, or in `to_source` for
+what is no path.
 
 | what `data.train` names | source |
 |---|---|
@@ -10,27 +11,82 @@
 | `.npy`, `.npz` | arrays |
 | `bundled:mnist5k` | digits |
 
-Each but the last may lie behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (a class a line,
+All but the last may be behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (one class per line,
 in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
+
+Python programs give objects as well: `to_source` says which.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from numpy.typing import NDArray
+from PIL import Image
 
 from unmask.data.sources import arrays, files, imagenet, list_file
-from unmask.data.sources.base import Item, Source, printable
+from unmask.data.sources.base import Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
+from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
+from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.in_memory import FORMS, InMemorySource, pixels_of
 from unmask.data.sources.pack import PackSource, read_manifest
 from unmask.data.sources.subset import subset
 from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError
 
-__all__ = ["Item", "Source", "open_source", "subset"]
+__all__ = ["Dataset", "Images", "Source", "check_picklable", "open_source", "subset", "to_source"]
 
+OneImage = str | Path | bytes | Image.Image | NDArray[Any]
+Images = OneImage | Sequence[OneImage] | Dataset | Source
+"""What `to_source` takes; a torch tensor is a `Dataset` to a type checker."""
+
+_IMAGES = tuple(extension.decode() for extension in ENCODED)
 _COLUMNAR = (".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
+
+
+def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
+    """The images in `images`, which is one of:
+
+    - all that `open_source` takes, as a text or a path, or the path of one image file;
+    - a single image: the bytes of a file, a PIL image, an array (H, W) or (H, W, C), a torch tensor (H, W) or
+      (C, H, W);
+    - several: an array (N, H, W, C), a torch tensor (N, C, H, W), a list of single images, which may be paths;
+    - a data set with `__len__` and `__getitem__`, whose items are images or (image, label), see `Dataset`;
+    - a source, which is returned as it is.
+
+    `key` is what messages call them. `labels`: whether each image must have a class; single images have none, which
+    is for the caller to refuse. `dtype` is `data.dtype` of the run, see `unmask.data.sources.in_memory.stored_image`.
+    Raises DataError for anything else, and where there are no images.
+    """
+    given: Any = images
+    if isinstance(given, str | Path):
+        if Path(given).suffix.lower() in _IMAGES and Path(given).is_file():
+            return InMemorySource([given], key=key, dtype=dtype)
+        return open_source(str(given), key=key, labels=labels)
+    if _is_source(given):
+        return given
+    if isinstance(given, bytes | Image.Image):
+        return InMemorySource([given], key=key, dtype=dtype)
+    if (pixels := pixels_of(given, key, dtype)) is not None:
+        return InMemorySource(pixels if pixels.ndim == 4 else [pixels], key=key, dtype=dtype)
+    if isinstance(given, list | tuple) and not any(isinstance(image, tuple) for image in given[:1]):
+        return InMemorySource(given, key=key, dtype=dtype)
+    if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping):
+        return DatasetSource(given, key=key, labels=labels, dtype=dtype)
+    raise DataError(
+        f"{key} is a {type(given).__name__}; give {FORMS}, several of these as a list, an array (N, H, W, C), a torch "
+        "tensor (N, C, H, W), or a data set with __len__ and __getitem__"
+    )
+
+
+def _is_source(images: Any) -> TypeGuard[Source]:
+    return all(callable(getattr(images, name, None)) for name in ("read", "name", "fingerprint"))
 
 
 def open_source(spec: str, *, key: str, labels: bool) -> Source:
@@ -45,7 +101,7 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     path, options = _options(spec, what)
     kind = path.lower().rstrip("/")
     if kind.endswith(_COMPRESSED):
-        raise DataError(f"{what} is compressed and cannot be read at random; unpack it to a folder or a plain .tar")
+        raise DataError(f"{what} is compressed and cannot be read at random; unpack it into a folder or a plain .tar")
     if kind.endswith(".tar"):
         paths = files.expand(path, what)
         labels_file = options.get("labels") or (imagenet.ground_truth(paths[0]) if labels else None)
@@ -73,7 +129,7 @@ def _open_columnar(paths: list[str], options: dict[str, str], *, what: str, labe
 
 
 def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
-    """`spec` without what follows `#`, and that as a map."""
+    """`spec` up to `#`, and the options that follow it."""
     path, mark, tail = spec.rpartition("#")
     pairs = [pair.partition("=") for pair in tail.split("&")]
     if not mark or not all(equals for _, equals, _ in pairs):
@@ -84,7 +140,7 @@ def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
 
 
 def _columnar_files(path: str) -> list[str]:
-    """The Parquet or Arrow files right in a folder, or in the only folder there that has some."""
+    """The Parquet or Arrow files directly in a folder, or in its only subfolder that has any."""
     names, folders = _columnar(path)
     if not names:
         below = [f"{path}/{folder}" for folder in folders if _columnar(f"{path}/{folder}")[0]]
@@ -103,7 +159,7 @@ def _columnar_files(path: str) -> list[str]:
 
 
 def _columnar(path: str) -> tuple[list[str], list[str]]:
-    """Names of the Parquet or Arrow files right in a folder, and of its folders."""
+    """Names of the Parquet or Arrow files directly in a folder, and of its subfolders."""
     entries = sorted(files.listing(path))
     names = [name for name, _, is_folder in entries if name.endswith(_COLUMNAR) and not is_folder]
     folders = [name for name, _, is_folder in entries if is_folder]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item
 from unmask.data.sources.labels import numbered
 from unmask.errors import DataError
 
@@ -54,10 +53,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, index: int) -> Item:
+    def read(self, index: int) -> NDArray[Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return Item(self._images[index], -1 if self.labels is None else int(self.labels[index]), self.name(index))
+        return self._images[index]
 
     def name(self, index: int) -> str:
         return f"{self._name}/{index}"

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image as it is stored."""
-
-    data: bytes | NDArray[Any]
-    """An encoded file, or pixels (H, W, C)."""
-    label: int
-    """Class, or -1 where the source has no labels."""
-    name: str
-    """Name within the source, for messages."""
 
 
 class Source(Protocol):
@@ -36,8 +23,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Item:
-        """Raises DataError when the image cannot be read."""
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        """An image as it is stored: an encoded file, or pixels (H, W, C).
+
+        Raises DataError when the image cannot be read.
+        """
         ...
 
     def name(self, index: int) -> str:

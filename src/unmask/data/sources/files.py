@@ -1,4 +1,4 @@
-"""Files by path, here or behind a URL (`s3://`, `gs://`, `https://`, `hf://` …): one way to read both.
+"""Files by path, on disk or behind a URL (`s3://`, `gs://`, `https://`, `hf://` …): one way to read both.
 
 A path is a string; with "://" in it, it is an fsspec URL. All functions raise DataError.
 """
@@ -17,6 +17,8 @@ from unmask.data.sources import remote
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
 
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""A FIFO would wait for its writer; Windows has none, but reads text unless told otherwise."""
 _MOST_FILES = 100_000
 """A pattern that names more files than this is a mistake."""
 
@@ -35,7 +37,7 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """`path` as it stays valid in every working folder."""
+    """`path` in a form that is valid from any working folder."""
     return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().absolute())
 
 
@@ -66,7 +68,7 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
     if is_remote(path):
         return remote.read(path, start, length, version)
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
+        file = os.open(path, _READ)
         try:
             status = os.fstat(file)
             _check_regular(path, status)
@@ -74,8 +76,9 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
                 length = status.st_size - start
             if start + length > status.st_size:  # before memory is taken for what a damaged index says
                 raise _truncated(path, start + length)
-            data = os.pread(file, length, start)
-            while 0 < len(data) < length and (more := os.pread(file, length - len(data), start + len(data))):
+            os.lseek(file, start, os.SEEK_SET)
+            data = os.read(file, length)
+            while 0 < len(data) < length and (more := os.read(file, length - len(data))):
                 data += more  # a signal, or more than 2 GiB
         finally:
             os.close(file)
@@ -117,12 +120,12 @@ def expand(pattern: str, what: str) -> list[str]:
     if len(paths) > _MOST_FILES:
         raise DataError(f"{what} names more than {_MOST_FILES:,} files; name fewer and larger ones")
     if not paths:
-        raise DataError(f"{what}: no file is named like this")
+        raise DataError(f"{what}: no file has such a name")
     return paths
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """As the shell does: {a,b} and {1..3}, with the leading zeros of the first number."""
+    """Expands {a,b} and {1..3} like the shell, with the leading zeros of the first number."""
     if not (found := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
         yield pattern
         return

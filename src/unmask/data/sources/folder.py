@@ -1,7 +1,7 @@
 """A folder of images: flat or nested; where labels are asked for, one folder per class.
 
 Images are read anew each time, but a file overwritten in place, under its name, keeps its old size in the index and the
-fingerprint until something in its folder is added, removed or renamed: to notice it takes a look at every file.
+fingerprint until something in its folder is added, removed or renamed: noticing it would mean looking at every file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item
 from unmask.data.sources.folder_scan import EXTENSIONS, index_folder, scan_remote
 from unmask.data.sources.table import Table, classes
 from unmask.errors import DataError
@@ -23,7 +22,7 @@ KINDS = "name a folder, .tar, .parquet, .arrow, .npy, .npz or a list (.txt .csv 
 
 
 class NoImagesError(DataError):
-    """The folder is there, and no image file below it."""
+    """The folder exists, but there is no image file below it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +57,11 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        label = -1 if self.labels is None else int(self.labels[index])
+    def read(self, index: int) -> bytes:
         size = int(self.index.columns["size"][index])
         # Ranges are kept in the cache of what is remote; here the file is what it is now.
         length = size if size and files.is_remote(self.root) else None
-        data = files.read(f"{self.root}/{self.name(index)}", 0, length)
-        return Item(data, label, self.name(index))
+        return files.read(f"{self.root}/{self.name(index)}", 0, length)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
@@ -81,5 +78,5 @@ def _resolved(root: str, what: str) -> str:
     except (OSError, RuntimeError) as error:
         raise DataError(f"{what} cannot be listed: {error}") from None
     if not path.is_dir():
-        raise DataError(f"{what} is not a folder of images, nor a kind of file that is known; {KINDS}")
+        raise DataError(f"{what} is not a folder of images, nor a known kind of file; {KINDS}")
     return str(path)

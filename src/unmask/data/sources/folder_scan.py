@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from unmask.data.sources import files
-from unmask.data.sources.table import Table, TableBuilder, cache_folder, load, store
+from unmask.data.sources.table import Table, TableBuilder, cache_folder, load_table, store_table
 
 ENCODED = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
 EXTENSIONS = (*ENCODED, b".npy")
@@ -25,17 +25,17 @@ def index_folder(root: Path) -> Table:
     folder changed since it was built.
 
     `meta["folders"]` has the modification time in ns of each folder below the root, "" being the root itself, and
-    `meta["skipped"]` how many links and special files were not taken, by kind. Only a folder's modification time is
+    `meta["skipped"]` how many links and special files were left out, by kind. Only a folder's modification time is
     looked at: a file overwritten in place keeps its place in the index. Raises OSError when `root` cannot be listed.
     """
     cache = cache_folder() / f"folder-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}.index"
-    if (index := load(cache)) is not None and _unchanged(root, index):
+    if (index := load_table(cache)) is not None and _unchanged(root, index):
         return index
     started = time.time_ns()
     index = scan(root)
     settled = max(index.meta["folders"].values()) < started - _SETTLED_NS
-    if len(index) and settled and store(cache, index):
-        return load(cache) or index
+    if len(index) and settled and store_table(cache, index):
+        return load_table(cache) or index
     return index
 
 
@@ -54,7 +54,7 @@ def scan(root: Path) -> Table:
 
 
 def scan_remote(url: str) -> Table:
-    """The images below a folder of an object store or web server. Never kept: nothing tells whether it changed."""
+    """The images below a folder of an object store or web server. Not cached: nothing tells when it changes."""
     folders: dict[str, int] = {}
 
     def children(path: bytes) -> Iterator[tuple[bytes, int]]:

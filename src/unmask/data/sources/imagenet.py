@@ -13,7 +13,7 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 
 
 def ground_truth(tar: str) -> str | None:
-    """The file of validation labels beside ImageNet's validation tar, if this is it."""
+    """The file of validation labels beside this tar, if it is ImageNet's validation tar."""
     path = files.beside(files.absolute(tar), GROUND_TRUTH)
     return path if tar.endswith(VAL_TAR) and files.exists(path) else None
 

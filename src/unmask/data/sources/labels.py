@@ -1,4 +1,4 @@
-"""Labels that are written out, as numbers or as names, to class numbers."""
+"""Turns labels written as numbers or as names into class numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_CLASSES = 1_000_000
 def numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     """The class of each text, and the names of all classes.
 
-    Where all texts are whole numbers, these are the classes, named by their numbers from 0 to the largest; else the
+    If all texts are whole numbers, these are the classes, named by their numbers from 0 to the largest; else the
     classes are the distinct texts in byte order.
     """
     if all(text.isascii() and text.isdigit() and len(text) < 10 for text in texts):
@@ -42,7 +42,7 @@ class TableLabels:
 
     @property
     def label_sets(self) -> NDArray[np.bool_] | None:
-        """(N, C) which classes each image is of, where some are of several; else None."""
+        """(N, C) which classes each image has, if some have several; else None."""
         if self.class_names is None or self.labels is not None:
             return None
         sets = np.zeros((len(self.index), len(self.class_names)), bool)

@@ -1,6 +1,6 @@
 """Images named in a file: text, CSV or JSON. Paths are relative to that file's folder.
 
-- Text: a path a line; a label may follow, after a tab or, where the path ends in an image extension, a blank.
+- Text: one path per line; a label may follow after a tab or, if the path ends in an image extension, after a space.
 - CSV: a header with a column `file`, `path`, `image` or `filename`, and `label` or `class` if there are labels.
 - JSON: {"PATH": label, …}, the layout of the model zoo's `tot_ids.json`; or a list of paths, of [path, label], or of
   {"path": …, "label": …}.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.folder_scan import EXTENSIONS
 from unmask.data.sources.labels import TableLabels, numbered
 from unmask.data.sources.table import Table, TableBuilder, cached
@@ -47,7 +47,7 @@ class ListFileSource(TableLabels):
 
     @classmethod
     def open(cls, path: str, *, what: str, labels: bool) -> ListFileSource:
-        """Read the list. Raises DataError when it cannot be understood or, with `labels`, lacks some."""
+        """Read the list. Raises DataError when it cannot be parsed or, with `labels`, when an image has none."""
         path = files.absolute(path)
         state = files.state(path)
         index = cached(["list", path, state.size, state.version], lambda: _index(path, what))
@@ -62,11 +62,8 @@ class ListFileSource(TableLabels):
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
-        return Item(
-            files.read(files.beside(self.path, name)), -1 if self.labels is None else int(self.labels[index]), name
-        )
+    def read(self, index: int) -> bytes:
+        return files.read(files.beside(self.path, self.name(index)))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))

@@ -1,7 +1,7 @@
 """A folder that `unmask pack` wrote: plain tars, the index of their images, and a manifest written last.
 
-The tars can be read by anything that reads tars or WebDataset. The index keeps what members of tars cannot: names and
-the order of any source, its class names, several classes an image. With it a pack opens without a look at the tars.
+The tars can be read by anything that reads tars or WebDataset. The index keeps what tar members cannot: the names
+and the order of any source, its class names, several classes per image. With it, a pack opens without reading the tars.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.labels import TableLabels
 from unmask.data.sources.table import Table, cached
 from unmask.errors import DataError
@@ -48,7 +48,7 @@ class IndexFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a manifest must hold: packs are downloaded from strangers."""
+    """What a manifest must hold; it is checked, because packs are downloaded from strangers."""
 
     images: Count
     class_names: list[str] | None
@@ -93,10 +93,9 @@ class PackSource(TableLabels):
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
+    def read(self, index: int) -> bytes:
         shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
-        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), self.name(index))
+        return files.read(self.shards[shard], start, size, version=self.versions[shard])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
@@ -119,7 +118,7 @@ def read_manifest(folder: str) -> dict[str, Any] | None:
     try:
         manifest: Any = json.loads(files.read(path))
     except (ValueError, RecursionError):
-        raise DataError(f"{printable(path)} is not JSON; pack again, or remove it where it is not of a pack") from None
+        raise DataError(f"{printable(path)} is not JSON; pack again, or remove it if it is not from a pack") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None  # manifest.json is a common name
     if manifest.get("version") != VERSION:
@@ -152,7 +151,7 @@ def read_index(folder: str, manifest: dict[str, Any]) -> Table:
         columns["label_end"] = labels.offsets.to_numpy().astype(np.int64)[1:]
         columns["label"] = labels.flatten().to_numpy().astype(np.int64)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is no index of a pack: {str(error).partition(chr(10))[0]}; pack again") from None
+        raise DataError(f"{path} is not the index of a pack: {str(error).partition(chr(10))[0]}; pack again") from None
     if (problem := _problem(columns, manifest)) is not None:
         raise DataError(f"{path} does not go with {MANIFEST}: {problem}; copy or pack it again")
     empty = Table(np.zeros(0, np.uint8), np.zeros(0, np.int64), {})
@@ -160,7 +159,7 @@ def read_index(folder: str, manifest: dict[str, Any]) -> Table:
 
 
 def _problem(columns: dict[str, NDArray[np.int64]], manifest: dict[str, Any]) -> str | None:
-    """What the rows say that cannot be."""
+    """What is impossible in these rows, if anything."""
     shard, start, size, label = (columns[key] for key in ("shard", "start", "size", "label"))
     if len(shard) != manifest["images"]:
         return f"it has {len(shard)} images, not {manifest['images']}"

@@ -1,4 +1,4 @@
-"""Images in Parquet and Arrow files as Hugging Face datasets has them: a struct `image` with bytes, a `label`.
+"""Images in Parquet and Arrow files in the layout of Hugging Face datasets: a struct `image` with bytes, a `label`.
 
 Parquet is compressed by row group: reading one image at random reads its whole group, so a few groups are kept in
 each process. Where groups are large, packing the images once is faster. Arrow files are mapped, and need no cache.
@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.labels import numbered
 from unmask.errors import DataError
 
-SUFFIXES = (".parquet", ".arrow")
 _CACHE_BYTES = 256 << 20
 """Row groups kept in a process."""
 _IMAGES = ("image", "img", "jpg", "png", "picture")
@@ -44,7 +43,7 @@ class ParquetSource:
     """Images in the order of the files and of the rows in them."""
 
     def __init__(self, paths: list[str], *, what: str, labels: bool, image: str | None, label: str | None) -> None:
-        """Read the metadata and labels of all files. Raises DataError when the layout is another."""
+        """Read the metadata and labels of all files. Raises DataError when they have another layout."""
         self._paths = [files.absolute(path) for path in paths]
         self._states = [files.state(path) for path in self._paths]
         self._what = what
@@ -71,14 +70,15 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._group_ends[-1])
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
+    def read(self, index: int) -> bytes:
         group, row = self._place(index)
         value = self._groups.get(group, self._load)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
-            raise DataError(f"{name} has no bytes, only the path {value and value.get('path')}; embed the images")
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+            raise DataError(
+                f"{self.name(index)} has no bytes, only the path {value and value.get('path')}; embed the images"
+            )
+        return data
 
     def name(self, index: int) -> str:
         """File and row."""
@@ -97,7 +97,7 @@ class ParquetSource:
         return digest.hexdigest()
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Row group, of all, and row in it."""
+        """Number of the row group among all, and of the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         group = int(np.searchsorted(self._group_ends, index, side="right"))
@@ -119,14 +119,14 @@ class ParquetSource:
 
 
 class _Groups:
-    """The row groups used last, up to a number of bytes; for all threads of a process."""
+    """The most recently used row groups, up to a number of bytes, shared by all threads of a process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._bytes = 0
         self.files: dict[int, Any] = {}
-        """What needs to be read of a file but once: the footer of a Parquet file, a mapped Arrow file."""
+        """What needs to be read of a file only once: the footer of a Parquet file, a mapped Arrow file."""
 
     def get(self, group: int, load: Any) -> Any:
         with self._lock:
@@ -165,7 +165,7 @@ class _Arrow:
 
     def __init__(self, path: str) -> None:
         if files.is_remote(path):
-            raise DataError(f"{path}: .arrow files cannot be read at random from afar; use Parquet, or download them")
+            raise DataError(f"{path}: .arrow files cannot be read at random behind a URL; use Parquet or download them")
         mapped = pa.memory_map(path)
         try:
             reader = pa.ipc.open_file(mapped)
@@ -187,7 +187,7 @@ class _Arrow:
 
 
 class _Ranges(RawIOBase):
-    """A remote file as Arrow wants one."""
+    """A remote file in the form that Arrow reads."""
 
     def __init__(self, path: str, size: int, version: str) -> None:
         self._path, self._size, self._version, self._position = path, size, version, 0
@@ -245,7 +245,7 @@ def _columns(schema: Any, what: str, image: str | None, label: str | None) -> Co
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` notes about the columns."""
+    """What `datasets` records about the columns."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}

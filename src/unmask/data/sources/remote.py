@@ -1,6 +1,6 @@
-"""Files behind URLs, through fsspec: repeated when the network fails; what is read is kept in a bounded cache if asked.
+"""Files behind URLs, through fsspec: requests are repeated when the network fails, and what is read can be cached.
 
-Credentials, endpoints and the like are those of the store's own tools: for `s3://`, the AWS environment variables and
+Credentials and endpoints are given as to the store's own tools: for `s3://`, the AWS environment variables and
 files, AWS_ENDPOINT_URL for stores that are not Amazon's (OBS, MinIO, Ceph …); for anything else fsspec knows,
 FSSPEC_<PROTOCOL>_<OPTION>, such as FSSPEC_S3_ANON=true for public buckets.
 
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from unmask.data.sources.base import printable
 from unmask.data.sources.table import cache_folder
 from unmask.errors import DataError
+from unmask.files import written_aside
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ FIRST_WAIT = 0.5
 """Seconds; doubles with each attempt."""
 _CONNECT_SECONDS = 10
 _SILENT_SECONDS = 30
-"""A connection that stays silent for so long has failed."""
+"""A connection that is silent for this many seconds has failed."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "generation", "md5Hash", "blob_id")
 _DRAWERS = 256
@@ -42,7 +43,7 @@ def state(url: str) -> tuple[int, str]:
     if info.get("type") == "directory":
         raise DataError(f"{printable(url)} is a folder, not a file")
     if info.get("size") is None:
-        raise DataError(f"{printable(url)}: the server does not tell the file's size; use one that does")
+        raise DataError(f"{printable(url)}: the server does not say how large the file is; use one that does")
     return int(info["size"]), " ".join(str(info[key]) for key in _VERSION_KEYS if info.get(key))
 
 
@@ -108,7 +109,7 @@ def written(url: str) -> Generator[Path]:
 
 
 def staging(url: str) -> Path:
-    """Where, in the cache, what belongs to `url` is kept until it is there."""
+    """Where in the cache files on their way to `url` are kept until they have been sent."""
     return cache_folder() / "upload" / hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -120,7 +121,7 @@ def remove(url: str) -> None:
 def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
     """What `act` returns for the file system and path of `url`; repeated with growing pauses while it fails.
 
-    `done`: what `url` cannot be, for the message.
+    `done` completes the message "URL cannot be …".
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -152,7 +153,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """Attempts are counted here, not in every layer below, and a silent connection ends."""
+    """Settings with which attempts are counted here, not also in the layers below, and a silent connection ends."""
     if protocol in ("s3", "s3a"):
         times = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _SILENT_SECONDS}
         return {"config_kwargs": {"retries": {"total_max_attempts": 1}, **times}}
@@ -165,7 +166,7 @@ def _options(protocol: str) -> dict[str, Any]:
 
 
 def _cause(error: Exception) -> Exception:
-    """fsspec calls a web server that does not answer a file that is not found."""
+    """fsspec reports a web server that does not answer as a missing file."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
         return cause if type(cause).__module__.startswith("aiohttp") else error
@@ -215,8 +216,7 @@ def _from_cache(path: Path) -> bytes | None:
 
 def _into_cache(path: Path, data: bytes) -> None:
     """A cache that cannot be written costs speed, nothing else."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.scandir(path.parent) as entries:
             files = sorted((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in entries)
@@ -226,7 +226,5 @@ def _into_cache(path: Path, data: bytes) -> None:
                 break
             Path(old).unlink(missing_ok=True)
             excess -= size
-        aside.write_bytes(data)
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
+        with written_aside(path, cache=True) as aside:
+            aside.write_bytes(data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.rng import Op, generator
-from unmask.data.sources.base import Item, Source
+from unmask.data.sources.base import Source
 from unmask.errors import DataError
 
 
@@ -30,7 +31,7 @@ class SubsetSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, index: int) -> Item:
+    def read(self, index: int) -> bytes | NDArray[Any]:
         return self.parent.read(int(self.indices[index]))
 
     def name(self, index: int) -> str:

@@ -1,6 +1,6 @@
 """Names and numbers of all images of a source, in arrays; kept in a cache file and mapped from it.
 
-A million images take some 70 MB here, and all loader processes share them.
+A million images take some 70 MB, which all loader processes share.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
+from unmask.files import written_aside
 
 _VERSION = 2
 _WORD = 8
@@ -41,7 +42,7 @@ class Table:
     meta: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else is known, as JSON."""
     token: str = ""
-    """Names this very table: a cache file may be replaced while the arrays mapped from it are in use."""
+    """Identifies this table: a cache file may be replaced while the arrays mapped from it are in use."""
     cache: Path | None = None
     """File these arrays are mapped from."""
 
@@ -50,7 +51,7 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Loader processes map the same file instead of receiving a copy.
-        if self.cache is not None and (current := load(self.cache)) is not None and current.token == self.token:
+        if self.cache is not None and (current := load_table(self.cache)) is not None and current.token == self.token:
             return _reopen, (self.cache, self.token)
         columns = {key: np.array(values) for key, values in self.columns.items()}
         return Table, (np.array(self.names), np.array(self.ends), columns, self.meta)
@@ -129,7 +130,7 @@ class TableBuilder:
     """Collects the rows of a Table."""
 
     def __init__(self, *columns: str, narrow: Sequence[str] = ()) -> None:
-        """The columns in `narrow` need 32 bits only; in the cache all have 64."""
+        """The columns in `narrow` need only 32 bits; in the cache all have 64."""
         self._names = bytearray()
         self._ends = array("q")
         self._columns = {key: array("i" if key in narrow else "q") for key in columns}
@@ -148,7 +149,7 @@ class TableBuilder:
         self._columns[column][row] = value
 
     def extend(self, other: TableBuilder) -> None:
-        """Take over the rows of `other`, which has the same columns and is of no use afterwards."""
+        """Take over the rows of `other`, which has the same columns and must not be used afterwards."""
         if not len(self):
             self.__dict__ |= other.__dict__  # a single tar of millions is not copied
             return
@@ -158,9 +159,9 @@ class TableBuilder:
             column.extend(other._columns[key])
 
     def sorted(self, **meta: Any) -> Table:
-        """In byte order of the names; rows of one name keep their order. The builder is of no use afterwards.
+        """In byte order of the names; rows of the same name keep their order. The builder must not be used afterwards.
 
-        At the peak this takes the names once more, and some 40 bytes a row.
+        At its peak this takes a second copy of the names and some 40 bytes per row.
         """
         self._names += bytes(_WORD)
         table = self.build(**meta)
@@ -182,21 +183,21 @@ class TableBuilder:
 def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
     """The table that `build` makes, from the cache when it was made before for the same `identity`.
 
-    `identity` tells, as JSON, what the table describes and in which state: a change must change it.
+    `identity` says, as JSON, what the table describes and in which state, so that it changes when that does.
     """
     text = json.dumps([_VERSION, *identity])
     cache = cache_folder() / f"table-{hashlib.sha256(text.encode()).hexdigest()[:32]}.index"
-    if (table := load(cache)) is None:
+    if (table := load_table(cache)) is None:
         table = build()
-        if store(cache, table):
-            table = load(cache) or table
+        if store_table(cache, table):
+            table = load_table(cache) or table
     return table
 
 
 def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """Label of each image, and the class names in byte order: the first folder of each name.
 
-    The table is in byte order. `folders` are those known to be there, which must not be empty. Raises DataError when
+    The table is in byte order. `folders` are the ones known to exist; none may be empty. Raises DataError when
     an image is in none.
     """
     labels = np.full(len(table), -1, np.int64)
@@ -229,31 +230,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask").expanduser()
 
 
-def store(cache: Path, table: Table) -> bool:
+def store_table(cache: Path, table: Table) -> bool:
     """Write the cache file in one step. False where that is not possible, which costs only the next start."""
-    aside = cache.with_name(f"{cache.name}.{os.getpid()}-{secrets.token_hex(4)}")
     arrays = {"ends": table.ends, **table.columns}
     lengths = {key: len(values) for key, values in arrays.items()}
-    head = {"version": _VERSION, "token": aside.name, "lengths": lengths, "meta": table.meta}
+    head = {"version": _VERSION, "token": secrets.token_hex(8), "lengths": lengths, "meta": table.meta}
     line = json.dumps(head).encode()
     line += b" " * (-(len(line) + 1) % 8) + b"\n"  # so that the numbers are aligned
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with aside.open("xb") as file:
-                file.write(line)
-                for values in arrays.values():
-                    file.write(np.ascontiguousarray(values, "<i8").data)
-                file.write(np.ascontiguousarray(table.names).data)
-            aside.replace(cache)
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(cache, cache=True) as aside, aside.open("wb") as file:
+            file.write(line)
+            for values in arrays.values():
+                file.write(np.ascontiguousarray(values, "<i8").data)
+            file.write(np.ascontiguousarray(table.names).data)
     except OSError:
         return False
     return True
 
 
-def load(cache: Path) -> Table | None:
+def load_table(cache: Path) -> Table | None:
     """The table in a cache file, mapped into memory; None when there is none that can be used."""
     try:
         with cache.open("rb") as file:
@@ -276,7 +272,7 @@ def load(cache: Path) -> Table | None:
 
 
 def _reopen(cache: Path, token: str) -> Table:
-    table = load(cache)
+    table = load_table(cache)
     if table is None or table.token != token:
         raise DataError(f"{cache} was replaced while a loader process was starting; start again")
     return table

@@ -1,8 +1,8 @@
 """Images in tars, read in place: a plain tar, ImageNet's tar of class tars, WebDataset shards.
 
-All images of all shards form one set in byte order of their names, as those of a folder: the same images packed
-otherwise give the same run. Class of an image: the member `KEY.cls`, or the field `label` or `cls` of `KEY.json`,
-where KEY is the image's name up to the first dot (WebDataset); else its first folder. An inner tar is a folder.
+All images of all shards form one set in byte order of their names, like those of a folder: the same images packed
+differently give the same run. An image's class is the member `KEY.cls`, or the field `label` or `cls` of `KEY.json`,
+where KEY is the image's name up to the first dot (WebDataset); otherwise its first folder. An inner tar is a folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files, imagenet
-from unmask.data.sources.base import Item, printable
+from unmask.data.sources.base import printable
 from unmask.data.sources.folder_scan import ENCODED
 from unmask.data.sources.labels import numbered
 from unmask.data.sources.table import Table, TableBuilder, cached, classes
@@ -28,7 +28,7 @@ from unmask.errors import DataError
 _WINDOW = 4096
 """Bytes read at each header."""
 _REMOTE_WINDOW = 4 << 20
-"""The same from afar, where a request takes as long as a few images: the index is built at the rate of a download."""
+"""The same behind a URL, where a request takes as long as a few images, so that indexing is as fast as a download."""
 _CONNECTIONS = 8
 _MOST_LABEL = 1 << 20
 """Bytes of a .cls or .json member."""
@@ -48,7 +48,7 @@ class TarSource:
 
     @classmethod
     def open(cls, shards: list[str], *, what: str, labels: bool, labels_file: str | None = None) -> TarSource:
-        """Index `shards`, or take the index of an earlier time. Raises DataError when they are damaged or unclear."""
+        """Index `shards`, or take the index from the cache. Raises DataError when they are damaged or ambiguous."""
         shards = [files.absolute(shard) for shard in shards]
         if len(set(shards)) < len(shards):
             raise DataError(f"{what} names the same tar twice; name it once")
@@ -76,11 +76,9 @@ class TarSource:
     def __len__(self) -> int:
         return len(self.index)
 
-    def read(self, index: int) -> Item:
-        name = self.name(index)
+    def read(self, index: int) -> bytes:
         shard, start, size = (int(self.index.columns[key][index]) for key in ("shard", "start", "size"))
-        data = files.read(self.shards[shard], start, size, version=self.versions[shard])
-        return Item(data, -1 if self.labels is None else int(self.labels[index]), name)
+        return files.read(self.shards[shard], start, size, version=self.versions[shard])
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
@@ -170,7 +168,7 @@ def _refuse_copy(shard: str, table: Table, seen: dict[str, str]) -> None:
 
 
 def _below_common_folder(table: Table) -> Table:
-    """`tar c data` puts `data/` before every name: leave out folders that hold everything, but for the last."""
+    """`tar c data` puts `data/` before every name: leave out folders that hold everything, except the innermost."""
     first, last = table.name(0), table.name(len(table) - 1)
     folder = os.path.commonpath([path.rpartition(b"/")[0] for path in (first, last)])
     if not folder:
@@ -265,7 +263,7 @@ def _relative(name: bytes, what: str) -> bytes:
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if name.startswith(b"/") or b".." in parts:
         shown = printable(os.fsdecode(name))
-        raise DataError(f"{what} cannot be used: its member {shown} lies outside of it; make it anew")
+        raise DataError(f"{what} cannot be used: its member {shown} lies outside of it; make the tar again")
     return b"/".join(parts)
 
 

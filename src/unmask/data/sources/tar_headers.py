@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from unmask.errors import DataError
 
 Read = Callable[[int, int], bytes]
-"""Bytes of the archive: start, length. Gives what there is of them."""
+"""Reads bytes of the archive, given start and length; fewer where it ends."""
 
 _BLOCK = 512
 _MOST_NAME = 65_536
-"""Bytes of a long name or of pax records; more is no name."""
+"""Most bytes of a long name or of pax records."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLANK = b" " * 8
 _NO_PAYLOAD = b"123456"
@@ -37,7 +37,7 @@ class Member:
 
 
 def members(read: Read, start: int, stop: int, what: str) -> Iterator[Member]:
-    """The files and links in the tar that lies between two bytes, in order. Raises DataError when it is damaged."""
+    """The files and links, in order, of the tar that lies between two bytes. Raises DataError when it is damaged."""
     position = start
     name: bytes | None = None  # from the records before a header
     size: int | None = None
@@ -82,7 +82,7 @@ def members(read: Read, start: int, stop: int, what: str) -> Iterator[Member]:
 
 
 def _check(header: bytes, position: int, what: str, *, first: bool) -> None:
-    """The checksum: of all bytes, its own field taken as blanks."""
+    """The checksum of all bytes, with its own field counted as blanks."""
     stored = _number(header[148:156], position, what, bad="not a tar header" if not first else _not_a_tar(header))
     rest = header[:148] + _BLANK + header[156:]
     if stored != sum(rest) and stored != sum(rest) - 256 * sum(byte > 127 for byte in rest):  # some summed signed bytes
@@ -138,7 +138,7 @@ def _records(payload: bytes, position: int, what: str) -> dict[bytes, bytes]:
 
 
 def _skip_sparse_map(read: Read, position: int, stop: int, what: str) -> int:
-    """The first byte behind the blocks in which an old GNU sparse header goes on."""
+    """The first byte after the blocks that continue an old GNU sparse header."""
     more = True
     while more:
         block = read(position, _BLOCK) if position + _BLOCK <= stop else b""

@@ -29,3 +29,8 @@ def pick_device(name: str) -> str:
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
     return target
+
+
+def devices() -> tuple[list[str], str]:
+    """Names of the devices that are there, and what to install for more."""
+    return (["cpu", "ascend"], "") if ascend.is_available() else (["cpu"], "for Ascend install CANN")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from functools import cached_property
+from inspect import signature
 from io import StringIO
 from typing import Any
 
@@ -13,59 +14,68 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from numpy.typing import NDArray
 
-from unmask.config.schema import Config
-from unmask.data.batch import Batch
-from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes
+from unmask.config.schema import DataConfig, OptimizerConfig, TrainConfig
+from unmask.data.batch import Batch, Pixels
+from unmask.engines.base import EngineState, StepResult, Tensors, check_names_and_shapes, network_of
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
 from unmask.engines.mindspore_engine.device import pick_device
 from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
 from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
-from unmask.engines.mindspore_engine.task import Classification, Pretraining, Task
 from unmask.errors import EngineError
-from unmask.models.mindspore_vit import Classifier, MaskedAutoencoder
-from unmask.schedules import is_trained
+from unmask.objectives.base import Objective
+from unmask.plugins import resolve
+
+DTYPES = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
 
 
 class MindSporeEngine:
     """See `unmask.engines.base.Engine`."""
 
-    def __init__(self, config: Config, *, world: int = 1) -> None:
-        self.config = config
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        data: DataConfig,
+        optimizer: OptimizerConfig,
+        train: TrainConfig,
+        device: str,
+        world: int = 1,
+    ) -> None:
+        self.objective = objective
+        self.train = train
         self.world = world
-        self.device = pick_device(config.device)
-        if config.train.precision == "bf16" and self.device == "CPU":
+        self.device = pick_device(device)
+        if train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
-        graph = config.train.compile is not False
-        ms.set_context(mode=ms.GRAPH_MODE if graph else ms.PYNATIVE_MODE)
-        if not graph:
-            _wake_pynative()
-        self.pretraining = config.task == "pretrain"
-        self.model = self._make_model()
-        self.weights = _named(self.model)
-        depth, frozen = config.model.depth, config.optimizer.frozen_blocks
+        ms.set_context(mode=ms.PYNATIVE_MODE if train.compile is False else ms.GRAPH_MODE)
+        _wake_pynative()  # in graph mode too: it is what calls of the module's methods take
+        self.pixel_type = ms.uint8 if data.dtype == "uint8" else ms.float32
+        network = resolve(network_of(objective, "mindspore"))
+        arguments = (objective.model, objective.section, Pixels.of(data), DTYPES[train.precision])
+        self.network: Any = network(*arguments)
+        self.weights, self.buffers = self._parameters(self.network)
         for name, weight in self.weights.items():
-            weight.requires_grad = is_trained(name, depth, pretraining=self.pretraining, frozen_blocks=frozen)
+            weight.requires_grad = objective.is_trained(name, optimizer)
         self.trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
-        self.averaged = self._make_model() if config.train.ema_decay else None
-        self.averages = {} if self.averaged is None else _named(self.averaged, prefix="ema.")
+        self.averaged: Any = network(*arguments) if train.ema_decay else None
+        self.averages, _ = ({}, {}) if self.averaged is None else self._parameters(self.averaged, prefix="ema.")
         self.loss_scale = self._initial_loss_scale()
         self.good_steps = untrained("good_steps", 0)
-        self._graphs: dict[str, Graph] = {}
-
-    def _make_model(self) -> MaskedAutoencoder | Classifier:
-        return MaskedAutoencoder(self.config.model) if self.pretraining else Classifier(self.config.model)
+        self._optimizer_config = optimizer
+        self._loss_signature = signature(self.network.loss)
+        self._graphs: dict[tuple[Any, ...], Graph] = {}
 
     # --- graphs, each compiled when it is first called ---
 
     @cached_property
     def optimizer(self) -> Optimizer:
         """Made when training needs it: its moments are twice the model."""
-        return Optimizer(self.trained, self.config.model.depth, self.config.optimizer)
+        return Optimizer(self.trained, self.objective.model.depth, self._optimizer_config)
 
     @cached_property
     def _gradients(self) -> Gradients:
-        return Gradients(self._task(self.model), self.trained.values(), self.loss_scale)
+        return Gradients(self.network, self.trained.values(), self.loss_scale)
 
     @cached_property
     def _accumulate(self) -> Accumulate:
@@ -78,56 +88,44 @@ class MindSporeEngine:
     @cached_property
     def _update(self) -> Update:
         averaged = {name: self.weights[name] for name in self.averages}
-        return Update(self.optimizer, self.averages, averaged, self.loss_scale, self.good_steps, self.config.train)
+        return Update(self.optimizer, self.averages, averaged, self.loss_scale, self.good_steps, self.train)
 
-    @cached_property
-    def _evaluated(self) -> Any:
-        return self._task(self.averaged or self.model)
-
-    def graph(self, method: str) -> Graph:
-        """Of a method of the task: measure, logits, embed or predict_patches."""
-        if method not in self._graphs:
-            self._graphs[method] = Graph(self._evaluated, method)
-        return self._graphs[method]
-
-    def _task(self, model: nn.Cell) -> Task:
-        return Pretraining(model, self.config) if self.pretraining else Classification(model, self.config)
+    def graph(self, name: str, **options: Any) -> Graph:
+        """Of a method of the network, such as logits or features, with these keyword arguments."""
+        key = (name, *sorted(options.items()))
+        if key not in self._graphs:
+            self._graphs[key] = Graph(self.module, name, **options)
+        return self._graphs[key]
 
     # --- steps ---
 
-    def train_step(self, batches: Sequence[Batch], *, lr: float) -> StepResult:
+    def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         share = Tensor(np.float32(1 / (len(batches) * self.world)))
-        total = self._gradients(share, *self._inputs(batches[0]))
+        values = {name: Tensor(np.float32(value)) for name, value in hyper.items() if name != "lr"}
+        total = self._gradients(share, *self._arguments(batches[0], values))
         for batch in batches[1:]:
-            total = self._accumulate(*total, *self._gradients(share, *self._inputs(batch)))
+            total = self._accumulate(*total, *self._gradients(share, *self._arguments(batch, values)))
         if self.world > 1:
             total = self._sum(*total)
-        loss, *gradients = total
-        norm, skipped, loss_scale = self._update(Tensor(np.float32(lr)), *gradients)
-        result = {"loss": loss, "grad_norm": norm, "skipped": skipped}
+        terms = self.network.terms
+        norm, skipped, loss_scale = self._update(Tensor(np.float32(hyper["lr"])), *total[len(terms) :])
+        result = dict(zip(terms, total, strict=False)) | {"grad_norm": norm, "skipped": skipped}
         return result if self.loss_scale is None else result | {"loss_scale": loss_scale}
-
-    def eval_step(self, batch: Batch) -> StepResult:
-        valid = np.ones(len(batch)) if batch.valid is None else batch.valid
-        names = ("count", "loss") if self.pretraining else ("count", "loss", "top1", "top5")
-        inputs = self._inputs(batch) if self.pretraining else (_images(batch), self._labels(batch))
-        sums = self.graph("measure")(Tensor(valid.astype(np.float32)), *inputs)
-        return dict(zip(names, sums, strict=True))
-
-    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values if self.world == 1 else sum_over_processes(values)
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value.asnumpy()) for name, value in result.items()}
 
-    def logits(self, batch: Batch) -> NDArray[np.float32]:
-        return self.graph("logits")(_images(batch)).asnumpy()
+    def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
+        inputs = [_tensor(batch.inputs[each]) for each in self.objective.outputs[name]]
+        return self.graph(name, **options)(_images(batch), *inputs).asnumpy()
 
-    def embed(self, batch: Batch) -> NDArray[np.float32]:
-        return self.graph("embed")(_images(batch)).asnumpy()
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values if self.world == 1 else sum_over_processes(values)
 
-    def predict_patches(self, batch: Batch) -> NDArray[np.float32]:
-        return self.graph("predict_patches")(*self._inputs(batch)).asnumpy()
+    @property
+    def module(self) -> Any:
+        """The network that is evaluated: the average of the weights where there is one."""
+        return self.network if self.averaged is None else self.averaged
 
     # --- state ---
 
@@ -136,11 +134,13 @@ class MindSporeEngine:
         scalars: dict[str, float] = {"updates": updates}
         if self.loss_scale is not None:
             scalars |= {"loss_scale": _number(self.loss_scale), "good_steps": _number(self.good_steps)}
-        return EngineState(_arrays(self.weights), moments, _arrays(self.averages), scalars)
+        arrays = _arrays(self.weights), moments, _arrays(self.averages), _arrays(self.buffers)
+        return EngineState(*arrays, scalars=scalars)
 
     def load(self, state: EngineState) -> None:
-        check_names_and_shapes({name: weight.shape for name, weight in self.weights.items()}, state, self.trained)
+        check_names_and_shapes(_shapes(self.weights), state, self.trained, _shapes(self.buffers))
         _load(self.weights, state.weights)
+        _load(self.buffers, state.buffers)
         _load(self.averages, state.ema or state.weights)
         if state.optimizer:
             self.optimizer.load(state.optimizer, int(state.scalars["updates"]))
@@ -153,29 +153,28 @@ class MindSporeEngine:
             ms.runtime.synchronize()
             ms.runtime.empty_cache()
 
-    # --- inputs ---
+    def _parameters(self, network: nn.Cell, prefix: str = "") -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+        """Weights and buffers by canonical name, which MindSpore is told too; in one graph names must differ."""
+        named = dict(network.parameters_and_names())
+        for name, parameter in named.items():
+            parameter.name = prefix + name
+        buffers = {name: named.pop(name) for name in self.objective.buffers() if name in named}
+        return named, buffers
 
     def _initial_loss_scale(self) -> Parameter | None:
-        if self.config.train.precision != "fp16":
+        if self.train.precision != "fp16":
             return None
-        fixed = self.config.train.loss_scale
+        fixed = self.train.loss_scale
         return untrained("loss_scale", INITIAL_LOSS_SCALE if fixed == "dynamic" else fixed)
 
-    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        images = _images(batch)
-        if self.pretraining:
-            if batch.ids_keep is None or batch.ids_mask is None:
-                raise ValueError("the batch has no mask")
-            return images, _tensor(batch.ids_keep), _tensor(batch.ids_mask)
-        if batch.targets is None:
-            raise ValueError("the batch has no targets")
-        targets = _tensor(batch.targets)
-        return (images, targets) if batch.keep_path is None else (images, targets, _tensor(batch.keep_path))
+    # --- inputs ---
 
-    def _labels(self, batch: Batch) -> Tensor:
-        if batch.labels is None:
-            raise ValueError("the batch has no labels")
-        return _tensor(batch.labels.astype(np.int32))
+    def _arguments(self, batch: Batch, values: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+        """What the loss takes, in its order: a graph takes no tensors by name."""
+        inputs = {name: _tensor(array) for name, array in batch.inputs.items()}
+        bound = self._loss_signature.bind(_images(batch), **inputs, **values)
+        bound.apply_defaults()
+        return bound.args
 
 
 def _wake_pynative() -> None:
@@ -199,12 +198,8 @@ def _number(parameter: Parameter) -> float:
     return float(parameter.asnumpy())
 
 
-def _named(model: nn.Cell, prefix: str = "") -> dict[str, Parameter]:
-    """The weights by canonical name, which MindSpore is told too; what enters one graph needs different names."""
-    weights = dict(model.parameters_and_names())
-    for name, weight in weights.items():
-        weight.name = prefix + name
-    return weights
+def _shapes(parameters: dict[str, Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: parameter.shape for name, parameter in parameters.items()}
 
 
 def _arrays(weights: dict[str, Parameter]) -> Tensors:

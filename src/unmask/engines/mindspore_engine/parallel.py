@@ -18,7 +18,7 @@ from unmask.models.mindspore_operators import Cell
 
 @contextmanager
 def connect(device: str) -> Generator[None]:
-    """Join the processes that were launched. The scheduler of msrun stays in here until all is over, and exits.
+    """Join the processes that were launched. In msrun's scheduler this waits until the others have ended, and exits.
 
     The connection outlives the block: MindSpore 2.10 cannot use the CPU again after closing it.
     """
@@ -31,7 +31,7 @@ def connect(device: str) -> Generator[None]:
 
 
 class Sum(Cell):
-    """Over the processes, of each tensor."""
+    """Sums each tensor over the processes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,39 +25,41 @@ def _follow(step: Tensor, average: Parameter, weight: Parameter) -> Any:
 
 
 class Graph(Cell):
-    """A method of a cell as a graph of its own.
+    """A method of a network as a graph of its own, in fp32; `options` are keyword arguments that it is compiled for.
 
     Tensors enter a graph one by one: MindSpore takes a tuple for a constant, and compiles again for every other one.
     Graphs are cells, called in graph mode: a function under `ms.jit` (MindSpore 2.10, CPU) goes on with the weights
     of its first call when others are loaded.
     """
 
-    def __init__(self, cell: Cell, method: str) -> None:
-        super().__init__(auto_prefix=False)
-        self.cell = cell
-        self.method = getattr(cell, method)
+    def __init__(self, network: Cell, method: str, **options: Any) -> None:
+        super().__init__(auto_prefix=False)  # the weights keep the names they have in the network
+        self.network = network
+        self.method = getattr(network, method)
+        self.options = options
 
-    def construct(self, *inputs: Tensor) -> Any:
-        return self.method(*inputs)
+    def construct(self, *inputs: Tensor) -> Tensor:
+        return self.method(*inputs, **self.options).astype(float32)
 
 
 class Gradients(Cell):
     """Of the loss times `loss_scale`."""
 
-    def __init__(self, loss: Cell, weights: Iterable[Parameter], loss_scale: Parameter | None) -> None:
+    def __init__(self, network: Any, weights: Iterable[Parameter], loss_scale: Parameter | None) -> None:
         super().__init__(auto_prefix=False)
-        self.loss = loss
+        self.network = network
+        self.loss = network.loss
         self.loss_scale = loss_scale
         self.value_and_grad = value_and_grad(self.scaled, None, ParameterTuple(weights), has_aux=True)
 
-    def construct(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Loss and gradients of a micro-batch, times its `share` of the whole batch."""
-        (_, loss), gradients = self.value_and_grad(share, *inputs)
-        return (loss, *gradients)
+    def construct(self, share: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        """Terms of the loss and gradients of a micro-batch, times its `share` of the whole batch."""
+        (_, terms), gradients = self.value_and_grad(share, *inputs)
+        return (*terms, *gradients)
 
-    def scaled(self, share: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self.loss(*inputs) * share
-        return loss if self.loss_scale is None else loss * self.loss_scale, loss
+    def scaled(self, share: Tensor, *inputs: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        terms = tuple([term * share for term in self.loss(*inputs)])
+        return terms[0] if self.loss_scale is None else terms[0] * self.loss_scale, terms
 
 
 class Accumulate(Cell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 
 import torch
 
@@ -11,11 +12,16 @@ from unmask.errors import EngineError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; `auto` takes CUDA, then Ascend, then the CPU. Raises EngineError if it is not there."""
+    """The device of this name; `auto` takes the first there is of CUDA, Ascend, Apple's MPS and the CPU.
+
+    Raises EngineError if it is not there or cannot train.
+    """
     if "npu" in name or name == "auto":
         _import_torch_npu(required=name != "auto")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "npu" if "torch_npu" in sys.modules else "cpu"
+        name = _best()
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise EngineError(f"device={name} is not there: it needs a Mac with an Apple chip, and PyTorch built for it")
     try:
         device = torch.device(name)
         if device.type != "cpu" and ":" not in name:
@@ -24,7 +30,44 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise EngineError(f"device={name} cannot be used: {reason} `unmask doctor` shows what is there") from None
+    if device.type == "mps" and not _heeds_found_inf("mps"):
+        raise EngineError(
+            "device=mps needs a newer PyTorch: AdamW there ignores gradient clipping; upgrade it or set device=cpu"
+        )
     return device
+
+
+def devices() -> tuple[list[str], str]:
+    """Names of the devices that are there, and what to install for more."""
+    _import_torch_npu(required=False)
+    found = ["cpu"] + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    npu = getattr(torch, "npu", None)
+    found += [f"npu:{i}" for i in range(npu.device_count())] if npu is not None else []
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    hint = "" if len(found) > 1 else "for NVIDIA cards install a CUDA build of torch, for Ascend torch_npu"
+    return found, hint
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if "torch_npu" in sys.modules:
+        return "npu"
+    return "mps" if torch.backends.mps.is_available() and _heeds_found_inf("mps") else "cpu"
+
+
+@cache
+def _heeds_found_inf(device: str) -> bool:
+    """Whether the fused AdamW there heeds what the optimizer skips and clips by.
+
+    On MPS, PyTorch silently ignored `found_inf` and `grad_scale`: https://github.com/pytorch/pytorch/pull/186360.
+    """
+    weight = torch.ones((), device=device)
+    weight.grad = torch.ones_like(weight)
+    adamw = torch.optim.AdamW([weight], fused=True)
+    adamw.found_inf = torch.ones((), device=device)  # pyright: ignore[reportAttributeAccessIssue]
+    adamw.step()
+    return weight.item() == 1
 
 
 def _import_torch_npu(*, required: bool) -> None:

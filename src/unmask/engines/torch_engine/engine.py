@@ -1,4 +1,4 @@
-"""The PyTorch engine: CPU, CUDA, and Ascend where torch_npu is installed."""
+"""The PyTorch engine: CPU, CUDA, Ascend where torch_npu is installed, and Apple's MPS."""
 
 from __future__ import annotations
 

@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.engines.torch_engine.device import pick_device
+from unmask.errors import EngineError
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 
 @contextmanager
 def connect(device: str) -> Generator[None]:
-    """Join the processes that torchrun started, which tells where they are in the environment."""
-    dist.init_process_group(BACKENDS[pick_device(device).type])
+    """Join the processes that torchrun started, which tells where they are in the environment. Raises EngineError."""
+    kind = pick_device(device).type
+    if kind not in BACKENDS:
+        raise EngineError(f"device={kind} trains in one process only; start without torchrun, or set device=cpu")
+    dist.init_process_group(BACKENDS[kind])
     yield
     dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
 

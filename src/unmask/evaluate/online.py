@@ -1,0 +1,86 @@
+"""What the features are worth while pretraining goes on: k-NN, a linear probe, and their effective rank."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import Config
+from unmask.data.batch import Needs
+from unmask.data.loader.pipeline import eval_batches
+from unmask.data.sources import Source
+from unmask.data.sources.subset import spread
+from unmask.engines.base import Engine
+from unmask.errors import ConfigError
+from unmask.evaluate.class_names import check_same_classes
+from unmask.evaluate.fast_probe import fit_probe
+from unmask.evaluate.features import Features, labelled
+from unmask.evaluate.knn import knn_of
+from unmask.metrics import effective_rank
+
+_RANKED = 2048
+"""Images whose features' effective rank is taken; it cannot be larger than their number or width."""
+
+
+class FeatureEvaluation:
+    """`evaluate.every` of a run. Each process embeds its share of the images, and all get the same figures."""
+
+    def __init__(self, config: Config, engine: Engine, unlabelled: Source, rank: int, world: int) -> None:
+        """`unlabelled`: images for the rank, where no labelled ones are given.
+
+        Raises ConfigError or DataError if the labelled images of `evaluate` do not go together.
+        """
+        self.config, self.engine, self.rank, self.world = config, engine, rank, world
+        wanted = config.evaluate
+        self.labelled: tuple[Source, Source] | None = None
+        if (wanted.train is None) != (wanted.val is None):
+            raise ConfigError(
+                "evaluate.train and evaluate.val go together: labelled images to learn from, and to judge"
+            )
+        if wanted.train is not None and wanted.val is not None:
+            train, val = (
+                labelled(images, f"evaluate.{name}", config.data.dtype)
+                for name, images in (("train", wanted.train), ("val", wanted.val))
+            )
+            check_same_classes(train.class_names or (), val.class_names or (), "evaluate.train", "evaluate.val")
+            self.labelled = train, val
+        self.unlabelled = spread(unlabelled, _RANKED)
+
+    def __call__(self) -> dict[str, float]:
+        """`effective_rank`; with labelled images also `knn_top1` and `probe_top1` (shares)."""
+        if self.labelled is None:
+            return {"effective_rank": _rank_of(self._features(self.unlabelled))}
+        train, val = (self._features(source) for source in self.labelled)
+        classes = len(self.labelled[0].class_names or ())
+        return {
+            "effective_rank": _rank_of(val),
+            "knn_top1": knn_of(train, val, classes)["top1"],
+            "probe_top1": fit_probe(train, val, classes, seed=self.config.seed).accuracy,
+        }
+
+    def _features(self, source: Source) -> Features:
+        config = self.config
+        values: NDArray[np.float64] = np.zeros((len(source), config.model.width))
+        found = np.zeros(len(source))
+        batches = eval_batches(
+            source,
+            needs=Needs(),
+            model=config.model,
+            data=config.data,
+            seed=config.seed,
+            batch_size=min(config.train.batch_size // config.train.accumulate // self.world, len(source)),
+            rank=self.rank,
+            world=self.world,
+        )
+        for batch in batches:
+            valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
+            values[batch.index[valid]] = self.engine.output("features", batch)[valid]
+            found[batch.index[valid]] = 1
+        values, found = self.engine.sum(values), self.engine.sum(found)
+        labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+        return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
+
+
+def _rank_of(features: Features) -> float:
+    rows = np.flatnonzero(features.labels >= 0)
+    return effective_rank(features.values[rows[:: max(1, len(rows) // _RANKED)]]) if len(rows) else float("nan")

@@ -1,0 +1,96 @@
+"""The masked autoencoder in MindSpore (He et al. 2021). The PyTorch twin has the same names in the same order.
+
+Shapes as in `unmask.models.mindspore_vit`, and M = L - K masked patches, E decoder width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mindspore import Tensor, float32, nn, ops
+
+from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
+from unmask.models.mindspore_vit import (
+    EPS,
+    Block,
+    LayerNorm,
+    Linear,
+    VisionTransformer,
+    parameter,
+    patchify,
+    select,
+)
+from unmask.objectives.base import MaskingSection, PaintingSection
+
+
+class MaskedAutoencoder(VisionTransformer):
+    norm: LayerNorm
+
+    def __init__(self, model: ModelConfig, section: MaskingSection, pixels: Pixels, dtype: Any) -> None:
+        super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
+        D, E = model.width, model.decoder_width
+        self.norm_pix_loss = isinstance(section, PaintingSection) and section.norm_pix_loss
+        self.decoder_embed = Linear(D, E)
+        self.mask_token = parameter(1, 1, E)
+        self.decoder_pos_embed = parameter(1, model.num_patches + 1, E)
+        hidden = int(E * model.mlp_ratio)
+        self.decoder_blocks = nn.CellList([Block(E, model.decoder_heads, hidden) for _ in range(model.decoder_depth)])
+        self.decoder_norm = LayerNorm(E)
+        self.decoder_pred = Linear(E, model.patch_dim)
+
+    def loss(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> tuple[Tensor, ...]:
+        return (self.errors(pixels_BHWC, ids_keep, ids_mask).mean(),)
+
+    def losses(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """(B,), of each image."""
+        return self.errors(pixels_BHWC, ids_keep, ids_mask).mean((1, 2))
+
+    def reconstruction(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """(B, L, P): the decoder's output for the kept, then the masked patches, in the units of the loss."""
+        x = self.encode_kept(patchify(pixels_BHWC, self.patch_size), ids_keep)
+        return self.decode(x, ids_keep, ids_mask, ids_keep.shape[1] + ids_mask.shape[1])
+
+    def errors(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """Squared error (B, M, P) of the masked patches, in fp32."""
+        patches = patchify(pixels_BHWC, self.patch_size)
+        return self.errors_of(self.encode_kept(patches, ids_keep), patches, ids_keep, ids_mask)
+
+    def errors_of(self, x_BTD: Tensor, patches_BLP: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """The same from the encoder's tokens and all patches, which are not yet normalised."""
+        target = self.target(self.normalize(select(patches_BLP, ids_mask)))
+        prediction = self.decode(x_BTD, ids_keep, ids_mask, ids_mask.shape[1])
+        return ops.square(prediction.astype(float32) - target)
+
+    def encode_kept(self, patches_BLP: Tensor, ids_keep: Tensor) -> Tensor:
+        """What the decoder is given of the kept ones of all patches, which are not yet normalised: (B, 1 + K, D)."""
+        return self.encode(self.normalize(select(patches_BLP, ids_keep)).astype(self.dtype), ids_keep)
+
+    def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
+        """Prediction of the last `queries` tokens in the order [cls, kept, masked].
+
+        The tokens stay in that order: attention does not care, the position embedding tells.
+        """
+        x = self.decoder_embed(self.norm(x_BTD))
+        pos_embed = self.decoder_pos_embed.astype(x.dtype)
+        pos_LE = pos_embed[0, 1:]
+        x = ops.cat(
+            (
+                x[:, :1] + pos_embed[:, :1],
+                x[:, 1:] + ops.gather(pos_LE, ids_keep_BK, 0),
+                self.mask_token.astype(x.dtype) + ops.gather(pos_LE, ids_mask_BM, 0),
+            ),
+            1,
+        )
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        x = self.decoder_blocks[-1](x, None, queries)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def target(self, patches_BMP: Tensor) -> Tensor:
+        """What is to be painted, fp32; with `norm_pix_loss` each patch has mean 0 and (unbiased) variance 1."""
+        if not self.norm_pix_loss:
+            return patches_BMP
+        centred = patches_BMP - patches_BMP.mean(-1, keep_dims=True)
+        var = (centred * centred).sum(-1, keepdims=True) / (patches_BMP.shape[-1] - 1)
+        return centred / ops.sqrt(var + EPS)
