@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import ClassTargets, Needs
 from unmask.data.loader.samples import TrainSamples
 from unmask.data.sources import Source, open_source
 
@@ -58,8 +59,8 @@ class Labelled:
 
 def ours(source: Source, augment: AugmentConfig) -> Callable[[range], Any]:
     """Makes the training images at these positions of the stream."""
-    model = ModelConfig(image_size=(SIZE, SIZE), num_classes=1000)
-    return TrainSamples(Labelled(source), "finetune", model, DataConfig(crop_scale=(0.08, 1.0)), 0, augment, 64)
+    needs, model, data = Needs(targets=ClassTargets(1000)), ModelConfig(), DataConfig(crop_scale=(0.08, 1.0))
+    return TrainSamples(Labelled(source), needs, model, data, 0, augment, 64)
 
 
 def theirs(paths: list[Path], augment: AugmentConfig) -> Callable[[range], Any]:

@@ -23,7 +23,8 @@ from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import Engine, EngineState
 from unmask.environment import cores, versions
-from unmask.models.parameters import initial_weights
+from unmask.objectives.base import create_objective
+from unmask.objectives.mae import MaeSection
 
 ENGINES = ("torch", "mindspore")
 LR = 1e-4
@@ -37,7 +38,7 @@ def main() -> None:
     overrides = ["device=cpu", f"train.batch_size={arguments.batch}"]
     config = load_config(f"mae-vit-{arguments.size}", overrides)
     batch = random_batch(config.model, arguments.batch)
-    weights = initial_weights(config.model, "pretrain", seed=0)
+    weights = create_objective(config).initial_weights(seed=0)
     engines: dict[str, Engine] = {}
     first: dict[str, float] = {}
     for name in ENGINES:
@@ -63,18 +64,20 @@ def parse_arguments() -> argparse.Namespace:
 
 def random_batch(model: ModelConfig, size: int) -> Batch:
     rng = np.random.default_rng(0)
-    masks = [random_mask(rng, model.num_patches, model.num_keep) for _ in range(size)]
+    masks = [random_mask(rng, model.num_patches, MaeSection().num_keep(model)) for _ in range(size)]
     return Batch(
         images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(size),
-        ids_keep=np.stack([keep for keep, _ in masks]),
-        ids_mask=np.stack([mask for _, mask in masks]),
+        inputs={
+            "ids_keep": np.stack([keep for keep, _ in masks]),
+            "ids_mask": np.stack([mask for _, mask in masks]),
+        },
     )
 
 
 def seconds(engine: Engine, batch: Batch) -> float:
     start = time.perf_counter()
-    engine.read(engine.train_step([batch], lr=LR))
+    engine.read(engine.train_step([batch], {"lr": LR}))
     return time.perf_counter() - start
 
 

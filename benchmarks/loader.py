@@ -30,7 +30,9 @@ import numpy as np
 from PIL import Image
 
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import train_batches
+from unmask.data.masking import RandomMask
 from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
 
@@ -79,7 +81,7 @@ def ours(source: Source, workers: int, steps: int, views: int = 1) -> Iterator[i
     """Number of images in each batch."""
     batches = train_batches(
         source,
-        task="pretrain",
+        needs=Needs((RandomMask(196, 49),)),
         model=ModelConfig(image_size=(SIZE, SIZE)),
         data=DataConfig(workers=workers, max_bad_share=0),
         augment=AugmentConfig(repeats=views),

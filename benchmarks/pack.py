@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import train_batches
+from unmask.data.masking import RandomMask
 from unmask.data.packs.recode import recode
 from unmask.data.packs.write import pack
 from unmask.data.sources import Source, open_source
@@ -109,7 +111,7 @@ def measure_loading(data: Path, work: Path, rounds: int) -> None:
         for name, path in sources.items():
             batches = train_batches(
                 opened(path),
-                task="pretrain",
+                needs=Needs((RandomMask(196, 49),)),
                 model=ModelConfig(),
                 data=DataConfig(workers=0),
                 augment=AugmentConfig(),

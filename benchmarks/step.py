@@ -29,11 +29,15 @@ from unmask.config.load import load_config
 from unmask.config.schema import Config, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
+from unmask.engines import create_engine
 from unmask.engines.base import EngineState
-from unmask.engines.torch_engine.engine import DTYPES, TorchEngine, pick_device
-from unmask.models.parameters import initial_weights
+from unmask.engines.torch_engine.device import pick_device
+from unmask.engines.torch_engine.engine import DTYPES
+from unmask.objectives.base import create_objective
+from unmask.objectives.mae import MaeSection
 
 LR = 1e-4
+MAE = MaeSection()
 
 
 def main() -> None:
@@ -91,9 +95,9 @@ def compare(config: Config, rounds: int, modes: Sequence[str]) -> None:
 
 def our_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": compiled})})
-    engine = TorchEngine(config)
-    engine.load(EngineState(initial_weights(config.model, "pretrain", seed=0)))
-    return functools.partial(engine.train_step, [batch], lr=LR)
+    engine = create_engine(config)
+    engine.load(EngineState(create_objective(config).initial_weights(seed=0)))
+    return functools.partial(engine.train_step, [batch], {"lr": LR})
 
 
 def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
@@ -133,8 +137,8 @@ def their_model(model: ModelConfig) -> transformers.ViTMAEForPreTraining:
         num_attention_heads=model.heads,
         intermediate_size=int(model.width * model.mlp_ratio),
         layer_norm_eps=1e-6,
-        mask_ratio=model.mask_ratio,
-        norm_pix_loss=model.norm_pix_loss,
+        mask_ratio=MAE.mask_ratio,
+        norm_pix_loss=MAE.norm_pix_loss,
         decoder_hidden_size=model.decoder_width,
         decoder_num_hidden_layers=model.decoder_depth,
         decoder_num_attention_heads=model.decoder_heads,
@@ -145,10 +149,10 @@ def their_model(model: ModelConfig) -> transformers.ViTMAEForPreTraining:
 
 def random_batch(model: ModelConfig, size: int) -> Batch:
     rng = np.random.default_rng(0)
-    masks = [random_mask(rng, model.num_patches, model.num_keep) for _ in range(size)]
+    masks = [random_mask(rng, model.num_patches, MAE.num_keep(model)) for _ in range(size)]
     ids_keep, ids_mask = (np.stack(ids) for ids in zip(*masks, strict=True))
     images = rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8)
-    return Batch(images, np.arange(size), ids_keep, ids_mask)
+    return Batch(images, np.arange(size), {"ids_keep": ids_keep, "ids_mask": ids_mask})
 
 
 # --- matrix products of a step ---
@@ -195,7 +199,7 @@ def blocks(tokens: int, width: int, mlp_ratio: float, count: int) -> list[Produc
 
 def our_products(model: ModelConfig) -> list[Products]:
     """The last decoder block computes the masked tokens only, the others as context."""
-    kept, tokens, masked = model.num_keep, model.num_patches + 1, model.num_patches - model.num_keep
+    kept, tokens, masked = MAE.num_keep(model), model.num_patches + 1, model.num_patches - MAE.num_keep(model)
     D, E, hidden = model.width, model.decoder_width, int(model.decoder_width * model.mlp_ratio)
     return [
         Products((kept, model.patch_dim, D), input_gradient=False),
@@ -211,7 +215,7 @@ def our_products(model: ModelConfig) -> list[Products]:
 
 
 def their_products(model: ModelConfig) -> list[Products]:
-    kept, tokens = model.num_keep, model.num_patches + 1
+    kept, tokens = MAE.num_keep(model), model.num_patches + 1
     return [
         Products((tokens - 1, model.patch_dim, model.width), input_gradient=False),
         *blocks(kept + 1, model.width, model.mlp_ratio, model.depth),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
+from unmask import plugins
 from unmask.config.load import check_config
-from unmask.config.schema import Config
+from unmask.config.schema import Config, ModelConfig
 from unmask.data.augment.mixing import class_targets
-from unmask.data.batch import Batch
-from unmask.data.rng import generator
+from unmask.data.batch import Arrays, Batch, Needs
+from unmask.data.rng import Op, generator
 from unmask.engines.base import Engine, EngineState
 from unmask.evaluate.measure import measure
-from unmask.objectives.base import create_objective
+from unmask.objectives.base import Objective, create_objective
 
 TINY = {
     "image_size": [16, 24],
@@ -34,6 +34,12 @@ def make_config(task: str = "pretrain", **sections: Any) -> Config:
     return check_config({"task": task, "device": "cpu", "model": model, **sections})
 
 
+def objective_of(name: str, **model: Any) -> Objective:
+    """An objective with its defaults, of a model with these fields."""
+    kind = plugins.find(plugins.OBJECTIVES, name)
+    return kind(ModelConfig.model_validate(model), kind.Section())
+
+
 def start(config: Config, seed: int = 0) -> EngineState:
     """What a run of this configuration begins with."""
     objective = create_objective(config)
@@ -43,18 +49,31 @@ def start(config: Config, seed: int = 0) -> EngineState:
 def make_batch(config: Config, size: int = 6, index: int = 0) -> Batch:
     model, needs = config.model, create_objective(config).needs(training=True)
     rng = np.random.default_rng(index)
-    rows = [[make(partial(generator, 0, 0, index + i)) for make in needs.rows] for i in range(size)]
-    joined = [{name: array for arrays in row for name, array in arrays.items()} for row in rows]
-    inputs = {name: np.stack([row[name] for row in joined]) for name in joined[0]}
+    views = () if needs.views == 1 else (needs.views,)
+    inputs = _stacked([_stacked([_row(needs, index + i, view) for view in range(needs.views)]) for i in range(size)])
+    if needs.views == 1:
+        inputs = {name: array[:, 0] for name, array in inputs.items()}
+    inputs |= {} if needs.step is None else needs.step(0, index)
     labels = rng.integers(0, model.num_classes or 1, size)
     if needs.targets is not None:
         inputs["targets"] = class_targets(labels, model.num_classes or 1, config.augment.label_smoothing)
     return Batch(
-        images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
+        images=rng.integers(0, 256, (size, *views, *model.image_size, model.channels), dtype=np.uint8),
         index=np.arange(index, index + size),
         inputs=inputs,
         labels=None if needs.targets is None else labels,
     )
+
+
+def _row(needs: Needs, index: int, view: int) -> Arrays:
+    def draw(op: Op) -> np.random.Generator:
+        return generator(0, 0, index, op, view)
+
+    return {name: array for make in needs.rows for name, array in make(draw).items()}
+
+
+def _stacked(arrays: list[Arrays]) -> Arrays:
+    return {name: np.stack([each[name] for each in arrays]) for name in arrays[0]}
 
 
 def measured(engine: Engine, config: Config, batch: Batch) -> dict[str, float]:

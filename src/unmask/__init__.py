@@ -10,33 +10,66 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from unmask import errors
+
 if TYPE_CHECKING:
-    from unmask.api import finetune, pretrain, sweep_labels
+    from unmask.api import Run, finetune, pretrain
+    from unmask.config.schema import Config
     from unmask.data.packs.verify import verify_pack
     from unmask.data.packs.write import pack
     from unmask.evaluate.fast_probe import probe
     from unmask.evaluate.inference import Model, load
     from unmask.evaluate.knn import knn
+    from unmask.sweep import sweep_labels
+
+    __version__: str
 
 # Importing Grain logs a warning for everyone who does not use JAX, once in every loader process.
 logging.getLogger("absl").addFilter(lambda record: "jax profiler" not in record.getMessage())
 
-__all__ = ["Model", "finetune", "knn", "load", "pack", "pretrain", "probe", "sweep_labels", "verify_pack"]
+__all__ = [
+    "Config",
+    "Model",
+    "Run",
+    "__version__",
+    "errors",
+    "finetune",
+    "knn",
+    "load",
+    "pack",
+    "pretrain",
+    "probe",
+    "sweep_labels",
+    "verify_pack",
+]
 
 _HOME = {
-    "Model": "unmask.evaluate.inference",
-    "knn": "unmask.evaluate.knn",
-    "load": "unmask.evaluate.inference",
-    "pack": "unmask.data.packs.write",
-    "probe": "unmask.evaluate.fast_probe",
-    "verify_pack": "unmask.data.packs.verify",
+    "Config": "config.schema",
+    "Model": "evaluate.inference",
+    "Run": "api",
+    "finetune": "api",
+    "knn": "evaluate.knn",
+    "load": "evaluate.inference",
+    "pack": "data.packs.write",
+    "pretrain": "api",
+    "probe": "evaluate.fast_probe",
+    "sweep_labels": "sweep",
+    "verify_pack": "data.packs.verify",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import unmask` stays fast and needs no framework."""
-    if name not in __all__:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("unmask")
+    if name not in _HOME:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME.get(name, "unmask.api")), name)
+    return getattr(import_module(f"unmask.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

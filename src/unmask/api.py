@@ -2,66 +2,109 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import yaml
-
-from unmask.config.load import load_config
+from unmask.checkpoint.store import Choice
+from unmask.config.load import Settings, load_config
 from unmask.config.schema import Config
+from unmask.data.sources import Images, Source, to_source
+from unmask.data.sources.dataset import check_picklable
 from unmask.environment import launched
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, DataError
+from unmask.evaluate.inference import Model, load
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
+from unmask.objectives.base import create_objective
+from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
-
-if TYPE_CHECKING:
-    from unmask.sweep import Result
+from unmask.train import Callback, train
 
 
-def pretrain(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+@dataclass(frozen=True)
+class Run(os.PathLike[str]):
+    """A run that was trained; wherever a path to one is taken (`load`, `init`), it is one."""
+
+    folder: Path
+    """Holds run.yaml, metrics.jsonl, checkpoints, curves.png."""
+    metrics: Mapping[str, float]
+    """The last numbers: `loss` and, with images to validate on, `val_loss`, `val_top1`, ..."""
+
+    def load(self, checkpoint: Choice = "last") -> Model:
+        """The model of the "last" checkpoint, the "best" one, or that of a step. See `unmask.load` for more."""
+        return load(self.folder, checkpoint)
+
+    def log(self) -> list[dict[str, Any]]:
+        """A row for each update and each evaluation: `step`, `split` (train or val) and the numbers."""
+        return read_log(self.folder / METRICS_FILE)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
+def pretrain(
+    recipe: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    train: Images | None = None,
+    val: Images | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
     """Pretrain a masked autoencoder; the same call again resumes.
 
     `recipe` is a name or a YAML file; `settings` has dotted keys: `{"data.train": "photos", "train.epochs": 100}`.
-    Returns the run folder. Raises the errors of `unmask.errors`.
+    `train` and `val` take the place of `data.train` and `data.val`: also objects, such as a data set of torchvision's
+    (`__len__`, and `__getitem__` that gives an image or an image and its class). `callbacks` are called with the
+    step and its numbers, and may stop the run: see `unmask.train.Callback`.
+
+    Raises the errors of `unmask.errors`; KeyboardInterrupt after Ctrl-C, once the step is finished and saved.
     """
-    return run_recipe(recipe, _overrides(settings), task="pretrain")
+    return run_recipe(recipe, settings or {}, task="pretrain", train=train, val=val, callbacks=callbacks)
 
 
-def finetune(recipe: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
-    """Train a classifier from pretrained weights (`init`) or from scratch. As `pretrain` otherwise."""
-    return run_recipe(recipe, _overrides(settings), task="finetune")
-
-
-def sweep_labels(
-    recipe: str | Path,
-    settings: Mapping[str, Any],
+def finetune(
+    recipe: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
     *,
-    labels: Sequence[int],
-    seeds: Sequence[int] = (0, 1, 2),
-    steps: int | None = None,
-) -> list[Result]:
-    """Accuracy against labels per class: fine-tuned from `init`, from scratch, and of a linear probe.
+    train: Images | None = None,
+    val: Images | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train a classifier from pretrained weights (`init`: a run, or what `load` takes) or from scratch.
 
-    `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`; see `unmask.sweep`.
-    The same call again goes on. Raises the errors of `unmask.errors`.
+    As `pretrain` otherwise.
     """
-    from unmask.sweep import sweep_labels
-
-    return sweep_labels(load_config(recipe, _overrides(settings)), labels=labels, seeds=seeds, steps=steps)
+    return run_recipe(recipe, settings or {}, task="finetune", train=train, val=val, callbacks=callbacks)
 
 
-def run_recipe(recipe: str | Path, overrides: Sequence[str], *, task: str) -> Path:
-    """Run a recipe with `key=value` overrides and draw its pictures. Returns the run folder."""
-    config = load_config(recipe, overrides)
+def run_recipe(
+    recipe: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    task: str,
+    train: Images | None = None,
+    val: Images | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Run a recipe with the settings applied and draw its pictures."""
+    config = load_config(recipe, settings)
     if config.objective.task != task:
         raise ConfigError(f"{recipe} is a recipe for `unmask {config.objective.task}`, not `unmask {task}`")
-    return _run_in_its_folder(config, Path(recipe).stem)
+    config, images = _given(config, "train", train)
+    config, val_images = _given(config, "val", val)
+    folder = _folder(config, Path(recipe).stem)
+    return run(config, folder, images=images, val_images=val_images, callbacks=callbacks)
 
 
-def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Path:
-    """Run a YAML file of the MindSpore model zoo with `--key value` options. Returns the run folder."""
-    return _run_in_its_folder(translate_modelzoo(path, options, command=command).config, Path(path).stem)
+def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run:
+    """Run a YAML file of the MindSpore model zoo with `--key value` options."""
+    config = translate_modelzoo(path, options, command=command).config
+    return run(config, _folder(config, Path(path).stem))
 
 
 def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation:
@@ -71,44 +114,59 @@ def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Com
     return translation
 
 
-def run(config: Config, folder: Path) -> dict[str, float]:
-    """Train in `folder`, then draw the curves and, after pretraining, a reconstruction. Returns the last numbers."""
-    from unmask.objectives.base import create_objective
-    from unmask.report.pictures import curves
-    from unmask.train import train
-
-    values = train(config, folder)
+def run(
+    config: Config,
+    folder: Path,
+    *,
+    images: Source | None = None,
+    val_images: Source | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Train in `folder`, then draw the curves and, where it can, a reconstruction. Arguments as for `train`."""
+    values = train(config, folder, images=images, val_images=val_images, callbacks=callbacks)
     if launched()[0] != 0:
-        return values
+        return Run(folder, values)
+    from unmask.report.pictures import curves
+
+    finished = Run(folder, _last(read_log(folder / METRICS_FILE)))
     pictures = [curves(folder)]
-    images = config.data.val or config.data.train
-    if "reconstruction" in create_objective(config).outputs and images is not None:
-        from unmask.evaluate.inference import load
+    shown = val_images or config.data.val or images or config.data.train
+    if "reconstruction" in create_objective(config).outputs and shown is not None:
         from unmask.evaluate.output import write_reconstruction
 
-        model = load(folder, engine=config.engine, device=config.device)
         pictures.append(folder / "reconstruction.png")
-        write_reconstruction(model, images, pictures[-1], count=8)
-    say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in values.items())]))
+        with load(folder, engine=config.engine, device=config.device) as model:
+            write_reconstruction(model, shown, pictures[-1], count=8)
+    say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     say("pictures: " + ", ".join(str(picture) for picture in pictures))
-    return values
+    return finished
 
 
-def _run_in_its_folder(config: Config, name: str) -> Path:
-    folder = Path(config.output) if config.output else _next_folder(name)
-    run(config, folder)
-    return folder
+def _given(config: Config, part: str, images: Images | None) -> tuple[Config, Source | None]:
+    """Images given as an argument: a path as if it were the setting, an object beside a setting that names none."""
+    if images is None:
+        return config, None
+    path, source = (os.fspath(images), None) if isinstance(images, str | os.PathLike) else (None, images)
+    if source is not None:
+        key, labels = f"data.{part}", config.objective.labelled
+        source = to_source(source, key=key, labels=labels, dtype=config.data.dtype)
+        if labels and source.class_names is None:
+            raise DataError(f"{key}: these images have no labels, which {config.objective.name} needs")
+        if config.data.workers:
+            check_picklable(source, key)
+    return config.model_copy(update={"data": config.data.model_copy(update={part: path})}), source
 
 
-def _overrides(settings: Mapping[str, Any] | None) -> list[str]:
-    def text(value: Any) -> str:
-        plain = str(value) if isinstance(value, Path) else value
-        return yaml.safe_dump(plain, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+def _last(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last numbers of a log, as `train` names them; all of them, also where no step was left to run."""
+    last = {row["split"]: row for row in rows}
+    values = {"loss": last["train"]["loss"]} if "train" in last else {}
+    return values | {f"val_{name}": v for name, v in last.get("val", {}).items() if name not in ("step", "split")}
 
-    return [f"{key}={text(value)}" for key, value in (settings or {}).items()]
 
-
-def _next_folder(name: str) -> Path:
+def _folder(config: Config, name: str) -> Path:
+    if config.output:
+        return Path(config.output)
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unmask import commands
-from unmask.errors import ConfigError, UnmaskError
-
-os.environ.setdefault("GLOG_v", "3")  # MindSpore's C++ warnings; read when it is imported
+from unmask import commands, interrupts
+from unmask.errors import UnmaskError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (see `unmask.errors`)."""
+    """Run one command; returns the exit code: see `unmask.errors`, 143 after SIGTERM and 130 after SIGINT."""
     arguments = sys.argv[1:] if arguments is None else arguments
     # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
     flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
@@ -25,22 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.flat = rest
     try:
-        if options.run not in (commands.train, commands.evaluate):
-            _check_alone()
-        options.run(options)
-    except UnmaskError as error:
+        with interrupts.command_line():
+            if options.run not in (commands.train, commands.evaluate):
+                from unmask.environment import check_alone
+
+                check_alone()
+            options.run(options)
+    except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _check_alone() -> None:
-    from unmask.environment import launched
-
-    if launched()[1] > 1:
-        raise ConfigError("this command runs in one process; start it without torchrun or msrun")
 
 
 def _parser(flat: bool) -> argparse.ArgumentParser:
@@ -197,13 +191,13 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
 
     sub = command("convert", commands.convert, "write a model in another format")
-    sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    _add_stored(sub)
     sub.add_argument("out", type=Path, metavar="OUT")
     formats = ("facebook", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
-    sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    _add_stored(sub)
     sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
@@ -235,8 +229,25 @@ def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:
     )
 
 
-def _add_model(sub: argparse.ArgumentParser) -> None:
+def _add_stored(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    sub.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="STEP",
+        help="of a run: last, best (on data.val), or the number of a step (default last)",
+    )
+
+
+def _checkpoint(text: str) -> str | int:
+    if text not in ("last", "best") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not last, best, or the number of a step")
+    return int(text) if text.isdecimal() else text
+
+
+def _add_model(sub: argparse.ArgumentParser) -> None:
+    _add_stored(sub)
     sub.add_argument("--engine", choices=("torch", "mindspore"), help="default: the one it was trained on")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")

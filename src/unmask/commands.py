@@ -98,11 +98,9 @@ def probe(options: Namespace) -> None:
 
 
 def sweep_labels(options: Namespace) -> None:
-    from unmask.config.load import load_config
     from unmask.sweep import sweep_labels
 
-    config = load_config(options.recipe, options.settings)
-    sweep_labels(config, labels=options.labels, seeds=options.seeds, steps=options.steps)
+    sweep_labels(options.recipe, options.settings, labels=options.labels, seeds=options.seeds, steps=options.steps)
 
 
 def reconstruct(options: Namespace) -> None:
@@ -138,7 +136,7 @@ def convert(options: Namespace) -> None:
     from unmask.interchange import read_model, write_model
     from unmask.report.progress import say
 
-    found = read_model(options.model)
+    found = read_model(options.model, options.checkpoint)
     write_model(options.to, options.out, found.weights, found.model, found.class_names)
     say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {len(found.weights)} tensors")
 
@@ -147,7 +145,7 @@ def export(options: Namespace) -> None:
     from unmask.export import export as write
     from unmask.report.progress import say
 
-    write(options.model, options.out)
+    write(options.model, options.out, checkpoint=options.checkpoint)
     say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
 
 
@@ -191,6 +189,7 @@ def _load(options: Namespace, settings: dict[str, object] | None = None, *, join
 
     return load(
         options.model,
+        options.checkpoint,
         engine=options.engine,
         device=options.device,
         precision=options.precision,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unmask.api import run
 from unmask.config.load import load_config
+from unmask.config.schema import Config
 from unmask.evaluate.inference import load
 from unmask.report.progress import say, table
 
@@ -21,20 +22,22 @@ def run_demo(settings: Sequence[str] = ()) -> dict[str, float]:
     Returns the accuracy on 1,000 held-out digits of `pretrained` and `scratch`. The same call again resumes.
     """
     began = time.monotonic()
-    output = next((s.removeprefix("output=") for s in reversed(settings) if s.startswith("output=")), "runs/demo")
-    settings = [s for s in settings if not s.startswith("output=")]
-    folder = Path(output)
+    pretraining, training = load_config("demo-mae", settings), load_config("demo-finetune", settings)
+    folder = Path(pretraining.output or "runs/demo")
+
+    def train(config: Config, name: str, init: Path | None = None) -> None:
+        output = folder / name
+        run(config.model_copy(update={"output": str(output), "init": init and str(init)}), output)
 
     say("1/3  Pretrain a masked autoencoder on 4,000 digits, without labels")
-    run(load_config("demo-mae", settings), folder / "pretrain")
+    train(pretraining, "pretrain")
     say("\n2/3  Fine-tune it on 100 labels")
-    run(load_config("demo-finetune", [*settings, f"init={folder / 'pretrain'}"]), folder / "finetune")
+    train(training, "finetune", init=folder / "pretrain")
     say("\n3/3  Train the same network from scratch on the same 100 labels, for as long")
-    config = load_config("demo-finetune", settings)
-    run(config, folder / "scratch")
+    train(training, "scratch")
 
     accuracy = {
-        name: load(folder / path, engine=config.engine, device=config.device).evaluate(HELD_OUT)["top1"]
+        name: load(folder / path, engine=training.engine, device=training.device).evaluate(HELD_OUT)["top1"]
         for name, path in (("pretrained", "finetune"), ("scratch", "scratch"))
     }
     say(f"\nAccuracy on 1,000 held-out digits, with 100 labels ({time.monotonic() - began:.0f} s in all)")

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from unmask.errors import ConfigError
+
 PACKAGES = (
     "unmask",
     "torch",
@@ -57,6 +59,12 @@ def launched() -> tuple[int, int]:
     env = os.environ
     rank = -1 if env.get("MS_ROLE") == "MS_SCHED" else int(env.get("RANK_ID") or env.get("RANK") or 0)
     return rank, int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1)
+
+
+def check_alone() -> None:
+    """Raise ConfigError when several processes were started together."""
+    if launched()[1] > 1:
+        raise ConfigError("this command runs in one process; start it without torchrun or msrun")
 
 
 def cores() -> int:

@@ -19,6 +19,10 @@ OBJECTIVES, ENGINES = "unmask.objectives", "unmask.engines"
 _BUILT_IN = {
     OBJECTIVES: {
         "mae": "unmask.objectives.mae:MaskedAutoencoding",
+        "cross_mae": "unmask.objectives.cross_mae:CrossMaskedAutoencoding",
+        "hog_mae": "unmask.objectives.hog_mae:MaskedHogPrediction",
+        "lejepa": "unmask.objectives.lejepa:ViewAgreement",
+        "mae_lejepa": "unmask.objectives.lejepa:MaskedViewAgreement",
         "classify": "unmask.objectives.classify:Classification",
         "linear_probe": "unmask.objectives.linear_probe:LinearProbe",
     },

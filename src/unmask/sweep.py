@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unmask.api import run
-from unmask.config.load import to_dict
+from unmask.config.load import Settings, load_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources import Source
 from unmask.data.sources.subset import SubsetSource, subset
@@ -41,18 +42,25 @@ class Result:
 
 
 def sweep_labels(
-    config: Config, *, labels: Sequence[int], seeds: Sequence[int] = (0, 1, 2), steps: int | None = None
+    recipe: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    labels: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2),
+    steps: int | None = None,
 ) -> list[Result]:
-    """Fine-tune `config` from its `init`, train it from scratch and probe `init`, for each number of labels and seed.
+    """Fine-tune from `init`, train from scratch and probe `init`, for each number of labels per class and seed.
 
-    The seed draws the labelled images, the same for all three, and everything else that is random in a run. A batch is
-    never larger than the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of
-    `train.epochs`, which is in epochs of the labelled images; warmup keeps its share.
+    `recipe` and `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`. The seed draws the
+    labelled images, the same for all three, and everything else that is random in a run. A batch is never larger than
+    the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of `train.epochs`,
+    which is in epochs of the labelled images; warmup keeps its share.
 
     Writes a run folder for each below `config.output`, and there `few-labels.csv` and `few-labels.png`. Called again,
     it goes on: finished runs are not repeated. Raises ConfigError when a setting is missing, DataError when a class has
     fewer images than labels are asked for, and what training raises.
     """
+    config = load_config(recipe, settings)
     train, val = _sources(config)
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}

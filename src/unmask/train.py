@@ -6,12 +6,11 @@ together, counts the steps and survives what interrupts it; it knows no framewor
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from unmask import interrupts
 from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import write_images
 from unmask.checkpoint.resume import check_same_config, data_record
@@ -43,6 +43,12 @@ from unmask.objectives.base import Objective, create_objective
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
+
+Callback = Callable[[int, Mapping[str, float]], bool | None]
+"""Called with a step and its numbers, in order: `loss`, `lr`, `grad_norm`, ... of each update, once the loop reads them
+(every `train.log_every` steps), and `val_loss`, `val_top1`, ... of an evaluation. True stops the run: its state is
+saved, and `train` returns. What it raises ends the run at once, which goes on from its last checkpoint when called
+again. Of several processes, each calls its own."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,23 @@ class Plan:
         return every is not None and (step % every == 0 or step == self.total)
 
 
-def train(config: Config, folder: Path) -> dict[str, float]:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    images: Source | None = None,
+    val_images: Source | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, float]:
     """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
 
+    `images` and `val_images` take the place of `data.train` and `data.val`.
     Of several processes, launched by torchrun or msrun, each calls this; the first one writes.
-    Returns the last numbers of training and, with `data.val`, of evaluation (`val_loss`, `val_top1`, ...).
+    Returns the last numbers of training and, with images to validate on, of evaluation (`val_loss`, `val_top1`, ...).
     Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
-    SystemExit(143) after SIGTERM and SystemExit(130) after SIGINT, once the state is saved.
+    KeyboardInterrupt after Ctrl-C, once the step is finished and saved (at once after a second Ctrl-C).
     """
-    source, val = open_sources(config)
+    source, val = open_sources(config, images, val_images)
     config = _complete(config, source)
     objective, plan = create_objective(config), Plan.of(config, len(source))
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +113,7 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         engine.load(starting_state(objective, config.init, config.seed) if checkpoint is None else checkpoint.state)
         output = None
         if rank == 0:
-            _describe(config, data, folder)
+            _describe(config, data, folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
@@ -110,9 +124,9 @@ def train(config: Config, folder: Path) -> dict[str, float]:
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(config, engine, val or source, rank, world)
-        return _Loop(config, objective, plan, source, val, data, engine, features, output, bad_files, rank, world).run(
-            start
-        )
+        return _Loop(
+            config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
+        ).run(start)
 
 
 @dataclass
@@ -135,6 +149,7 @@ class _Loop:
     features: FeatureEvaluation | None
     output: _Output | None
     bad_files: BadFiles
+    callbacks: Sequence[Callback]
     rank: int
     world: int
 
@@ -143,41 +158,45 @@ class _Loop:
         self.read_at = time.monotonic()
         self.skipped_in_a_row = 0
         self.latest: dict[str, float] = {}
+        self.enough = False
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
-            stop = stack.enter_context(catch_stop_signals())
+            request = stack.enter_context(interrupts.deferred())
             size = self.config.train.batch_size
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
             batches = stack.enter_context(closing(self._batches(start)))
             self.read_at = time.monotonic()
-            stopped = None
             for step, micro_batches in enumerate(batches, start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
                 evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
                 save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step)
                 read = save or len(self.unread) >= self.config.train.log_every or step == start + 1
-                stopped = self._agreed(stop) if read or self.world == 1 else None
-                if read or stopped:
+                if read:
                     self._read(bar)
-                if save or stopped:
-                    self._save(step, metric=self._evaluate(step) if evaluate else None)
-                if stopped:
+                metric = self._evaluate(step) if evaluate else None
+                stop = self._agree_to_stop(request) if read or self.world == 1 else False
+                if stop and not read:
+                    self._read(bar)
+                if save or stop:
+                    self._save(step, metric=metric)
+                if stop:
                     break
             if self.output is not None:
                 self.output.store.wait()
-        if stopped:
-            say(f"Stopped by {stopped.name}, saved; the same command goes on from there")
-            sys.exit(128 + stopped)
+            if request.received:
+                say("The state is saved; the same command goes on from there")
         return self.latest
 
-    def _agreed(self, stop: StopRequest) -> signal.Signals | None:
-        """The signal that any of the processes received; they stop after the same step."""
-        received = np.zeros(self.world)
-        received[self.rank] = stop.received or 0
-        number = int(self.engine.sum(received).max())
-        return signal.Signals(number) if number else None
+    def _agree_to_stop(self, request: interrupts.Request) -> bool:
+        """Whether any of the processes received a signal, then the request of all, or had enough: all stop together."""
+        asked = np.zeros((2, self.world))
+        asked[:, self.rank] = request.received or 0, self.enough
+        received, enough = self.engine.sum(asked).max(axis=1)
+        if received:
+            request.received = signal.Signals(int(received))
+        return bool(received or enough)
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
         for batch in micro_batches:
@@ -195,11 +214,12 @@ class _Loop:
     def _read(self, bar: Bar) -> None:
         """Wait for the device and log every step since the last look."""
         for step, lr, result in self.unread:
-            values = self.engine.read(result)
+            values = {"lr": lr} | self.engine.read(result)
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
             if self.output is not None:
-                self.output.log.train(step, {"lr": lr} | values)
+                self.output.log.train(step, values)
             self.latest |= {"loss": values["loss"]}
+            self._call_back(step, values)
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
         self.unread.clear()
         if self.output is not None:
@@ -227,11 +247,17 @@ class _Loop:
             values |= self.features()
         if self.output is not None:
             self.output.log.val(step, values)
-        self.latest |= {f"val_{name}": value for name, value in values.items()}
+        named = {f"val_{name}": value for name, value in values.items()}
+        self.latest |= named
         say(f"step {step}: " + "  ".join(f"val {name} {value:.4f}" for name, value in values.items()))
+        self._call_back(step, named)
         if "loss" in values:
             return values.get("top1", -values["loss"])
         return values.get("knn_top1") if self.val is None else None
+
+    def _call_back(self, step: int, values: Mapping[str, float]) -> None:
+        for callback in self.callbacks:
+            self.enough |= bool(callback(step, values))
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
         if self.output is None:
@@ -279,15 +305,22 @@ class _Loop:
         )
 
 
-def open_sources(config: Config) -> tuple[Source, Source | None]:
-    """Training and validation images. Raises ConfigError or DataError if they are missing or do not go together."""
+def open_sources(
+    config: Config, source: Source | None = None, val: Source | None = None
+) -> tuple[Source, Source | None]:
+    """Training and validation images: those given, or `data.train` and `data.val`.
+
+    Raises ConfigError or DataError if they are missing or do not go together.
+    """
     labels = config.objective.labelled
-    if config.data.train is None:
-        raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
-    source = open_source(config.data.train, key="data.train", labels=labels)
+    if source is None:
+        if config.data.train is None:
+            raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
+        source = open_source(config.data.train, key="data.train", labels=labels)
     if config.data.labels_per_class is not None:
         source = subset(source, config.data.labels_per_class, config.seed)
-    val = None if config.data.val is None else open_source(config.data.val, key="data.val", labels=labels)
+    if val is None and config.data.val is not None:
+        val = open_source(config.data.val, key="data.val", labels=labels)
     if labels and val is not None and source.class_names != val.class_names:
         only_train = sorted(set(source.class_names or ()) - set(val.class_names or ()))
         only_val = sorted(set(val.class_names or ()) - set(source.class_names or ()))
@@ -321,40 +354,17 @@ def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> N
         raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
 
 
-def _describe(config: Config, data: dict[str, Any], folder: Path) -> None:
-    """Write down what ran: the whole config, the data, the command, the versions and the state of the code."""
+def _describe(config: Config, data: dict[str, Any], folder: Path, given: Mapping[str, Source | None]) -> None:
+    """Write down what ran: the whole config, the data, the command, the versions and the state of the code.
+
+    Of images that were given as objects, the kind: no setting names them.
+    """
+    objects = {key: type(source).__name__ for key, source in given.items() if source is not None}
     description: dict[str, Any] = {
         "command": sys.argv,
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
-        "data": data,
+        "data": {**data, "objects": objects} if objects else data,
         "config": to_dict(config),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-@dataclass
-class StopRequest:
-    received: signal.Signals | None = None
-
-
-@contextmanager
-def catch_stop_signals() -> Generator[StopRequest]:
-    """SIGTERM and SIGINT ask for a stop after the current step; a second one exits at once."""
-    request = StopRequest()
-
-    def handle(number: int, _frame: Any) -> None:
-        if request.received is not None:
-            os._exit(128 + number)
-        request.received = signal.Signals(number)
-
-    try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: whoever owns it decides
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -18,6 +18,7 @@ import unmask
 from runs import TINY_MODEL
 from unmask.cli import main
 from unmask.data.sources import open_source
+from unmask.report.log import read_log
 
 SHORT = ["train.epochs=0.1", "train.batch_size=20", "optimizer.warmup_epochs=0", "train.log_every=5"]
 
@@ -149,6 +150,23 @@ def test_convert_and_use_the_result(mae: Path, photos: Path, tmp_path: Path, to:
     np.testing.assert_allclose(converted.embed(photos), unmask.load(mae, device="cpu").embed(photos), atol=1e-5)
 
 
+def test_any_checkpoint_of_a_run_is_used(
+    classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row for row in read_log(classifier / "metrics.jsonl") if row["split"] == "val"]
+    best = max(row["top1"] for row in rows)
+    for choice, top1 in (("last", rows[-1]["top1"]), ("best", best), (str(rows[-1]["step"]), rows[-1]["top1"])):
+        capsys.readouterr()
+        assert main(["evaluate", str(classifier), str(photos), "--checkpoint", choice]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"accuracy={top1:.3f}"
+    assert main(["convert", str(classifier), str(tmp_path / "x.pth"), "--to", "facebook", "--checkpoint", "best"]) == 0
+    assert main(["embed", str(classifier), str(photos), "--out", "e.npy", "--checkpoint", "1"]) == 2
+    assert f"there are {rows[-2]['step']}, {rows[-1]['step']} (or last, or best)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["embed", str(classifier), str(photos), "--out", "e.npy", "--checkpoint", "newest"])
+    assert "'newest' is not last, best, or the number of a step" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -161,6 +179,7 @@ def test_convert_and_use_the_result(mae: Path, photos: Path, tmp_path: Path, to:
         (["embed", "nowhere", "x.png", "--out", "e.npy"], 4, "nowhere does not exist"),
         (["predict", "MAE", "x.png"], 2, "no classification head"),
         (["embed", "MAE", "x.png", "--out", "e.txt"], 2, ".parquet or .npy"),
+        (["embed", "MAE", "x.png", "--out", "e.npy", "--checkpoint", "best"], 2, "none is the best"),
         (["embed", "MAE", "nothing-here", "--out", "e.npy"], 3, "nothing-here"),
     ],
 )
@@ -193,7 +212,7 @@ def test_the_python_functions_do_the_same(photos: Path, tmp_path: Path, monkeypa
     pairs = (setting.split("=") for setting in [*TINY_MODEL, *SHORT])
     settings = {key: yaml.safe_load(value) for key, value in pairs}
     run = unmask.pretrain("mae-vit-tiny", {**settings, "data.train": photos, "train.epochs": 1})
-    assert run == Path("runs/mae-vit-tiny-1")
+    assert run.folder == Path("runs/mae-vit-tiny-1")
     classifier = unmask.finetune("finetune-vit-tiny", {**settings, "data.train": photos, "init": run})
     model = unmask.load(classifier, device="cpu")
     image = np.full((28, 28), 200, np.uint8)

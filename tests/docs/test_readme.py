@@ -64,8 +64,7 @@ def test_the_python_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     import unmask.api
 
     load_config = unmask.api.load_config
-    small = [f"{key}={value}" for key, value in SMALL.items()]
-    monkeypatch.setattr(unmask.api, "load_config", lambda recipe, settings: load_config(recipe, [*settings, *small]))
+    monkeypatch.setattr(unmask.api, "load_config", lambda recipe, settings: load_config(recipe, {**settings, **SMALL}))
     (code,) = blocks("python")
     names: dict[str, object] = {}
     exec(code, names)

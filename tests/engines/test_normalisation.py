@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine_cases import make_batch, make_config
+from engine_cases import make_batch, make_config, measured
 from unmask.config.schema import Config
 from unmask.data.batch import FULL_RANGE
 from unmask.engines.base import Engine
@@ -55,10 +55,9 @@ def test_what_is_to_be_reconstructed(build: Build, dtype: str, channels: int) ->
     engine.load(dataclasses.replace(state, weights=state.weights | zeros))
     images = make_images(dtype, channels)
     batch = dataclasses.replace(make_batch(config), images=images)
-    assert batch.ids_mask is not None
     patches = patchify(normalized(images, mean, std), config.model.patch_size)
-    expected = (np.take_along_axis(patches, batch.ids_mask[:, :, None], 1) ** 2).mean()
-    assert engine.read(engine.eval_step(batch))["loss"] / len(batch) == pytest.approx(expected, rel=1e-5)
+    expected = (np.take_along_axis(patches, batch.inputs["ids_mask"][:, :, None], 1) ** 2).mean()
+    assert measured(engine, config, batch)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "channels"), CASES)

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.decode.picture import DecodeError, Picture
 from unmask.data.loader.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
@@ -240,7 +241,7 @@ class Digits:
 def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 10**6) -> Any:
     return train_batches(
         source,
-        task="pretrain",
+        needs=Needs(),
         model=MODEL,
         data=DataConfig(workers=workers),
         augment=AugmentConfig(),

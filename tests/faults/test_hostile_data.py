@@ -23,6 +23,7 @@ from runs import TINY_MODEL
 from unmask.checkpoint import load_newest
 from unmask.cli import main
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
@@ -65,7 +66,7 @@ def train_epochs(source: Source, workers: int, max_share: float, listed: Path) -
     bad_files, shown = BadFiles(source, max_share, listed), []
     for step in train_batches(
         source,
-        task="pretrain",
+        needs=Needs(),
         model=ModelConfig(image_size=(16, 16), patch_size=8),
         data=DataConfig(workers=workers),
         augment=AugmentConfig(),

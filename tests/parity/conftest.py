@@ -44,7 +44,7 @@ def measure(engine_name: str) -> Callable[..., Measured]:
         seen = {"engine": engine_name, "device": "cpu", "optimizer": {"beta1": 0.0}}
         engine = create_engine(Config.model_validate(config | seen))
         engine.load(EngineState(dict(weights)))
-        loss = engine.read(engine.train_step([batch], lr=0.0))["loss"]
+        loss = engine.read(engine.train_step([batch], {"lr": 0.0}))["loss"]
         moments = engine.state().optimizer
         gradients = {name.removeprefix("exp_avg."): m for name, m in moments.items() if name.startswith("exp_avg.")}
         return Measured(loss, gradients, engine)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from engine_cases import measured
 from unmask.config.schema import IMAGENET_MEAN, IMAGENET_STD, Config, ModelConfig
 from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Batch
@@ -21,23 +22,27 @@ from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState, Tensors
 from unmask.interchange.transformers import read_transformers, write_transformers
-from unmask.models.parameters import FIXED, initial_weights
+from unmask.models.parameters import POSITIONS
+from unmask.objectives.base import create_objective
+from unmask.objectives.mae import MaeSection
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 SMALL = {
-    "image_size": 32, "patch_size": 8, "width": 64, "depth": 3, "heads": 4, "mask_ratio": 0.7,
+    "image_size": 32, "patch_size": 8, "width": 64, "depth": 3, "heads": 4,
     "decoder_width": 48, "decoder_depth": 2, "decoder_heads": 3,
 }  # fmt: skip
+SECTION = MaeSection(mask_ratio=0.7)
 CLASSES = {"image_size": (48, 32), "num_classes": 7, "pool": "cls"}
 
 
-def reference_with(folder: Path, weights: Tensors, model: ModelConfig) -> Any:
+def reference_with(folder: Path, weights: Tensors, config: Config) -> Any:
     """transformers' model with these weights."""
-    write_transformers(folder, weights, model.model_dump(), None)
-    architecture = "ViTForImageClassification" if model.num_classes else "ViTMAEForPreTraining"
+    fields = config.model.model_dump() | config.objective.model_dump()
+    write_transformers(folder, weights, fields, None)
+    architecture = "ViTForImageClassification" if config.model.num_classes else "ViTMAEForPreTraining"
     loaded, report = getattr(transformers, architecture).from_pretrained(
         folder, layer_norm_eps=1e-6, output_loading_info=True
     )
@@ -56,7 +61,7 @@ def gradients_of(reference: Any, folder: Path) -> Tensors:
 def random_weights(config: Config) -> dict[str, NDArray[np.float32]]:
     """Weights of which none is zero or one, so that any term left out shows."""
     rng = np.random.default_rng(1)
-    weights = initial_weights(config.model, config.task, seed=0)
+    weights = create_objective(config).initial_weights(0)
     return {name: w + 0.1 * rng.standard_normal(w.shape, np.float32) for name, w in weights.items()}
 
 
@@ -70,15 +75,16 @@ def pixel_values(images: NDArray[np.uint8]) -> Any:
     return torch.from_numpy(normalised.transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def masked_batch(model: ModelConfig, count: int) -> tuple[Batch, Any]:
+def masked_batch(model: ModelConfig, section: MaeSection, count: int) -> tuple[Batch, Any]:
     """A batch, and the noise by which the reference hides the same patches."""
-    rng = np.random.default_rng(3)
-    masks = [random_mask(rng, model.num_patches, model.num_keep) for _ in range(count)]
+    rng, num_keep = np.random.default_rng(3), section.num_keep(model)
+    masks = [random_mask(rng, model.num_patches, num_keep) for _ in range(count)]
     ids_keep, ids_mask = (np.stack(ids) for ids in zip(*masks, strict=True))
     noise = np.zeros((count, model.num_patches), np.float32)
-    np.put_along_axis(noise, ids_keep, np.linspace(0.0, 0.4, model.num_keep, dtype=np.float32)[None], 1)
+    np.put_along_axis(noise, ids_keep, np.linspace(0.0, 0.4, num_keep, dtype=np.float32)[None], 1)
     np.put_along_axis(noise, ids_mask, np.linspace(0.6, 1, ids_mask.shape[1], dtype=np.float32)[None], 1)
-    batch = Batch(random_images(model, count), np.arange(count), ids_keep, ids_mask)
+    inputs = {"ids_keep": ids_keep, "ids_mask": ids_mask}
+    batch = Batch(random_images(model, count), np.arange(count), inputs)
     return batch, torch.from_numpy(noise)
 
 
@@ -97,49 +103,50 @@ def assert_same_gradients(gradients: Tensors, expected: Tensors, *, fixed: Set[s
 
 def masked_predictions(logits: Any, batch: Batch) -> NDArray[np.float32]:
     """transformers' predictions, which are in the order of the image, in our order [kept, masked]."""
-    order = np.concatenate([batch.ids_keep, batch.ids_mask], axis=1)[:, :, None]
+    order = np.concatenate([batch.inputs["ids_keep"], batch.inputs["ids_mask"]], axis=1)[:, :, None]
     return np.take_along_axis(logits.detach().numpy(), order, axis=1)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_pretraining_equals_vit_mae(measure: Any, tmp_path: Path, norm_pix_loss: bool) -> None:
-    config = Config.model_validate({"model": SMALL | {"norm_pix_loss": norm_pix_loss}})
+    section = MaeSection(mask_ratio=0.7, norm_pix_loss=norm_pix_loss)
+    config = Config.model_validate({"objective": section, "model": SMALL})
     weights = random_weights(config)
-    batch, noise = masked_batch(config.model, 5)
-    reference = reference_with(tmp_path, weights, config.model)
+    batch, noise = masked_batch(config.model, section, 5)
+    reference = reference_with(tmp_path, weights, config)
     expected = reference(pixel_values=pixel_values(batch.images), noise=noise)
     expected.loss.backward()
 
-    ours = measure({"model": config.model}, weights, batch)
+    ours = measure({"objective": section, "model": config.model}, weights, batch)
 
     assert relative_error(ours.loss, expected.loss.detach()) <= TOLERANCE
-    assert_same_gradients(ours.gradients, gradients_of(reference, tmp_path), fixed=FIXED)
+    assert_same_gradients(ours.gradients, gradients_of(reference, tmp_path), fixed=POSITIONS)
     predictions = masked_predictions(expected.logits, batch)
-    assert relative_error(ours.engine.predict_patches(batch), predictions) <= TOLERANCE
+    assert relative_error(ours.engine.output("reconstruction", batch), predictions) <= TOLERANCE
 
 
 def test_classifier_equals_vit(measure: Any, tmp_path: Path) -> None:
-    config = Config.model_validate({"task": "finetune", "model": SMALL | CLASSES})
+    config = Config.model_validate({"objective": "classify", "model": SMALL | CLASSES})
     weights = random_weights(config)
     labels = np.array([3, 0, 6, 1, 3])
     targets = class_targets(labels, 7, smoothing=0)
-    batch = Batch(random_images(config.model, len(labels)), np.arange(len(labels)), labels=labels, targets=targets)
-    reference = reference_with(tmp_path, weights, config.model)
+    batch = Batch(random_images(config.model, len(labels)), np.arange(len(labels)), {"targets": targets}, labels)
+    reference = reference_with(tmp_path, weights, config)
     expected = reference(pixel_values=pixel_values(batch.images), labels=torch.from_numpy(labels))
     expected.loss.backward()
 
-    ours = measure({"task": "finetune", "model": config.model}, weights, batch)
+    ours = measure({"objective": "classify", "model": config.model}, weights, batch)
 
     assert relative_error(ours.loss, expected.loss.detach()) <= TOLERANCE
     assert_same_gradients(ours.gradients, gradients_of(reference, tmp_path))
-    assert relative_error(ours.engine.logits(batch), expected.logits.detach()) <= TOLERANCE
+    assert relative_error(ours.engine.output("logits", batch), expected.logits.detach()) <= TOLERANCE
 
 
 def test_vit_base_at_its_real_size_equals_vit_mae(engine_name: str, tmp_path: Path) -> None:
     config = Config.model_validate({"engine": engine_name, "device": "cpu"})
-    weights = initial_weights(config.model, config.task, seed=0)
-    batch, noise = masked_batch(config.model, 1)
-    reference = reference_with(tmp_path, weights, config.model)
+    weights = create_objective(config).initial_weights(0)
+    batch, noise = masked_batch(config.model, MaeSection(), 1)
+    reference = reference_with(tmp_path, weights, config)
     with torch.no_grad():
         expected = reference(pixel_values=pixel_values(batch.images), noise=noise)
 
@@ -147,18 +154,18 @@ def test_vit_base_at_its_real_size_equals_vit_mae(engine_name: str, tmp_path: Pa
     engine.load(EngineState(weights))
 
     predictions = masked_predictions(expected.logits, batch)
-    assert relative_error(engine.predict_patches(batch), predictions) <= TOLERANCE
-    assert relative_error(engine.read(engine.eval_step(batch))["loss"], expected.loss) <= TOLERANCE
+    assert relative_error(engine.output("reconstruction", batch), predictions) <= TOLERANCE
+    assert relative_error(measured(engine, config, batch)["loss"], expected.loss) <= TOLERANCE
 
 
 @pytest.mark.parametrize("engine_name", ["torch"])  # MindSpore has no bf16 kernels on the CPU
 def test_bf16_stays_near_fp32(measure: Any) -> None:
     """Loss within 0.1 %, each gradient within 5 % in L2 norm: bf16 has 8 bits of mantissa."""
-    config = Config.model_validate({"model": SMALL})
+    config = Config.model_validate({"objective": SECTION, "model": SMALL})
     weights = random_weights(config)
-    batch, _ = masked_batch(config.model, 5)
-    exact = measure({"model": SMALL}, weights, batch)
-    bf16 = measure({"model": SMALL, "train": {"precision": "bf16"}}, weights, batch)
+    batch, _ = masked_batch(config.model, SECTION, 5)
+    exact = measure({"objective": SECTION, "model": SMALL}, weights, batch)
+    bf16 = measure({"objective": SECTION, "model": SMALL, "train": {"precision": "bf16"}}, weights, batch)
 
     assert 0 < abs(bf16.loss / exact.loss - 1) <= 1e-3
     errors = {n: np.linalg.norm(bf16.gradients[n] - g) / np.linalg.norm(g) for n, g in exact.gradients.items()}

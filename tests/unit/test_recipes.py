@@ -6,6 +6,9 @@ import pytest
 
 from unmask.config.load import load_config
 from unmask.config.schema import AugmentConfig
+from unmask.objectives.classify import ClassifySection
+from unmask.objectives.linear_probe import LinearProbeSection
+from unmask.objectives.mae import MaeSection
 from unmask.schedules import peak_lr
 
 RECIPES = Path(__file__).parents[2] / "src/unmask/recipes"
@@ -71,9 +74,11 @@ def test_model_sizes(kind: str, size: str) -> None:
 def test_pretraining(size: str) -> None:
     config = load_config(f"mae-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
-    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("pretrain", 800, 40, 4096)
+    assert config.objective.name == "mae"
+    assert (train.epochs, optimizer.warmup_epochs, train.batch_size) == (800, 40, 4096)
     assert (model.decoder_width, model.decoder_depth, model.decoder_heads) == (512, 8, 16)
-    assert (model.mask_ratio, model.norm_pix_loss, model.drop_path) == (0.75, True, 0)
+    assert config.objective == MaeSection(mask_ratio=0.75, norm_pix_loss=True)
+    assert model.drop_path == 0
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.95, 0.05, 0)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(2.4e-3, rel=1e-12)
     assert (optimizer.layer_decay, optimizer.clip_grad, train.ema_decay, config.augment.label_smoothing) == (
@@ -90,7 +95,12 @@ def test_finetuning_follows_the_official_code(size: str, published: tuple[float,
     config = load_config(f"finetune-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     epochs, base_lr, layer_decay, drop_path = published
-    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 5, 1024)
+    assert (config.objective.name, train.epochs, optimizer.warmup_epochs, train.batch_size) == (
+        "classify",
+        epochs,
+        5,
+        1024,
+    )
     assert (optimizer.layer_decay, model.drop_path, model.pool) == (layer_decay, drop_path, "mean")
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.min_lr) == (0.9, 0.999, 0.05, 1e-6)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(4 * base_lr, rel=1e-12)
@@ -103,7 +113,12 @@ def test_training_from_scratch_follows_the_paper(size: str, published: tuple[flo
     config = load_config(f"scratch-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     epochs, drop_path = published
-    assert (config.task, train.epochs, optimizer.warmup_epochs, train.batch_size) == ("finetune", epochs, 20, 4096)
+    assert (config.objective.name, train.epochs, optimizer.warmup_epochs, train.batch_size) == (
+        "classify",
+        epochs,
+        20,
+        4096,
+    )
     assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay) == (0.9, 0.95, 0.3)
     assert peak_lr(optimizer.base_lr, train.batch_size) == pytest.approx(1.6e-3, rel=1e-12)
     assert (model.drop_path, optimizer.layer_decay) == (drop_path, 1)
@@ -132,7 +147,8 @@ def test_augmentation(kind: str, size: str, published: tuple[str | None, float, 
         }
     )
     assert config.data.crop_scale == ((0.2, 1.0) if kind == "mae" else (0.08, 1.0))
-    assert (config.data.flip, config.data.interpolation, config.train.loss) == (0.5, "bicubic", "cross_entropy")
+    assert (config.data.flip, config.data.interpolation) == (0.5, "bicubic")
+    assert config.objective == (MaeSection() if kind == "mae" else ClassifySection(loss="cross_entropy"))
 
 
 @pytest.mark.parametrize("kind", ["mae", "finetune", "scratch"])
@@ -151,13 +167,8 @@ def test_linear_probe(size: str) -> None:
     config = load_config(f"probe-vit-{size}")
     model, optimizer, train = config.model, config.optimizer, config.train
     assert (model.width, model.depth, model.heads, model.patch_size) == SIZES[size]
-    assert (train.probe, model.pool, model.drop_path, train.ema_decay, optimizer.frozen_blocks) == (
-        True,
-        "cls",
-        0,
-        None,
-        0,
-    )
+    assert (config.objective, model.pool, model.drop_path) == (LinearProbeSection(), "cls", 0)
+    assert (train.ema_decay, optimizer.frozen_blocks) == (None, 0)
     assert (optimizer.base_lr, optimizer.min_lr, optimizer.beta1, optimizer.weight_decay) == (0.1, 0, 0.9, 0)
     epochs = 50 if size in ("large", "huge") else 90
     assert (train.epochs, optimizer.warmup_epochs, train.batch_size) == (epochs, 10, 16384)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from PIL import Image
 
 import unmask.train
 from fake_engine import FakeEngine
-from unmask.checkpoint.store import CheckpointStore
+from unmask.checkpoint.store import CheckpointStore, load_newest
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
 from unmask.files import RunLock
+from unmask.interrupts import Interrupted, command_line
 from unmask.report.log import read_log
-from unmask.train import Plan, train
+from unmask.train import Callback, Plan, train
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +45,12 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def make_config(photos: Path, task: str = "pretrain", **sections: Any) -> Config:
+def make_config(photos: Path, objective: str = "mae", **sections: Any) -> Config:
     sizes = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     return check_config(
         {
-            "task": task,
-            "model": {"image_size": 16, "patch_size": 8, "mask_ratio": 0.5, **sizes},
+            "objective": objective,
+            "model": {"image_size": 16, "patch_size": 8, **sizes},
             "data": {"train": str(photos), **sections.pop("data", {})},
             "optimizer": {"base_lr": 1.0, "warmup_epochs": 0},
             "train": {"epochs": 4, "batch_size": 10, **sections.pop("train", {})},
@@ -76,7 +78,7 @@ def test_every_step_is_logged_and_the_last_is_saved(photos: Path, tmp_path: Path
 
 
 def test_evaluation_keeps_the_best_and_reports_accuracy(photos: Path, tmp_path: Path) -> None:
-    config = make_config(photos, "finetune", data={"val": str(photos)}, train={"eval_every": 1, "epochs": 20})
+    config = make_config(photos, "classify", data={"val": str(photos)}, train={"eval_every": 1, "epochs": 20})
     values = train(config, tmp_path / "run")
     assert values["val_top1"] == 1.0
     rows = [row for row in read_log(tmp_path / "run" / "metrics.jsonl") if row["split"] == "val"]
@@ -86,17 +88,139 @@ def test_evaluation_keeps_the_best_and_reports_accuracy(photos: Path, tmp_path: 
         assert store.load().meta["class_names"] == ["cat", "dog"]
 
 
-def test_a_stop_signal_finishes_the_step_saves_and_exits(photos: Path, tmp_path: Path) -> None:
-    config = make_config(photos, train={"epochs": 10_000, "log_every": 1})
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    with pytest.raises(SystemExit) as stopped:
-        train(config, tmp_path / "run")
-    assert stopped.value.code == 143
-    last = read_log(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
-    with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
-        assert store.load().step == last < 24_000
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """Python's own handler, whatever the tests were started from."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def send(number: signal.Signals, at: int, times: int = 1) -> Callback:
+    """A callback that sends the process a signal once a step is read."""
+
+    def callback(step: int, values: Mapping[str, float]) -> None:
+        for _ in range(times if step == at and "loss" in values else 0):
+            os.kill(os.getpid(), number)
+
+    return callback
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """The log and the tensors of the newest checkpoint."""
+    newest = max((run / "checkpoints").iterdir())
+    return {path.name: path.read_bytes() for path in [run / "metrics.jsonl", *newest.glob("*.safetensors")]}
+
+
+def newest_step(run: Path) -> int:
+    return load_newest(run / "checkpoints").step
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+@pytest.mark.parametrize("at", [7, 10])
+def test_ctrl_c_finishes_the_step_saves_and_interrupts(photos: Path, tmp_path: Path, at: int) -> None:
+    config = make_config(photos, data={"val": str(photos)}, train={"log_every": 1})
+    train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+        train(config, tmp_path / "run", callbacks=[send(signal.SIGINT, at)])
+    assert newest_step(tmp_path / "run") == at
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("_ctrl_c")
+def test_a_second_ctrl_c_interrupts_at_once(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, train={"log_every": 1, "checkpoint_every": 2})  # every fifth step
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(config, tmp_path / "run", callbacks=[send(signal.SIGINT, 7, times=2)])
+    assert type(stopped.value) is KeyboardInterrupt
+    assert newest_step(tmp_path / "run") == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_the_program_stay(photos: Path, tmp_path: Path) -> None:
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        train(make_config(photos), tmp_path / "run", callbacks=[send(number, 3) for number in numbers])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert received == [signal.SIGTERM, signal.SIGINT]
+    assert newest_step(tmp_path / "run") == 10
+
+
+def test_sigterm_is_left_alone_in_a_library(photos: Path, tmp_path: Path) -> None:
+    seen: set[object] = set()
+    train(make_config(photos), tmp_path / "run", callbacks=[lambda *_: seen.add(signal.getsignal(signal.SIGTERM))])
+    assert seen == {signal.getsignal(signal.SIGTERM)} == {signal.SIG_DFL}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_under_the_command_line_either_signal_saves_and_stops(
+    photos: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stopped, command_line():
+        train(make_config(photos, train={"log_every": 1}), tmp_path / "run", callbacks=[send(number, 3)])
+    assert stopped.value.exit_code == code
+    assert newest_step(tmp_path / "run") == 3
+    assert signal.getsignal(number) is before
+
+
+def test_outside_the_main_thread_no_handler_is_installed(photos: Path, tmp_path: Path) -> None:
+    thread = threading.Thread(target=train, args=(make_config(photos), tmp_path / "run"))
+    thread.start()
+    thread.join()
+    assert newest_step(tmp_path / "run") == 10
+
+
+def test_callbacks_get_the_numbers_of_the_log_in_order(photos: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    config = make_config(photos, "finetune", data={"val": str(photos)}, train={"log_every": 4})
+    train(config, tmp_path / "run", callbacks=[lambda step, values: seen.append((step, dict(values)))])
+    rows = read_log(tmp_path / "run" / "metrics.jsonl")
+    prefix = {"train": "", "val": "val_"}
+    assert seen == [
+        (row.pop("step"), {f"{prefix[split]}{name}": value for name, value in row.items()})
+        for row in rows
+        for split in [row.pop("split")]
+    ]
+    assert {"loss", "lr", "grad_norm"} <= seen[0][1].keys()
+    assert seen[-1][0] == 10
+    assert {"val_loss", "val_top1"} <= seen[-1][1].keys()
+
+
+def test_a_callback_stops_the_run_which_is_saved_and_goes_on(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, train={"log_every": 1})
+    train(config, tmp_path / "whole")
+    values = train(config, tmp_path / "run", callbacks=[lambda step, _: step == 4, lambda *_: None])
+    assert newest_step(tmp_path / "run") == 4
+    assert values["loss"] == read_log(tmp_path / "run" / "metrics.jsonl")[-1]["loss"]
+    train(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_an_evaluation_may_stop_the_run(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, data={"val": str(photos)}, train={"eval_every": 1})  # every second step
+    train(config, tmp_path / "run", callbacks=[lambda step, values: "val_loss" in values and step >= 4])
+    assert newest_step(tmp_path / "run") == 4
+
+
+def test_an_error_in_a_callback_ends_the_run_which_goes_on(photos: Path, tmp_path: Path) -> None:
+    def fail(step: int, _values: Mapping[str, float]) -> None:
+        if step == 8:
+            raise RuntimeError("enough")
+
+    config = make_config(photos, train={"checkpoint_every": 2})  # every fifth step
+    train(config, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="enough"):
+        train(config, tmp_path / "run", callbacks=[fail])
+    assert newest_step(tmp_path / "run") == 5
+    train(config, tmp_path / "run")
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 def test_gradients_that_stay_non_finite_stop_the_run_and_keep_the_weights(
@@ -161,7 +285,7 @@ def test_classes_that_differ_between_train_and_val_are_refused(photos: Path, tmp
     for label in ("cat", "cow"):
         (other / label).mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(other / label / "0.png")
-    config = make_config(photos, "finetune", data={"val": str(other)})
+    config = make_config(photos, "classify", data={"val": str(other)})
     with pytest.raises(DataError, match=r"only in train \['dog'\], only in val \['cow'\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from safetensors import SafetensorError
 
@@ -23,11 +23,14 @@ from unmask.checkpoint.folder import (
     write_folder,
 )
 from unmask.engines.base import EngineState
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 from unmask.files import ASIDE, aside, cause, fsync
 
 log = logging.getLogger("unmask")
 T = TypeVar("T")
+
+Choice = Literal["last", "best"] | int
+"""Which checkpoint of a run: the newest good one, the one with the highest metric, or that of a step."""
 
 
 class CheckpointStore:
@@ -93,19 +96,8 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """Folder of the checkpoint with the highest metric, the earliest among equals; None when none has a metric."""
-        step = self._best_step(self.steps())
+        step = _best_step(self.root, self.steps())
         return None if step is None else self.root / folder_name(step)
-
-    def _best_step(self, steps: list[int]) -> int | None:
-        metrics: dict[int, float] = {}
-        for step in steps:
-            try:
-                metric = read_metric(self.root / folder_name(step))
-            except CheckpointError:
-                continue  # damaged: load() says so when it comes across it
-            if metric is not None:
-                metrics[step] = metric
-        return max(metrics, key=lambda step: (metrics[step], -step)) if metrics else None
 
     def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
         folder = self.root / folder_name(step)
@@ -129,7 +121,7 @@ class CheckpointStore:
         # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the
         # run replaces them when it comes to them.
         steps = [step for step in self.steps() if step <= newest]
-        kept = {*steps[-self._keep :], self._best_step(steps)}
+        kept = {*steps[-self._keep :], _best_step(self.root, steps)}
         for step in steps:
             if step not in kept:
                 self._remove(self.root / folder_name(step))
@@ -155,6 +147,23 @@ def load_newest(root: Path) -> Checkpoint:
     return first_good(root, read_checkpoint)
 
 
+def read_chosen(root: Path, choice: Choice, read: Callable[[Path], T]) -> T:
+    """What `read` gives for the chosen checkpoint in a folder `checkpoints`; for the last as `first_good`.
+
+    Raises ConfigError when there is no such checkpoint, CheckpointError when it is damaged.
+    """
+    if choice == "last":
+        return first_good(root, read)
+    steps = list_steps(root)
+    step = _best_step(root, steps) if choice == "best" else choice
+    if step is None:
+        raise ConfigError(f"no checkpoint in {root} was evaluated, so none is the best; set data.val, or load the last")
+    if step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it holds none"
+        raise ConfigError(f"no checkpoint of step {step} in {root}; {there} (or last, or best)")
+    return read(root / folder_name(step))
+
+
 def first_good(root: Path, read: Callable[[Path], T]) -> T:
     """What `read` gives for the newest checkpoint it raises no CheckpointError for; damaged ones are logged.
 
@@ -172,6 +181,18 @@ def first_good(root: Path, read: Callable[[Path], T]) -> T:
             log.warning("%s; going on from step %d instead", flaw, step)
         return value
     raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(flaws) or 'it holds none'}")
+
+
+def _best_step(root: Path, steps: Sequence[int]) -> int | None:
+    metrics: dict[int, float] = {}
+    for step in steps:
+        try:
+            metric = read_metric(root / folder_name(step))
+        except CheckpointError:
+            continue  # damaged: reading it says so
+        if metric is not None:
+            metrics[step] = metric
+    return max(metrics, key=lambda step: (metrics[step], -step)) if metrics else None
 
 
 def _is_good(folder: Path) -> bool:

@@ -16,6 +16,8 @@ _MOVED = {
     "data.class_weights": "class_weights",
 }
 """Keys that are now the objective's, where it has them; before, every run had all of them, used or not."""
+TODAY = {earlier: f"objective.{name}" for earlier, name in _MOVED.items()} | {"objective": "objective.name"}
+"""What single settings are called now."""
 _OF_TASK = {"pretrain": "mae", "finetune": "classify"}
 
 
@@ -34,10 +36,12 @@ def brought_up_to_date(values: Mapping[str, Any], origins: dict[str, str]) -> di
     if "name" not in objective and task is not None:
         if task not in _OF_TASK:
             raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
-        objective["name"] = "linear_probe" if probe is True else _OF_TASK[task]
+        objective["name"] = _OF_TASK[task]
         origins.setdefault("objective.name", origins.get("task", ""))
     elif task is not None and _task_of(objective.get("name")) not in (task, None):
         raise ConfigError(f"{_where('task', origins)}objective.name={objective['name']} is not for {task}")
+    if probe is True and objective.get("name") == "classify":
+        objective["name"] = "linear_probe"
     fields = _fields(objective.get("name", "mae"))
     for earlier, name in _MOVED.items():
         if moved[earlier] is not _ABSENT and name in fields:

@@ -1,43 +1,69 @@
-"""Recipes and `key=value` overrides to a checked configuration.
+"""Recipes and settings to a checked configuration.
 
 A recipe may start from the values of others, `base: NAME` or `base: [NAME, NAME]`: later ones win over earlier ones,
 and its own keys win over all. NAME is a recipe, one of the parts in `recipes/bases`, or the path of a YAML file,
 relative to the file that names it.
 
-Every mistake is reported in one line: where it stands (file and line, or the command line), which key, what is wrong
-and, for a misspelt key, the nearest one that exists.
+Every mistake is reported in one line: where it stands (file and line, the command line, or the settings of a Python
+call), which key, what is wrong and, for a misspelt key, the nearest one that exists.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from unmask import plugins
-from unmask.config.earlier import brought_up_to_date
+from unmask.config.earlier import TODAY, brought_up_to_date
 from unmask.config.schema import Config, ObjectiveSection
 from unmask.errors import ConfigError
 
 Origins = dict[str, str]
-"""Where each dotted key was set: `recipe.yaml:12` or `command line`."""
+"""Where each dotted key was set: `recipe.yaml:12`, `command line` or `settings`."""
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""Dotted keys with their values; or `key=value` of the command line, the value written as in YAML."""
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The recipe (a name such as `mae-vit-base`, or a YAML file) with `key=value` overrides applied, checked.
+def load_config(recipe: str | os.PathLike[str], settings: Settings = ()) -> Config:
+    """The recipe (a name such as `mae-vit-base`, or a YAML file) with the settings applied, checked.
 
-    Raises ConfigError naming every wrong key.
+    A mapping may hold NumPy's numbers and arrays, paths and tuples. Raises ConfigError naming every wrong key.
     """
     values, origins = _read_recipe(recipe_path(recipe))
-    for override in overrides:
-        _apply(override, values, origins)
-    return check_config(values, origins)
+    return check_config(values, origins | apply_settings(values, settings))
+
+
+def apply_settings(values: dict[str, Any], settings: Settings) -> Origins:
+    """Put the settings into nested `values`; returns where they come from. Raises ConfigError for an impossible key."""
+    if isinstance(settings, Mapping):
+        origin, pairs = "settings", flatten(settings).items()
+    else:
+        origin, pairs = "command line", [_parse(text) for text in settings]
+    origins: Origins = {}
+    for key, value in pairs:
+        key = TODAY.get(key, key)
+        *sections, last = key.split(".")
+        section: dict[str, Any] = values
+        for name in sections:
+            inner: Any = section.setdefault(name, {})
+            if key == f"objective.{last}" and isinstance(inner, str):
+                inner = section[name] = {"name": inner}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{origin}: {key}: unknown key{nearest(key, known_keys())}")
+            section = inner
+        section[last] = _plain(value)
+        origins[key] = origin
+    return origins
 
 
 def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> Config:
@@ -50,13 +76,13 @@ def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> C
         raise ConfigError("; ".join(_explain(problem, origins) for problem in error.errors())) from None
 
 
-def recipe_path(recipe: str | Path) -> Path:
+def recipe_path(recipe: str | os.PathLike[str]) -> Path:
     """The file of a recipe given by path or by name. Raises ConfigError, with the nearest name, if there is none."""
     if Path(recipe).suffix in (".yaml", ".yml"):
         if not Path(recipe).is_file():
             raise ConfigError(f"recipe {recipe} does not exist")
         return Path(recipe)
-    return _by_name(str(recipe), _packaged())
+    return _by_name(os.fspath(recipe), _packaged())
 
 
 def recipe_names() -> list[str]:
@@ -154,21 +180,20 @@ def _lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield from _lines(value, f"{prefix}{key.value}.")
 
 
-def _apply(override: str, values: dict[str, Any], origins: Origins) -> None:
+def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
-    key = "objective.name" if key == "objective" else key
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if section == "objective" and isinstance(inner, str):
-            inner = values[section] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"command line: {key}: unknown key{nearest(key, known_keys())}")
-        values = inner
-    values[last] = parse_value(text)
-    origins[key] = "command line"
+    return key, parse_value(text)
+
+
+def _plain(value: Any) -> Any:
+    """The value in Python's own types, as YAML would give it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_value(text: str) -> Any:

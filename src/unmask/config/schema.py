@@ -311,6 +311,8 @@ def _engine(name: str) -> str:
 
 
 class Config(Section):
+    """All the settings of a run, checked."""
+
     objective: Annotated[SerializeAsAny[ObjectiveSection], BeforeValidator(_objective)] = Field(
         default="mae", validate_default=True
     )

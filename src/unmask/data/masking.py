@@ -17,9 +17,10 @@ class RandomMask:
 
     num_patches: int
     num_keep: int
+    num_predict: int | None = None
 
     def __call__(self, draw: Draw) -> Arrays:
-        ids_keep, ids_mask = random_mask(draw(Op.MASK), self.num_patches, self.num_keep)
+        ids_keep, ids_mask = random_mask(draw(Op.MASK), self.num_patches, self.num_keep, self.num_predict)
         return {"ids_keep": ids_keep, "ids_mask": ids_mask}
 
 
@@ -35,14 +36,16 @@ class DropPath:
 
 
 def random_mask(
-    rng: np.random.Generator, num_patches: int, num_keep: int
+    rng: np.random.Generator, num_patches: int, num_keep: int, num_predict: int | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Uniformly random subset of the patches: those of the `num_keep` smallest of independent noise values.
 
-    Returns `ids_keep` (num_keep,) and `ids_mask` (num_patches - num_keep,), both ascending.
+    Returns `ids_keep` (num_keep,) and `ids_mask`, both ascending: all others, or `num_predict` of them, which are
+    uniformly random too.
     """
     order = rng.random(num_patches).argsort().astype(np.int32)
-    return np.sort(order[:num_keep]), np.sort(order[num_keep:])
+    end = None if num_predict is None else num_keep + num_predict
+    return np.sort(order[:num_keep]), np.sort(order[num_keep:end])
 
 
 def keep_path(rng: np.random.Generator, depth: int, drop_path: float) -> NDArray[np.bool_]:

@@ -39,6 +39,8 @@ class Op(IntEnum):
     """Random erasing."""
     MIX = 12
     """Mixup and cutmix; the index is the number of the batch, the pair or the position."""
+    DIRECTIONS = 13
+    """Directions in which an objective looks at features; the index is the number of the step."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.load import check_config, to_dict
+from unmask.checkpoint.store import Choice
+from unmask.config.load import apply_settings, check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
@@ -269,7 +271,8 @@ class Model:
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
+    checkpoint: Choice = "last",
     *,
     engine: str | None = None,
     device: str = "auto",
@@ -278,14 +281,16 @@ def load(
     settings: Mapping[str, Any] | None = None,
     join: bool = False,
 ) -> Model:
-    """The model at `path`: a run folder (its newest checkpoint), a checkpoint, or a model of another format.
+    """The model at `path`: a run or its folder, a checkpoint folder, or a model of another format.
 
-    Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is loaded.
+    `checkpoint` of a run: the "last", the "best" on data.val (highest accuracy, without labels lowest loss), or that
+    of a step. Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is
+    loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
     `{"objective.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of
     `evaluate` between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
     """
-    found = read_model(path)
+    found = read_model(path, checkpoint)
     if "heads" not in found.model and "model.heads" not in (settings or {}):
         raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
     values: dict[str, Any] = dict(found.config or {"model": found.model})
@@ -295,10 +300,8 @@ def load(
     values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None}
     # Loader processes cost a second to start, and threads load as fast as a model answers.
     values["data"] = {**values.get("data", {}), "workers": 0}
-    for key, value in (settings or {}).items():
-        section, _, name = key.rpartition(".")
-        values |= {section: {**values.get(section, {}), name: value}} if section else {name: value}
-    return Model(check_config(values), found.weights, found.class_names, batch_size, join=join)
+    origins = apply_settings(values, settings or {})
+    return Model(check_config(values, origins), found.weights, found.class_names, batch_size, join=join)
 
 
 def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
-from unmask.checkpoint.store import first_good
+from unmask.checkpoint.store import Choice, read_chosen
 from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
 from unmask.engines.base import Tensors
@@ -26,18 +27,21 @@ Format = Literal["facebook", "transformers", "mindspore", "mindspore-zoo"]
 mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's MAE."""
 
 
-def read_model(path: str | Path) -> StoredModel:
+def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> StoredModel:
     """The model at `path`, whatever it is; weights only, the moving average where there is one.
 
-    A run folder (its newest good checkpoint), a checkpoint folder, a .safetensors file in our names or MindSpore's, a
-    MindSpore .ckpt, a transformers folder, an official .pth. Raises CheckpointError for anything else, damaged or
-    hostile.
+    A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names or MindSpore's,
+    a MindSpore .ckpt, a transformers folder, an official .pth. Raises CheckpointError for anything else, damaged or
+    hostile; ConfigError for a checkpoint that is not there.
     """
     path = Path(path)
+    is_run = (path / "checkpoints").is_dir()
+    if checkpoint != "last" and path.exists() and not is_run:
+        raise ConfigError(f"{path} is no run folder, in which checkpoint={checkpoint} could be looked for")
     if (path / CHECKSUMS).exists():
         return _read_ours(path)
-    if (path / "checkpoints").is_dir():
-        return first_good(path / "checkpoints", _read_ours)
+    if is_run:
+        return read_chosen(path / "checkpoints", checkpoint, _read_ours)
     if (path / "config.json").exists():
         return read_transformers(path)
     if path.is_dir():

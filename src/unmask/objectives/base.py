@@ -25,14 +25,12 @@ READ_OUTS: Mapping[str, tuple[str, ...]] = {"features": (), "patch_features": ()
 """What can be asked of every network."""
 
 
-class PaintingSection(ObjectiveSection):
-    """Of objectives that hide patches and paint them: those whose networks have the output `reconstruction`."""
+class MaskingSection(ObjectiveSection):
+    """Of objectives that hide patches."""
 
     task: ClassVar = "pretrain"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that is hidden from the encoder."""
-    norm_pix_loss: bool = True
-    """Each patch is compared after it was brought to mean 0 and variance 1."""
 
     def num_keep(self, model: ModelConfig) -> int:
         """Patches the encoder sees."""
@@ -45,6 +43,13 @@ class PaintingSection(ObjectiveSection):
                 f"objective.mask_ratio={self.mask_ratio} keeps {keep} of {patches} patches; "
                 "at least one must be kept and one masked"
             )
+
+
+class PaintingSection(MaskingSection):
+    """Of objectives that paint what they hide: those whose networks have the output `reconstruction`."""
+
+    norm_pix_loss: bool = True
+    """Each patch is compared after it was brought to mean 0 and variance 1."""
 
 
 class Objective(ABC):

@@ -11,8 +11,8 @@ from unmask.config.schema import AugmentConfig
 from unmask.errors import ConfigError
 
 
-def augmented(task: str = "finetune", **values: Any) -> AugmentConfig:
-    return check_config({"task": task, "augment": values}).augment
+def augmented(**values: Any) -> AugmentConfig:
+    return check_config({"objective": "classify", "augment": values}).augment
 
 
 def test_by_default_nothing_is_augmented() -> None:
@@ -32,7 +32,7 @@ def test_a_range_for_boxes_turns_cutmix_on() -> None:
 
 def test_a_config_is_written_and_read_again() -> None:
     config = check_config(
-        {"task": "finetune", "augment": {"policy": "v0-mstd0.5", "color_jitter": 0.4, "cutmix_minmax": [0.2, 0.8]}}
+        {"objective": "classify", "augment": {"policy": "v0-mstd0.5", "color_jitter": 0.4, "cutmix_minmax": [0.2, 0.8]}}
     )
     assert check_config(to_dict(config)) == config
     assert flatten(to_dict(config))["augment.policy"] == "v0-mstd0.5"
@@ -50,19 +50,22 @@ def test_a_config_is_written_and_read_again() -> None:
         ({"augment": {"mixup": -1}}, "augment.mixup"),
         ({"augment": {"cutmix_minmax": [0.8, 0.2]}}, "cutmix_minmax=[0.8, 0.2] is not a range within 0 to 1"),
         ({"augment": {"repeats": 0}}, "augment.repeats"),
-        ({"task": "pretrain", "augment": {"mixup": 0.8}}, "mixup, cutmix and erasing are for task=finetune"),
-        ({"task": "pretrain", "augment": {"erase_prob": 0.1}}, "mixup, cutmix and erasing are for task=finetune"),
-        ({"data": {"class_weights": [1, -1]}}, "class_weights must not be negative"),
-        ({"data": {"class_weights": "even"}}, "data.class_weights"),
+        ({"objective": "mae", "augment": {"mixup": 0.8}}, "mixup, cutmix and erasing are for training with labels"),
         (
-            {"data": {"class_weights": "balanced"}, "train": {"loss": "bce"}},
-            "data.class_weights is for train.loss=cross_entropy",
+            {"objective": "mae", "augment": {"erase_prob": 0.1}},
+            "mixup, cutmix and erasing are for training with labels",
+        ),
+        ({"objective": {"name": "classify", "class_weights": [1, -1]}}, "class_weights must not be negative"),
+        ({"objective": {"name": "classify", "class_weights": "even"}}, "objective.class_weights"),
+        (
+            {"objective": {"name": "classify", "class_weights": "balanced", "loss": "bce"}},
+            "objective.class_weights is for objective.loss=cross_entropy",
         ),
         ({"train": {"label_smoothing": 0.1}}, "label_smoothing"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        check_config({"task": "finetune"} | values)
+        check_config({"objective": "classify"} | values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from unmask.config.load import check_config, known_keys, load_config, recipe_names, to_dict
-from unmask.config.schema import Config
+from unmask import plugins
+from unmask.config.load import check_config, flatten, known_keys, load_config, recipe_names, to_dict
 from unmask.errors import ConfigError
 
 
@@ -43,15 +44,17 @@ def test_a_config_survives_yaml_and_json() -> None:
         ("train.batchsize=4", ["train.batchsize: unknown key", "train.batch_size?"]),
         ("batch_size=4", ["batch_size: unknown key", "train.batch_size?"]),
         ("train.epochs=many", ["train.epochs", "number", "'many'"]),
-        ("model.mask_ratio=1", ["model.mask_ratio", "less than 1"]),
-        ("model.mask_ratio=0.999", ["mask_ratio=0.999", "keeps 0 of 196 patches"]),
+        ("objective.mask_ratio=1", ["command line: objective.mask_ratio: ", "less than 1"]),
+        ("objective.mask_ratio=0.999", ["objective.mask_ratio=0.999", "keeps 0 of 196 patches"]),
+        ("objective.mask_rati=0.5", ["objective.mask_rati: unknown key", "objective.mask_ratio?"]),
+        ("objective=mea", ["objective", "name='mea' is no objective; there are mae, classify, linear_probe"]),
         ("model.image_size=225", ["image_size=225x225", "patch_size=16"]),
         ("model.heads=7", ["width=768", "heads=7"]),
         ("model.channels=1", ["data.mean has 3 values", "model.channels=1"]),
         ("train.accumulate=3", ["batch_size=4096", "accumulate=3"]),
-        ("engine=jax", ["engine", "'torch' or 'mindspore'"]),
+        ("engine=jax", ["engine", "'jax' is no engine; there are torch, mindspore"]),
         ("data.crop_scale=[0.5,0.2]", ["crop_scale=[0.5, 0.2]"]),
-        ("init=somewhere", ["init is for task=finetune"]),
+        ("init=somewhere", ["init is for fine-tuning"]),
         ("epochs", ["'epochs' is not of the form key=value"]),
     ],
 )
@@ -62,7 +65,7 @@ def test_a_mistake_is_named_in_one_line(override: str, parts: list[str]) -> None
 
 def test_a_recipe_file_is_answered_with_its_line(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("task: pretrain\ntrain:\n  epochs: 3\n  batchsize: 4\n")
+    recipe.write_text("objective: mae\ntrain:\n  epochs: 3\n  batchsize: 4\n")
     assert f"{recipe}:4: train.batchsize: unknown key, did you mean train.batch_size?" in refusal(recipe)
     recipe.write_text("seed: 1\nseed: 2\n")
     assert f"{recipe}:2: seed is set a second time" in refusal(recipe)
@@ -149,16 +152,17 @@ def test_parts_of_recipes_are_not_recipes() -> None:
 
 def test_a_thousand_mutated_configs_are_all_refused() -> None:
     rng = random.Random(0)
-    keys = known_keys()
+    configs = [to_dict(check_config({"objective": name})) for name in plugins.names(plugins.OBJECTIVES)]
+    assert set().union(*(flatten(values) for values in configs)) == set(known_keys())
     for _ in range(1000):
+        values = deepcopy(rng.choice(configs))
         with pytest.raises(ConfigError) as error:
-            check_config(mutated(rng, rng.choice(keys)))
+            check_config(mutated(rng, values, rng.choice(list(flatten(values)))))
         assert "\n" not in str(error.value)
 
 
-def mutated(rng: random.Random, key: str) -> dict[str, Any]:
-    """The defaults with one key misspelt, of the wrong type, or out of range."""
-    values = to_dict(Config())
+def mutated(rng: random.Random, values: dict[str, Any], key: str) -> dict[str, Any]:
+    """The values with one key misspelt, of the wrong type, or out of range."""
     *sections, last = key.split(".")
     section = values
     for name in sections:

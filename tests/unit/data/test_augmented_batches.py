@@ -11,9 +11,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import Batch, ClassTargets, Needs
 from unmask.data.loader.order import sample_at
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.masking import RandomMask
 from unmask.errors import ConfigError
 
 COUNT, CLASSES = 21, 4
@@ -53,8 +54,8 @@ class Noise:
 
 def train(source: Any = None, **changes: Any) -> Iterator[list[Batch]]:
     arguments: dict[str, Any] = {
-        "task": "finetune",
-        "model": ModelConfig(image_size=(16, 16), patch_size=8, num_classes=CLASSES),
+        "needs": Needs(targets=ClassTargets(CLASSES)),
+        "model": ModelConfig(image_size=(16, 16), patch_size=8),
         "data": DataConfig(),
         "augment": EVERYTHING,
         "seed": 1,
@@ -66,8 +67,12 @@ def train(source: Any = None, **changes: Any) -> Iterator[list[Batch]]:
     return train_batches(source or Noise(), **arguments | changes)
 
 
+def values(batch: Batch, field: str) -> NDArray[Any]:
+    return batch.inputs["targets"] if field == "targets" else getattr(batch, field)
+
+
 def joined(steps: Iterator[list[Batch]], field: str) -> NDArray[Any]:
-    return np.concatenate([getattr(batch, field) for step in steps for batch in step])
+    return np.concatenate([values(batch, field) for step in steps for batch in step])
 
 
 FIELDS = ("images", "targets", "labels", "index")
@@ -98,9 +103,9 @@ def test_ranks_share_the_batches_of_one_process_and_a_resumed_run_goes_on(repeat
     resumed = list(train(augment=augment, start_step=4))
     for field in FIELDS:
         for step, (batch,) in enumerate(whole):
-            parts = [getattr(ranks[rank][step][0], field) for rank in range(3)]
-            assert_array_equal(np.concatenate(parts), getattr(batch, field), err_msg=field)
-        assert_array_equal(getattr(resumed[0][0], field), getattr(whole[4][0], field), err_msg=field)
+            parts = [values(ranks[rank][step][0], field) for rank in range(3)]
+            assert_array_equal(np.concatenate(parts), values(batch, field), err_msg=field)
+        assert_array_equal(values(resumed[0][0], field), values(whole[4][0], field), err_msg=field)
 
 
 def test_repeated_augmentation_shows_each_image_several_times_and_never_the_same() -> None:
@@ -139,7 +144,7 @@ def test_each_kind_of_augmentation_changes_images_and_none_changes_what_the_othe
 
 @pytest.mark.parametrize("policy", ["rand-m10-mstd3-n4-p1", "rand-inc1-n15-p1", "v0", "originalr", "3a", "rand-t3aw"])
 def test_grey_images_go_through_every_policy(policy: str) -> None:
-    model = ModelConfig(image_size=(16, 16), patch_size=8, num_classes=CLASSES, channels=1)
+    model = ModelConfig(image_size=(16, 16), patch_size=8, channels=1)
     data = DataConfig(mean=(0.5,), std=(0.25,))
     augment = EVERYTHING.model_copy(update={"policy": policy})
     images = joined(train(Noise(channels=1), augment=augment, model=model, data=data), "images")
@@ -147,35 +152,35 @@ def test_grey_images_go_through_every_policy(policy: str) -> None:
     assert images.std() > 10
 
 
-def test_pretraining_takes_the_policy_too() -> None:
+def test_images_without_targets_take_the_policy_too() -> None:
+    needs = Needs((RandomMask(4, 1),))
     augment = AugmentConfig(policy="3a")
-    (batch,) = next(train(task="pretrain", augment=augment))
-    (plain,) = next(train(task="pretrain", augment=AugmentConfig()))
-    assert batch.targets is None
-    assert_array_equal(batch.ids_keep, plain.ids_keep)
+    (batch,) = next(train(needs=needs, augment=augment))
+    (plain,) = next(train(needs=needs, augment=AugmentConfig()))
+    assert batch.inputs.keys() == {"ids_keep", "ids_mask"}
+    assert_array_equal(batch.inputs["ids_keep"], plain.inputs["ids_keep"])
     assert (batch.images != plain.images).any()
 
 
 def test_class_weights_multiply_the_targets() -> None:
-    plain = joined(train(augment=EVERYTHING), "targets")
+    plain = joined(train(), "targets")
     weights = (1.0, 0.5, 0.0, 2.0)
-    weighted = joined(train(augment=EVERYTHING, data=DataConfig(class_weights=weights)), "targets")
+    weighted = joined(train(needs=Needs(targets=ClassTargets(CLASSES, weights))), "targets")
     assert_allclose(weighted, plain * weights, rtol=1e-6)
-    balanced = joined(train(augment=EVERYTHING, data=DataConfig(class_weights="balanced")), "targets")
+    balanced = joined(train(needs=Needs(targets=ClassTargets(CLASSES, "balanced"))), "targets")
     images = np.array([6, 5, 5, 5])
     assert_allclose(balanced, plain * (COUNT / CLASSES / images), rtol=1e-5)
-    with pytest.raises(ConfigError, match=r"data.class_weights has 3 values for 4 classes"):
-        train(data=DataConfig(class_weights=(1, 2, 3)))
+    with pytest.raises(ConfigError, match=r"objective.class_weights has 3 values for 4 classes"):
+        train(needs=Needs(targets=ClassTargets(CLASSES, (1, 2, 3))))
 
 
 def test_several_classes_an_image() -> None:
     source = Noise()
     source.labels, source.label_sets = None, np.random.default_rng(0).random((COUNT, CLASSES)) < 0.5
     (batch,) = next(train(source, augment=AugmentConfig(label_smoothing=0.2)))
-    assert_allclose(batch.targets, 0.1 + 0.8 * source.label_sets[batch.index], rtol=1e-6)
-    evaluated = list(
-        eval_batches(source, task="finetune", model=ModelConfig(), data=DataConfig(), seed=0, batch_size=16)
-    )
+    assert_allclose(batch.inputs["targets"], 0.1 + 0.8 * source.label_sets[batch.index], rtol=1e-6)
+    needs = Needs(targets=ClassTargets(CLASSES))
+    evaluated = list(eval_batches(source, needs=needs, model=ModelConfig(), data=DataConfig(), seed=0, batch_size=16))
     labels = np.concatenate([batch.labels for batch in evaluated])  # pyright: ignore
     assert_array_equal(labels[:COUNT], source.label_sets)
 
@@ -186,7 +191,7 @@ def test_several_classes_an_image() -> None:
         ({"batch_size": 9}, r"train.batch_size=9 over 1 processes x train.accumulate=1 makes micro-batches of 9"),
         ({"accumulate": 4}, r"micro-batches of 3; make them even"),
         ({"world": 2, "accumulate": 2}, r"micro-batches of 3; make them even"),
-        ({"model": ModelConfig()}, r"model.num_classes is not set"),
+        ({"needs": Needs(targets=ClassTargets(None))}, r"model.num_classes is not set"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_first_batch(changes: dict[str, Any], message: str) -> None:

@@ -17,12 +17,14 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import Batch, Needs
 from unmask.data.loader.order import sample_at
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.masking import RandomMask
 
 SIDE = 8
-MODEL = ModelConfig(image_size=(SIDE, SIDE), patch_size=4, mask_ratio=0.5)
+MODEL = ModelConfig(image_size=(SIDE, SIDE), patch_size=4)
+NEEDS = Needs((RandomMask(4, 2),))
 FIELDS = ("index", "images", "ids_keep")
 Segment = tuple[int, int, int]
 """Steps until the run is stopped, processes, micro-batches."""
@@ -51,7 +53,8 @@ class Noise:
 
 
 def join(batches: list[Batch]) -> Arrays:
-    return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in FIELDS}
+    rows = [{"index": batch.index, "images": batch.images, **batch.inputs} for batch in batches]
+    return {name: np.concatenate([row[name] for row in rows]) for name in FIELDS}
 
 
 def share(
@@ -61,7 +64,7 @@ def share(
     steps, world, accumulate = segment
     batches = train_batches(
         Noise(count),
-        task="pretrain",
+        needs=NEEDS,
         model=MODEL,
         data=DataConfig(workers=workers),
         augment=AugmentConfig(),
@@ -125,7 +128,7 @@ def test_evaluation_shows_each_image_once_to_one_process(count: int, batch_size:
         return list(
             eval_batches(
                 Noise(count),
-                task="pretrain",
+                needs=NEEDS,
                 model=MODEL,
                 data=DataConfig(),
                 seed=1,

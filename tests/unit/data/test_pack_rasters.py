@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import Batch, Needs
 from unmask.data.decode.picture import DecodeError
 from unmask.data.decode.raster import Raster, read_stored
 from unmask.data.loader.pipeline import train_batches
@@ -70,7 +70,7 @@ def bands(tmp_path: Path) -> Path:
 def batches(source: Source) -> list[Batch]:
     steps = train_batches(
         source,
-        task="pretrain",
+        needs=Needs(),
         model=ModelConfig(image_size=(16, 16), patch_size=8, channels=12),
         data=DataConfig(dtype="uint16", mean=(0.5,) * 12, std=(0.25,) * 12),
         augment=AugmentConfig(),

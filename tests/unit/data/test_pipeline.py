@@ -15,14 +15,17 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Batch
+from unmask.data.batch import Batch, ClassTargets, Needs
 from unmask.data.loader import pipeline
 from unmask.data.loader.order import sample_at
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.masking import DropPath, RandomMask
 from unmask.data.sources import Source, open_source
 from unmask.errors import ConfigError, DataError
 
-MODEL = ModelConfig(image_size=(32, 32), patch_size=8, depth=3, drop_path=0.3, num_classes=2)
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8)
+MASKED = Needs((RandomMask(16, 4),))
+LABELLED = Needs((DropPath(3, 0.3),), ClassTargets(2))
 DATA = DataConfig()
 
 
@@ -33,7 +36,7 @@ def source(colours: Path) -> Source:
 
 def train(source: Source, **changes: Any) -> Iterator[list[Batch]]:
     arguments: dict[str, Any] = {
-        "task": "pretrain",
+        "needs": MASKED,
         "model": MODEL,
         "data": DATA,
         "augment": AugmentConfig(),
@@ -50,36 +53,39 @@ def assert_same(left: list[list[Batch]], right: list[list[Batch]]) -> None:
     assert [len(step) for step in left] == [len(step) for step in right]
     for a, b in zip((x for step in left for x in step), (x for step in right for x in step), strict=True):
         for field in fields(Batch):
-            assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+            if field.name != "inputs":
+                assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+        assert a.inputs.keys() == b.inputs.keys()
+        for name in a.inputs:
+            assert_array_equal(a.inputs[name], b.inputs[name], err_msg=name)
 
 
-def test_pretraining_batch(source: Source):
+def test_a_batch_with_masks(source: Source):
     (batch,) = next(train(source))
     assert (batch.images.shape, batch.images.dtype) == ((8, 32, 32, 3), np.uint8)
-    assert (batch.ids_keep.shape, batch.ids_mask.shape) == ((8, 4), (8, 12))  # pyright: ignore
-    assert batch.labels is batch.keep_path is batch.valid is None
-    assert all(type(values) is np.ndarray for values in (batch.images, batch.ids_keep, batch.index))
+    assert {name: array.shape for name, array in batch.inputs.items()} == {"ids_keep": (8, 4), "ids_mask": (8, 12)}
+    assert batch.labels is batch.valid is None
+    assert all(type(values) is np.ndarray for values in (batch.images, batch.index, *batch.inputs.values()))
     np.testing.assert_allclose(
         batch.images.mean((1, 2, 3)), [6 * int(source.name(i)[-6:-4]) for i in batch.index], atol=3
     )
 
 
-def test_fine_tuning_batch(source: Source):
-    (batch,) = next(train(source, task="finetune"))
-    assert batch.ids_keep is batch.ids_mask is batch.valid is None
+def test_a_batch_with_targets(source: Source):
+    (batch,) = next(train(source, needs=LABELLED))
+    assert batch.inputs.keys() == {"keep_path", "targets"}
+    assert batch.valid is None
     assert batch.labels is not None
-    assert batch.keep_path is not None
-    assert_array_equal(batch.targets, np.eye(2)[batch.labels])
+    assert_array_equal(batch.inputs["targets"], np.eye(2)[batch.labels])
     assert [source.name(i).split("/")[0] for i in batch.index] == [("even", "odd")[c] for c in batch.labels]
-    assert (batch.keep_path.shape, batch.keep_path.dtype) == ((8, 3, 2), np.bool_)
-    assert next(train(source, task="finetune", model=MODEL.model_copy(update={"drop_path": 0.0})))[0].keep_path is None
+    assert (batch.inputs["keep_path"].shape, batch.inputs["keep_path"].dtype) == ((8, 3, 2), np.bool_)
 
 
-@pytest.mark.parametrize(("task", "workers"), [("pretrain", 1), ("pretrain", 2), ("finetune", 2)])
-def test_workers_do_not_enter_the_result(source: Source, task: str, workers: int):
+@pytest.mark.parametrize(("needs", "workers"), [(MASKED, 1), (MASKED, 2), (LABELLED, 2)])
+def test_workers_do_not_enter_the_result(source: Source, needs: Needs, workers: int):
     """Parts of 32 rows, so that several workers share a batch of 80."""
     runs = [
-        list(train(source, task=task, batch_size=160, accumulate=2, stop_step=3, data=DataConfig(workers=count)))
+        list(train(source, needs=needs, batch_size=160, accumulate=2, stop_step=3, data=DataConfig(workers=count)))
         for count in (0, workers)
     ]
     assert_same(*runs)
@@ -114,22 +120,23 @@ def test_accumulation_and_ranks_share_the_same_rows(source: Source):
     for step, (batch,) in enumerate(whole):
         micro = [*shares[0][step], *shares[1][step]]
         assert [len(batch) for batch in micro] == [4, 4, 4, 4]
-        for name in ("images", "index", "ids_keep"):
+        for name in ("images", "index"):
             assert_array_equal(np.concatenate([getattr(b, name) for b in micro]), getattr(batch, name))
+        assert_array_equal(np.concatenate([b.inputs["ids_keep"] for b in micro]), batch.inputs["ids_keep"])
 
 
 def test_epochs_and_seeds_differ(source: Source):
-    by_seed = [np.concatenate([b.ids_keep for (b,) in train(source, seed=seed)]) for seed in (5, 6)]  # pyright: ignore
+    by_seed = [np.concatenate([b.inputs["ids_keep"] for (b,) in train(source, seed=seed)]) for seed in (5, 6)]
     assert not np.array_equal(by_seed[0], by_seed[1])
     rows = {b.index[i]: [] for (b,) in train(source) for i in range(8)}
     for (batch,) in train(source, stop_step=10):
         for row, index in enumerate(batch.index):
-            rows[index].append(batch.ids_keep[row].tolist())  # pyright: ignore
+            rows[index].append(batch.inputs["ids_keep"][row].tolist())
     assert sum(first != second for first, second in rows.values()) > 35
 
 
 def test_evaluation_shows_each_image_once_in_order(source: Source):
-    batches = list(eval_batches(source, task="finetune", model=MODEL, data=DATA, seed=0, batch_size=12))
+    batches = list(eval_batches(source, needs=LABELLED, model=MODEL, data=DATA, seed=0, batch_size=12))
     assert [len(batch) for batch in batches] == [12] * 4
     index = np.concatenate([batch.index for batch in batches])
     valid = np.concatenate([batch.valid for batch in batches])  # pyright: ignore
@@ -146,15 +153,15 @@ def test_evaluation_masks_do_not_depend_on_the_batch(source: Source):
     runs = []
     for batch_size, workers in ((40, 0), (7, 0), (16, 1)):
         data = DataConfig(workers=workers)
-        batches = list(eval_batches(source, task="pretrain", model=MODEL, data=data, seed=3, batch_size=batch_size))
-        runs.append(np.concatenate([batch.ids_mask for batch in batches])[:40])  # pyright: ignore
+        batches = list(eval_batches(source, needs=MASKED, model=MODEL, data=data, seed=3, batch_size=batch_size))
+        runs.append(np.concatenate([batch.inputs["ids_mask"] for batch in batches])[:40])
     assert_array_equal(runs[0], runs[1])
     assert_array_equal(runs[0], runs[2])
 
 
 def test_evaluation_without_labels(colours: Path):
     source = open_source(str(colours), key="images", labels=False)
-    batch = next(iter(eval_batches(source, task="finetune", model=MODEL, data=DATA, seed=0, batch_size=4)))
+    batch = next(iter(eval_batches(source, needs=LABELLED, model=MODEL, data=DATA, seed=0, batch_size=4)))
     assert batch.labels is None
 
 
@@ -176,7 +183,7 @@ def test_bad_image_is_replaced_the_same_way_each_time(colours: Path, source: Sou
     original = [sample_at(position, 40, seed=5)[1] for position in range(80)]
     kept = [index not in bad for index in original]
     assert_array_equal(shown[kept], np.array(original)[kept])
-    labels = np.concatenate([batch.labels for (batch,) in train(source, task="finetune", stop_step=10)])  # pyright: ignore
+    labels = np.concatenate([batch.labels for (batch,) in train(source, needs=LABELLED, stop_step=10)])  # pyright: ignore
     assert source.labels is not None
     assert_array_equal(labels, source.labels[shown])
 
@@ -185,7 +192,7 @@ def test_bad_image_is_replaced_the_same_way_each_time(colours: Path, source: Sou
 def test_rows_without_an_image_are_black_and_not_counted_in_evaluation(colours: Path, source: Source, workers: int):
     spoil(colours, "odd/33.jpg")  # late, when the workers' memory has held other images
     data = DataConfig(workers=workers)
-    batches = list(eval_batches(source, task="finetune", model=MODEL, data=data, seed=0, batch_size=3))
+    batches = list(eval_batches(source, needs=LABELLED, model=MODEL, data=data, seed=0, batch_size=3))
     valid = np.concatenate([batch.valid for batch in batches])  # pyright: ignore
     (bad,) = np.concatenate([batch.bad for batch in batches]).tolist()  # pyright: ignore
     assert source.name(bad) == "odd/33.jpg"
@@ -234,7 +241,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import train_batches
+from unmask.data.masking import RandomMask
 from unmask.data.sources import open_source
 
 class Modules:
@@ -248,7 +257,8 @@ class Modules:
 
 if __name__ == "__main__":
     data, model = DataConfig(workers=1), ModelConfig(image_size=32)
-    list(train_batches(Modules(), task="pretrain", model=model, data=data, augment=AugmentConfig(), seed=0,
+    needs = Needs((RandomMask(196, 49),))
+    list(train_batches(Modules(), needs=needs, model=model, data=data, augment=AugmentConfig(), seed=0,
                        batch_size=4, accumulate=1, start_step=0, stop_step=3))
 """
 
@@ -298,7 +308,7 @@ def test_what_sixteen_workers_make_ahead_is_bounded(side: int, rows: int, monkey
     monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**32))
     buffer = pipeline._Buffer(side * side * 3, workers=16)
     assert buffer.rows == rows
-    parts = pipeline._Parts(None, 0, 4096, 4096, 1, 10, buffer.rows)  # pyright: ignore
+    parts = pipeline._Parts(None, 0, 4096, 4096, 1, range(10), buffer.rows)  # pyright: ignore
     ahead = buffer.ahead(parts)
     assert ahead >= 2 * 16
     assert ahead * rows * side * side * 3 <= pipeline._BUFFER_BYTES

@@ -244,7 +244,7 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
         (npy(np.array([["a"]])), "cannot be read as pixels"),
         (npy(np.full((4, 4, 7), np.nan, np.float32)), "NaN"),
         (npy(np.full((4, 4, 7), 1e300)), "beyond float32"),
-        (npy(np.zeros((0, 4, 7))), "no pixels"),
+        (npy(np.zeros((0, 4, 7))), "cannot be read as pixels"),
         (npy(noise(9, 9, 7))[:-1], "cannot be decoded"),
         (npy(noise(9, 9, 7)).replace(b"(9, 9, 7)", b"(9e9,9,7)"), "cannot be decoded"),
         (npy(np.zeros((1, 1, 7), np.uint8)).replace(b"(1, 1, 7), }", b"(999999,99999,7), }"), "cannot be decoded"),

@@ -15,22 +15,22 @@ SIZES = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_dept
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def make(norm_pix_loss: bool) -> tuple[ModelConfig, Batch, np.ndarray]:
+def make() -> tuple[ModelConfig, Batch, np.ndarray]:
     """A model, two smooth images with every second patch masked, and their patches as the loss sees them."""
-    model = ModelConfig(image_size=(16, 24), patch_size=4, norm_pix_loss=norm_pix_loss, **SIZES)
+    model = ModelConfig(image_size=(16, 24), patch_size=4, **SIZES)
     y, x, c = np.meshgrid(np.arange(16), np.arange(24), np.arange(3), indexing="ij")
     images = np.stack([40 + 3 * x + 2 * y + 10 * c + (x % 3), 200 - 4 * x - 3 * y + 5 * (y % 2) + 0 * c]).astype(
         np.uint8
     )
     ids_keep = np.tile(np.arange(0, 24, 2, dtype=np.int32), (2, 1))
-    batch = Batch(images, np.arange(2), ids_keep, ids_keep + 1)
+    batch = Batch(images, np.arange(2), {"ids_keep": ids_keep, "ids_mask": ids_keep + 1})
     normalized = (patchify(images, 4) / 255 - np.tile(MEAN, 16)) / np.tile(STD, 16)
     order = np.concatenate([ids_keep, ids_keep + 1], 1)[:, :, None]
     return model, batch, np.take_along_axis(normalized, order, 1).astype(np.float32)
 
 
 def test_patchify_is_row_column_channel_and_unpatchify_inverts_it() -> None:
-    model, batch, _ = make(True)
+    model, batch, _ = make()
     patches = patchify(batch.images, 4)
     assert patches.shape == (2, 24, 48)
     np.testing.assert_array_equal(patches[0, 7], batch.images[0, 4:8, 4:8].reshape(-1))
@@ -38,20 +38,20 @@ def test_patchify_is_row_column_channel_and_unpatchify_inverts_it() -> None:
 
 
 def test_a_perfect_prediction_of_pixels_gives_the_image_back() -> None:
-    model, batch, patches = make(False)
-    painted = paint(patches, batch, model, MEAN, STD)
+    model, batch, patches = make()
+    painted = paint(patches, batch, model, False, MEAN, STD)
     np.testing.assert_array_equal(painted.reconstruction, batch.images)
     np.testing.assert_array_equal(painted.pasted, batch.images)
     hidden = np.zeros((2, 24, 1), bool)
-    np.put_along_axis(hidden, batch.ids_mask[:, :, None], True, 1)  # type: ignore[index]
+    np.put_along_axis(hidden, batch.inputs["ids_mask"][:, :, None], True, 1)
     grey = unpatchify(np.where(hidden, np.uint8(128), patchify(batch.images, 4)), model)
     np.testing.assert_array_equal(painted.masked, grey)
 
 
 def test_normalized_patches_get_brightness_and_contrast_from_the_visible_ones() -> None:
-    model, batch, patches = make(True)
+    model, batch, patches = make()
     target = (patches - patches.mean(-1, keepdims=True)) / patches.std(-1, ddof=1, keepdims=True)
-    painted = paint(target, batch, model, MEAN, STD)
+    painted = paint(target, batch, model, True, MEAN, STD)
     assert np.abs(painted.reconstruction.astype(int) - batch.images).mean() < 12, "smooth images are nearly recovered"
     visible = painted.masked != 128
     np.testing.assert_array_equal(painted.pasted[visible], batch.images[visible])
@@ -59,10 +59,12 @@ def test_normalized_patches_get_brightness_and_contrast_from_the_visible_ones() 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_masked_pixels_never_enter(norm_pix_loss: bool) -> None:
-    model, batch, patches = make(norm_pix_loss)
-    painted = paint(patches, batch, model, MEAN, STD)
+    model, batch, patches = make()
+    painted = paint(patches, batch, model, norm_pix_loss, MEAN, STD)
     hidden = patchify(batch.images, 4).copy()
-    np.put_along_axis(hidden, batch.ids_mask[:, :, None], np.uint8(0), 1)  # type: ignore[index]
-    blind = paint(patches, dataclasses.replace(batch, images=unpatchify(hidden, model)), model, MEAN, STD)
+    np.put_along_axis(hidden, batch.inputs["ids_mask"][:, :, None], np.uint8(0), 1)
+    blind = paint(
+        patches, dataclasses.replace(batch, images=unpatchify(hidden, model)), model, norm_pix_loss, MEAN, STD
+    )
     np.testing.assert_array_equal(blind.reconstruction, painted.reconstruction)
     np.testing.assert_array_equal(blind.pasted, painted.pasted)

@@ -3,10 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_cases import objective_of
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError
 from unmask.interchange.adapt import _bicubic, adapt_encoder, interpolate_position_embedding, resample_patch_projection
-from unmask.models.parameters import parameter_shapes
 
 SMALL: dict[str, Any] = {
     "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2,
@@ -20,7 +20,7 @@ def config(**fields: Any) -> ModelConfig:
 
 def pretrained(**fields: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(config(**fields), "pretrain")
+    shapes = objective_of("mae", **SMALL | fields).shapes()
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -29,7 +29,7 @@ def test_takes_what_a_classifier_has_of_an_autoencoder(pool: str):
     weights = pretrained()
     taken = adapt_encoder(weights, config(pool=pool), source="x")
     fresh = {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pool == "mean" else set())
-    assert taken.keys() == parameter_shapes(config(pool=pool), "finetune").keys() - fresh
+    assert taken.keys() == objective_of("classify", **SMALL, pool=pool).shapes().keys() - fresh
     for name, tensor in taken.items():
         assert tensor is weights[name]
 

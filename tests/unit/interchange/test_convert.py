@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from unmask.checkpoint import Checkpoint, CheckpointStore
+from unmask.config.load import check_config, to_dict
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
 from unmask.interchange import read_model
 
-CONFIG: dict[str, Any] = {"task": "pretrain", "model": {"width": 16, "heads": 2, "image_size": [8, 16]}}
+MODEL = {"width": 16, "heads": 2, "image_size": [16, 32]}
+CONFIG: dict[str, Any] = {"objective": {"name": "mae", "mask_ratio": 0.5}, "model": MODEL}
 
 
 @pytest.fixture
@@ -25,7 +27,8 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_gives_its_newest_checkpoint_and_its_config(run: Path):
     found = read_model(str(run))
     assert found.weights["norm.bias"].tolist() == [3, 3]
-    assert (found.format, found.config, found.model) == ("unmask", CONFIG, CONFIG["model"])
+    assert (found.format, found.config) == ("unmask", to_dict(check_config(CONFIG)))
+    assert found.model == {**MODEL, "mask_ratio": 0.5, "norm_pix_loss": True}
     assert found.class_names == ("a", "b")
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unmask.config.schema import ModelConfig
+from engine_cases import objective_of
 from unmask.errors import CheckpointError
 from unmask.interchange import read_model, write_model
-from unmask.models.parameters import Task, parameter_shapes
 
 torch = pytest.importorskip("torch")
 
@@ -23,9 +22,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def weights_of(task: Task, **fields: Any) -> dict[str, np.ndarray]:
+def weights_of(objective: str, **fields: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(ModelConfig.model_validate(SMALL | fields), task)
+    shapes = objective_of(objective, **SMALL | fields).shapes()
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -53,7 +52,7 @@ def test_a_pretrained_file_with_all_that_the_official_code_puts_beside_the_model
         "scaler": {"scale": 65536.0, "growth_tracker": 0},
         "args": argparse.Namespace(batch_size=64, model="mae_vit_base_patch16", resume="", betas=(0.9, 0.95), x=None),
     }
-    weights = weights_of("pretrain")
+    weights = weights_of("mae")
     found = read_model(official(tmp_path / "mae.pth", weights, **beside))
     assert_equal(found.weights, weights)
     assert found.format == "facebook"
@@ -64,7 +63,7 @@ def test_a_pretrained_file_with_all_that_the_official_code_puts_beside_the_model
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_a_fine_tuned_file(tmp_path: Path, pool: str):
-    weights = weights_of("finetune", pool=pool)
+    weights = weights_of("classify", pool=pool)
     found = read_model(official(tmp_path / "x.pth", weights))
     assert_equal(found.weights, weights)
     assert (found.model["num_classes"], found.model["pool"]) == (3, pool)
@@ -110,10 +109,10 @@ def test_a_module_with_metadata(tmp_path: Path):
         np.testing.assert_array_equal(found[name], tensor.numpy(), strict=True)
 
 
-@pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_what_is_written_loads_in_torch_and_comes_back(tmp_path: Path, task: Task):
-    weights, path = weights_of(task), tmp_path / "x.pth"
-    names = ("größe", "b", "c") if task == "finetune" else None
+@pytest.mark.parametrize("objective", ["mae", "classify"])
+def test_what_is_written_loads_in_torch_and_comes_back(tmp_path: Path, objective: str):
+    weights, path = weights_of(objective), tmp_path / "x.pth"
+    names = ("größe", "b", "c") if objective == "classify" else None
     write_model("facebook", path, weights, SMALL, names)
     loaded = torch.load(path, weights_only=True)["model"]
     assert_equal({name: tensor.numpy() for name, tensor in loaded.items()}, weights)
@@ -140,14 +139,14 @@ def test_the_format_before_1_6_is_refused_with_the_way_out(tmp_path: Path):
 
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path):
     path = tmp_path / "x.pth"
-    write_model("facebook", path, weights_of("pretrain"), SMALL, None)
+    write_model("facebook", path, weights_of("mae"), SMALL, None)
     before = path.read_bytes()
     (tmp_path / ".tmp-x.pth").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*x\.pth"):
-        write_model("facebook", path, weights_of("finetune"), SMALL, None)
+        write_model("facebook", path, weights_of("classify"), SMALL, None)
     assert path.read_bytes() == before
     with pytest.raises(CheckpointError, match=r"cannot write .*missing/x\.pth"):
-        write_model("facebook", tmp_path / "missing" / "x.pth", weights_of("finetune"), SMALL, None)
+        write_model("facebook", tmp_path / "missing" / "x.pth", weights_of("classify"), SMALL, None)
 
 
 WITHOUT_TORCH = """
@@ -165,9 +164,9 @@ except CheckpointError as error:
 
 
 def test_reading_needs_no_torch_and_writing_says_so(tmp_path: Path):
-    path = official(tmp_path / "x.pth", weights_of("pretrain"))
+    path = official(tmp_path / "x.pth", weights_of("mae"))
     result = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, path], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [
-        str(len(weights_of("pretrain"))),
+        str(len(weights_of("mae"))),
         "writing a .pth needs PyTorch: pip install 'unmask[torch]'",
     ]

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unmask.config.schema import ModelConfig
+from engine_cases import objective_of
 from unmask.errors import CheckpointError
 from unmask.interchange import StoredModel, read_model, write_model
-from unmask.models.parameters import Task, parameter_shapes
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -29,18 +28,23 @@ THEIRS_MAE = {
     "mask_ratio": 0.5, "norm_pix_loss": True, "decoder_hidden_size": 8, "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 4, "decoder_intermediate_size": 24,
 }  # fmt: skip
-TASKS: list[Task] = ["pretrain", "finetune"]
+OBJECTIVES = ["mae", "classify"]
 
 
-def ours(task: Task, **fields: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    model = SMALL | {"num_classes": 3 if task == "finetune" else None, "pool": "cls"} | fields
+def shaping(model: dict[str, Any]) -> dict[str, Any]:
+    """Without what decides no shape, and belongs to the objective."""
+    return {name: value for name, value in model.items() if name not in ("mask_ratio", "norm_pix_loss")}
+
+
+def ours(objective: str, **fields: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    model = SMALL | {"num_classes": 3 if objective == "classify" else None, "pool": "cls"} | fields
     rng = np.random.default_rng(0)
-    shapes = parameter_shapes(ModelConfig.model_validate(model), task)
+    shapes = objective_of(objective, **shaping(model)).shapes()
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}, model
 
 
-def theirs(task: Task, **config: Any) -> Any:
-    if task == "pretrain":
+def theirs(objective: str, **config: Any) -> Any:
+    if objective == "mae":
         model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**THEIRS, **THEIRS_MAE, **config))
     else:
         model = transformers.ViTForImageClassification(transformers.ViTConfig(**THEIRS, **config))
@@ -82,31 +86,31 @@ def assert_same(found: StoredModel, model: Any) -> None:
 
 
 @pytest.mark.parametrize("original", [True, False], ids=["names of 4", "names of 5"])
-@pytest.mark.parametrize("task", TASKS)
-def test_what_transformers_saves_is_read_tensor_by_tensor(tmp_path: Path, task: Task, original: bool):
-    labels = {} if task == "pretrain" else {"id2label": {0: "größe", 1: "b", 2: "c"}}
-    model = theirs(task, **labels)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_transformers_saves_is_read_tensor_by_tensor(tmp_path: Path, objective: str, original: bool):
+    labels = {} if objective == "mae" else {"id2label": {0: "größe", 1: "b", 2: "c"}}
+    model = theirs(objective, **labels)
     model.save_pretrained(tmp_path, save_original_format=original)
     found = read_model(tmp_path)
     assert_same(found, model)
     assert found.format == "transformers"
-    if task == "pretrain":
+    if objective == "mae":
         assert found.model == SMALL
         assert found.class_names is None
     else:
         expected = {name: value for name, value in SMALL.items() if name not in MAE_ONLY}
         assert found.model == {**expected, "num_classes": 3, "pool": "cls"}
         assert found.class_names == ("größe", "b", "c")
-    check = ModelConfig.model_validate(found.model)
-    assert {name: tensor.shape for name, tensor in found.weights.items()} == parameter_shapes(check, task)
+    shapes = objective_of(objective, **shaping(found.model)).shapes()
+    assert {name: tensor.shape for name, tensor in found.weights.items()} == shapes
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_what_is_written_loads_strictly_and_comes_back(tmp_path: Path, task: Task):
-    weights, fields = ours(task)
-    names = ("größe", "b", "c") if task == "finetune" else None
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_is_written_loads_strictly_and_comes_back(tmp_path: Path, objective: str):
+    weights, fields = ours(objective)
+    names = ("größe", "b", "c") if objective == "classify" else None
     write_model("transformers", tmp_path, weights, fields, names)
-    kind = transformers.ViTMAEForPreTraining if task == "pretrain" else transformers.ViTForImageClassification
+    kind = transformers.ViTMAEForPreTraining if objective == "mae" else transformers.ViTForImageClassification
     model, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     found = read_model(tmp_path)
@@ -125,7 +129,7 @@ def test_what_is_written_loads_strictly_and_comes_back(tmp_path: Path, task: Tas
 def test_what_is_written_has_the_names_of_transformers_4(tmp_path: Path):
     from safetensors import safe_open
 
-    write_model("transformers", tmp_path, *ours("pretrain"), None)
+    write_model("transformers", tmp_path, *ours("mae"), None)
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         names = set(file.keys())
         assert file.metadata() == {"format": "pt"}
@@ -141,7 +145,7 @@ def test_what_is_written_has_the_names_of_transformers_4(tmp_path: Path):
 
 
 def test_a_classifier_that_is_not_square(tmp_path: Path):
-    weights, fields = ours("finetune", image_size=(8, 16))
+    weights, fields = ours("classify", image_size=(8, 16))
     write_model("transformers", tmp_path, weights, fields, None)
     model = transformers.ViTForImageClassification.from_pretrained(tmp_path)
     assert model(torch.zeros(1, 1, 8, 16)).logits.shape == (1, 3)
@@ -152,13 +156,13 @@ def test_a_classifier_that_is_not_square(tmp_path: Path):
 
 def test_half_precision_is_widened(tmp_path: Path):
     for kind in (torch.bfloat16, torch.float16):
-        model = theirs("finetune").to(kind)
+        model = theirs("classify").to(kind)
         model.save_pretrained(tmp_path)
         assert_same(read_model(tmp_path), model.float())
 
 
 def test_the_older_pytorch_model_bin(tmp_path: Path):
-    model = theirs("pretrain")
+    model = theirs("mae")
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
@@ -166,20 +170,20 @@ def test_the_older_pytorch_model_bin(tmp_path: Path):
 
 
 def test_what_transformers_has_no_place_for_is_refused(tmp_path: Path):
-    def refused(task: Task, match: str, *, without: str = "", names: Any = None, **fields: Any) -> None:
-        weights, model = ours(task, **fields)
+    def refused(objective: str, match: str, *, without: str = "", names: Any = None, **fields: Any) -> None:
+        weights, model = ours(objective, **fields)
         model.pop(without, None)
         with pytest.raises(CheckpointError, match=match) as raised:
             write_model("transformers", tmp_path / "x", weights, model, names)
         assert "\n" not in str(raised.value)
         assert not (tmp_path / "x").exists()
 
-    refused("finetune", "pools by its cls token", pool="mean")
-    refused("pretrain", "is square", image_size=(8, 16))
-    refused("pretrain", "does not tell decoder_heads", without="decoder_heads")
-    refused("finetune", "does not tell heads", without="heads")
-    refused("finetune", "2 class names for a head of 3 classes", names=("a", "b"))
-    weights, model = ours("pretrain")
+    refused("classify", "pools by its cls token", pool="mean")
+    refused("mae", "is square", image_size=(8, 16))
+    refused("mae", "does not tell decoder_heads", without="decoder_heads")
+    refused("classify", "does not tell heads", without="heads")
+    refused("classify", "2 class names for a head of 3 classes", names=("a", "b"))
+    weights, model = ours("mae")
     encoder = {name: tensor for name, tensor in weights.items() if "decoder" not in name}
     with pytest.raises(CheckpointError, match=r"decoder_norm\.bias is missing"):
         write_model("transformers", tmp_path / "x", encoder, model, None)
@@ -207,7 +211,7 @@ def test_what_transformers_has_no_place_for_is_refused(tmp_path: Path):
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, change: dict[str, Any], match: str):
-    write_model("transformers", tmp_path, *ours("pretrain"), None)
+    write_model("transformers", tmp_path, *ours("mae"), None)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=match) as raised:
@@ -217,7 +221,7 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path: Path, change: dict[str, 
 
 
 def test_labels_that_do_not_count_up_are_refused(tmp_path: Path):
-    write_model("transformers", tmp_path, *ours("finetune"), ("a", "b", "c"))
+    write_model("transformers", tmp_path, *ours("classify"), ("a", "b", "c"))
     path = tmp_path / "config.json"
     for labels in ({"0": "a", "2": "b"}, [1], 7):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": labels}))
@@ -228,7 +232,7 @@ def test_labels_that_do_not_count_up_are_refused(tmp_path: Path):
 def test_unknown_and_incomplete_tensors_are_all_listed(tmp_path: Path):
     from safetensors.numpy import load_file, save_file
 
-    write_model("transformers", tmp_path, *ours("finetune"), None)
+    write_model("transformers", tmp_path, *ours("classify"), None)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["vit.encoder.layer.1.attention.attention.key.bias"]
     save_file(tensors | {"vit.pooler.dense.bias": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
@@ -242,4 +246,4 @@ def test_unknown_and_incomplete_tensors_are_all_listed(tmp_path: Path):
 def test_a_failed_write_is_one_line(tmp_path: Path):
     (tmp_path / "x").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"cannot write .*/x: "):
-        write_model("transformers", tmp_path / "x", *ours("pretrain"), None)
+        write_model("transformers", tmp_path / "x", *ours("mae"), None)

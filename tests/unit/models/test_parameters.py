@@ -5,31 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unmask.config.schema import ModelConfig
-from unmask.models.parameters import initial_weights, parameter_shapes, sincos_position_embedding
+from engine_cases import objective_of
+from unmask.models.parameters import sincos_position_embedding
 
-MODEL = ModelConfig(image_size=(32, 48), width=64, depth=2, heads=4, decoder_width=32, decoder_depth=1, decoder_heads=4)
+MODEL = {
+    "image_size": (32, 48), "width": 64, "depth": 2, "heads": 4,
+    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4,
+}  # fmt: skip
 
 
 def test_vit_base_has_the_published_number_of_weights() -> None:
-    encoder = parameter_shapes(ModelConfig(num_classes=1000), "finetune")
+    encoder = objective_of("classify", num_classes=1000).shapes()
     assert sum(int(np.prod(shape)) for shape in encoder.values()) == 86_567_656  # ViT-B/16 of timm and the paper
-    mae = parameter_shapes(ModelConfig(), "pretrain")
+    mae = objective_of("mae").shapes()
     assert sum(int(np.prod(shape)) for shape in mae.values()) == 111_907_840  # official mae_vit_base_patch16
 
 
 def test_each_weight_depends_on_seed_and_name_alone() -> None:
-    one, again, other = (initial_weights(MODEL, "pretrain", seed) for seed in (3, 3, 4))
+    one, again, other = (objective_of("mae", **MODEL).initial_weights(seed) for seed in (3, 3, 4))
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert not np.array_equal(one["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
     assert not np.array_equal(one["blocks.0.attn.qkv.weight"], one["blocks.1.attn.qkv.weight"])
-    deeper = initial_weights(MODEL.model_copy(update={"depth": 3}), "pretrain", 3)
+    deeper = objective_of("mae", **MODEL | {"depth": 3}).initial_weights(3)
     assert all(np.array_equal(one[name], deeper[name]) for name in one)
 
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "decoder_pred.weight"])
 def test_matrices_are_xavier_uniform_qkv_as_one(name: str) -> None:
-    weight = initial_weights(MODEL, "pretrain", 0)[name]
+    weight = objective_of("mae", **MODEL).initial_weights(0)[name]
     bound = np.sqrt(6 / (weight.shape[0] + weight[0].size))
     assert np.abs(weight).max() <= bound
     assert weight.std() == pytest.approx(bound / np.sqrt(3), rel=0.02)
@@ -37,8 +40,7 @@ def test_matrices_are_xavier_uniform_qkv_as_one(name: str) -> None:
 
 
 def test_tokens_norms_biases_and_head() -> None:
-    wide = MODEL.model_copy(update={"width": 4096, "num_classes": 10})
-    weights = initial_weights(wide, "finetune", 0)
+    weights = objective_of("classify", **MODEL | {"width": 4096, "num_classes": 10}).initial_weights(0)
     assert weights["cls_token"].std() == pytest.approx(0.02, rel=0.05)
     assert weights["head.weight"].std() == pytest.approx(2e-5, rel=0.05)
     assert (weights["fc_norm.weight"] == 1).all()

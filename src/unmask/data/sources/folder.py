@@ -78,5 +78,5 @@ def _resolved(root: str, what: str) -> str:
     except (OSError, RuntimeError) as error:
         raise DataError(f"{what} cannot be listed: {error}") from None
     if not path.is_dir():
-        raise DataError(f"{what} is neither a folder of images nor a known kind of file; {KINDS}")
+        raise DataError(f"{what} is not a folder of images, nor a known kind of file; {KINDS}")
     return str(path)

@@ -11,7 +11,7 @@ from unmask.config.schema import ModelConfig
 from unmask.data.batch import Batch, Needs
 from unmask.data.masking import RandomMask
 from unmask.models.parameters import Shapes, block_shapes, encoder_shapes, linear_shapes, norm_shapes
-from unmask.objectives.base import READ_OUTS, Objective, PaintingSection, valid_rows
+from unmask.objectives.base import READ_OUTS, MaskingSection, Objective, PaintingSection, valid_rows
 
 
 class MaeSection(PaintingSection):
@@ -19,7 +19,7 @@ class MaeSection(PaintingSection):
 
 
 class MaskedAutoencoding(Objective):
-    Section = MaeSection
+    Section: ClassVar[type[MaskingSection]] = MaeSection
     networks: ClassVar = {
         "torch": "unmask.objectives.mae.torch:MaskedAutoencoder",
         "mindspore": "unmask.objectives.mae.mindspore:MaskedAutoencoder",
@@ -31,7 +31,7 @@ class MaskedAutoencoding(Objective):
     }
     evaluated = "losses"
 
-    section: MaeSection
+    section: MaskingSection
 
     def shapes(self) -> Shapes:
         return encoder_shapes(self.model) | norm_shapes("norm", self.model.width) | decoder_shapes(self.model)

@@ -21,16 +21,16 @@ from unmask.models.mindspore_vit import (
     patchify,
     select,
 )
-from unmask.objectives.mae import MaeSection
+from unmask.objectives.base import MaskingSection, PaintingSection
 
 
 class MaskedAutoencoder(VisionTransformer):
     norm: LayerNorm
 
-    def __init__(self, model: ModelConfig, section: MaeSection, pixels: Pixels, dtype: Any) -> None:
+    def __init__(self, model: ModelConfig, section: MaskingSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
         D, E = model.width, model.decoder_width
-        self.norm_pix_loss = section.norm_pix_loss
+        self.norm_pix_loss = isinstance(section, PaintingSection) and section.norm_pix_loss
         self.decoder_embed = Linear(D, E)
         self.mask_token = parameter(1, 1, E)
         self.decoder_pos_embed = parameter(1, model.num_patches + 1, E)
@@ -48,16 +48,23 @@ class MaskedAutoencoder(VisionTransformer):
 
     def reconstruction(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """(B, L, P): the decoder's output for the kept, then the masked patches, in the units of the loss."""
-        x = self.encode(select(self.patches(pixels_BHWC), ids_keep), ids_keep)
+        x = self.encode_kept(patchify(pixels_BHWC, self.patch_size), ids_keep)
         return self.decode(x, ids_keep, ids_mask, ids_keep.shape[1] + ids_mask.shape[1])
 
     def errors(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
         """Squared error (B, M, P) of the masked patches, in fp32."""
         patches = patchify(pixels_BHWC, self.patch_size)
-        kept = self.normalize(select(patches, ids_keep)).astype(self.dtype)
-        target = self.target(self.normalize(select(patches, ids_mask)))
-        prediction = self.decode(self.encode(kept, ids_keep), ids_keep, ids_mask, ids_mask.shape[1])
+        return self.errors_of(self.encode_kept(patches, ids_keep), patches, ids_keep, ids_mask)
+
+    def errors_of(self, x_BTD: Tensor, patches_BLP: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """The same from the encoder's tokens and all patches, which are not yet normalised."""
+        target = self.target(self.normalize(select(patches_BLP, ids_mask)))
+        prediction = self.decode(x_BTD, ids_keep, ids_mask, ids_mask.shape[1])
         return ops.square(prediction.astype(float32) - target)
+
+    def encode_kept(self, patches_BLP: Tensor, ids_keep: Tensor) -> Tensor:
+        """What the decoder is given of the kept ones of all patches, which are not yet normalised: (B, 1 + K, D)."""
+        return self.encode(self.normalize(select(patches_BLP, ids_keep)).astype(self.dtype), ids_keep)
 
     def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
         """Prediction of the last `queries` tokens in the order [cls, kept, masked].

@@ -1,0 +1,106 @@
+"""Signals that ask a program to stop, and how long they may wait.
+
+In a library Ctrl-C is Python's: KeyboardInterrupt. The command line turns SIGTERM into an exception too, so that every
+command stops the same way: what is open is closed, and the exit code is 128 plus the signal's number. Where stopping at
+once would lose work, `deferred` holds a signal back. Outside the main thread, which alone receives signals, nothing
+here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+_Handler = Callable[[int, FrameType | None], object]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to stop. In a library that is Ctrl-C, and a KeyboardInterrupt like any other."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name}")
+        self.signal = number
+
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal
+
+
+class _CommandLine:
+    """The command line's handler: the first signal raises Interrupted, a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.note(number)
+        raise Interrupted(signal.Signals(number))
+
+    def note(self, number: int) -> None:
+        """Count a signal without raising."""
+        if self._received:
+            os._exit(128 + number)
+        self._received = True
+
+
+@contextmanager
+def command_line() -> Generator[None]:
+    """SIGTERM and SIGINT raise Interrupted; a second one ends the process at once."""
+    handler = _CommandLine()
+    with _installed({signal.SIGTERM: handler, signal.SIGINT: handler}):
+        yield
+
+
+class Request:
+    received: signal.Signals | None = None
+    """The signal that asks for a stop."""
+
+
+@contextmanager
+def deferred() -> Generator[Request]:
+    """Hold back what would interrupt: SIGINT, on the command line SIGTERM too; a second one interrupts at once.
+
+    The body looks at `received` and ends early. Whether it did or not, Interrupted is raised at the end if a signal
+    came. A program's own handlers stay as they are.
+    """
+    request, held = Request(), _interrupting()
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        handler = held[signal.Signals(number)]
+        if isinstance(handler, _CommandLine):
+            handler.note(number)
+        elif request.received is not None:
+            handler(number, frame)
+        request.received = signal.Signals(number)
+
+    with _installed(dict.fromkeys(held, hold)):
+        yield request
+    if request.received is not None:
+        raise Interrupted(request.received)
+
+
+def _interrupting() -> dict[signal.Signals, _Handler]:
+    """The handlers in force that raise: Python's for Ctrl-C and the command line's."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {
+        number: handler
+        for number, handler in handlers.items()
+        if callable(handler) and (handler is signal.default_int_handler or isinstance(handler, _CommandLine))
+    }
+
+
+@contextmanager
+def _installed(handlers: Mapping[signal.Signals, _Handler]) -> Generator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""LeJEPA in PyTorch, alone and with masked autoencoding. The MindSpore twin has the same names in the same order.
+
+Shapes as in `unmask.objectives.mae.torch`, and V views, Z values of a projection, S directions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
+from unmask.models.torch_vit import LayerNorm, Linear, VisionTransformer, patchify
+from unmask.objectives.lejepa import GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
+from unmask.objectives.mae.torch import MaskedAutoencoder
+
+
+class Projector(nn.Module):
+    def __init__(self, dim: int, section: AgreementSection) -> None:
+        super().__init__()
+        hidden = section.projector_width
+        self.fc1 = Linear(dim, hidden)
+        self.norm1 = LayerNorm(hidden)
+        self.fc2 = Linear(hidden, hidden)
+        self.norm2 = LayerNorm(hidden)
+        self.fc3 = Linear(hidden, section.projection_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.fc1(x)))
+        x = F.relu(self.norm2(self.fc2(x)))
+        return self.fc3(x)
+
+
+class ViewEncoder(VisionTransformer):
+    def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
+        self.gaussian_weight = section.gaussian_weight
+        self.projector = Projector(model.width, section)
+
+    def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        features = self.features(pixels_BVHWC.flatten(0, 1))
+        projections = self.projector(features).unflatten(0, pixels_BVHWC.shape[:2])
+        return agreement(projections, directions, self.gaussian_weight)
+
+
+class MaskedViewAutoencoder(MaskedAutoencoder):
+    def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
+        super().__init__(model, section, pixels, dtype)
+        self.gaussian_weight, self.agreement_weight = section.gaussian_weight, section.agreement_weight
+        self.projector = Projector(model.width, section)
+
+    def loss(self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor) -> dict[str, Tensor]:
+        patches = patchify(pixels_BVHWC.flatten(0, 1), self.patch_size)
+        ids_keep, ids_mask = ids_keep.flatten(0, 1), ids_mask.flatten(0, 1)
+        x = self.encode_kept(patches, ids_keep)
+        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
+        projections = self.projector(self.pooled(x, self.pool)).unflatten(0, pixels_BVHWC.shape[:2])
+        agreed = agreement(projections, directions, self.gaussian_weight)
+        loss = reconstruction + self.agreement_weight * agreed["loss"]
+        return {**agreed, "loss": loss, "reconstruction": reconstruction}
+
+
+def agreement(projections_BVZ: Tensor, directions_ZS: Tensor, gaussian_weight: float) -> dict[str, Tensor]:
+    """The loss of LeJEPA and its terms, in fp32."""
+    z = projections_BVZ.float()
+    invariance = (z - z.mean(1, keepdim=True)).square().mean()
+    gaussian = epps_pulley(z @ directions_ZS).mean()
+    loss = (1 - gaussian_weight) * invariance + gaussian_weight * gaussian
+    return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
+
+
+def epps_pulley(x: Tensor) -> Tensor:
+    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32."""
+    knots, gaussian, quadrature = (
+        torch.tensor(values, dtype=torch.float32, device=x.device) for values in (KNOTS, GAUSSIAN, QUADRATURE)
+    )
+    angles = x[..., None] * knots
+    distance = (angles.cos().mean(0) - gaussian).square() + angles.sin().mean(0).square()
+    return len(x) * (distance @ quadrature)

@@ -1,0 +1,64 @@
+"""SIGTERM and Ctrl-C stop any command in order: one line, the code of the signal, and the same command goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runs import TINY_MODEL, start, unmask
+
+pytest.importorskip("torch")
+
+SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "data.labels_per_class=5", "train.epochs=1"]
+DATA = ["data.train=bundled:mnist5k/train", "data.val=bundled:mnist5k/val"]
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mae")
+    done = unmask("pretrain", "mae-vit-tiny", *TINY_MODEL, *SHORT, DATA[0], "output=run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def stop(process: subprocess.Popen[str], number: int, when: Callable[[], bool]) -> str:
+    """Send a signal once the process has come so far; returns what it says on stderr."""
+    deadline = time.monotonic() + 120
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.communicate(timeout=120)[1]
+
+
+def test_sigterm_stops_embed_which_goes_on(tmp_path: Path, mae: Path) -> None:
+    command = ["embed", str(mae), "bundled:mnist5k/val", "--out", "e.npy", "--batch-size", "4", "--device", "cpu"]
+    rows = tmp_path / "e.npy.partial" / "rows.bin"
+    process = start(*command, cwd=tmp_path)
+    said = stop(process, signal.SIGTERM, lambda: rows.exists() and rows.stat().st_size > 1000)
+    assert (process.returncode, said) == (143, "unmask: stopped by SIGTERM\n")
+    assert not (tmp_path / "e.npy").exists()
+    resumed = unmask(*command, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of 1000 images are done already" in resumed.stdout
+
+
+def test_ctrl_c_stops_a_sweep_as_a_whole(tmp_path: Path, mae: Path) -> None:
+    settings = [*TINY_MODEL, *DATA, f"init={mae}", "output=few", "train.log_every=1"]
+    counts = ["--labels", "2", "--seeds", "0", "1", "--steps", "2000"]
+    process = start("sweep-labels", "finetune-vit-tiny", *settings, *counts, cwd=tmp_path)
+    log = tmp_path / "few" / "pretrained-2-labels-seed-0" / "metrics.jsonl"
+    said = stop(process, signal.SIGINT, lambda: log.exists() and log.stat().st_size > 0)
+    assert (process.returncode, said) == (130, "unmask: stopped by SIGINT\n")
+    assert [folder.name for folder in (tmp_path / "few").glob("*-seed-*")] == [log.parent.name], "no other was begun"
+    assert len(list((log.parent / "checkpoints").glob("step-*"))) == 1
+
+
+def test_sigterm_stops_pack(tmp_path: Path) -> None:
+    process = start("pack", "bundled:mnist5k/train", "packed", "--shard-size", "1K", cwd=tmp_path)
+    said = stop(process, signal.SIGTERM, lambda: any(tmp_path.glob("packed/*")))
+    assert (process.returncode, said) == (143, "unmask: stopped by SIGTERM\n")
