@@ -46,7 +46,7 @@ def _torch() -> list[str]:
 def _mindspore() -> list[str]:
     if find_spec("mindspore") is None:
         return ["mindspore", "no", "", "pip install 'unmask[mindspore]'"]
-    from mindspore.device_context import ascend
+    from mindspore.device_context import ascend  # pyright: ignore[reportMissingImports]
 
     found = ascend.is_available()
     return ["mindspore", "yes", "cpu, ascend" if found else "cpu", "" if found else "for Ascend install CANN"]
