@@ -23,7 +23,10 @@ from unmask.data.sources import open_source
 from unmask.errors import ConfigError
 
 SETTINGS: dict[str, Any] = {
-    "model": {"image_size": np.int64(16), "patch_size": 8, },
+    "model": {
+        "image_size": np.int64(16),
+        "patch_size": 8,
+    },
     "model.width": 16,
     "model.depth": 1,
     "model.heads": 2,
@@ -77,7 +80,11 @@ def test_settings_are_values() -> None:
         },
     )
     assert (config.data.train, config.train.epochs, config.train.batch_size) == ("photos", 2.5, 8)
-    assert (config.model.image_size, config.objective.norm_pix_loss, config.data.crop_scale) == ((32, 64), False, (0.5, 1))
+    assert (config.model.image_size, config.objective.norm_pix_loss, config.data.crop_scale) == (
+        (32, 64),
+        False,
+        (0.5, 1),
+    )
     assert (config.optimizer.base_lr, config.optimizer.weight_decay) == (1e-3, 0.05), "beside the recipe's"
     assert load_config("mae-vit-tiny", {"data.train": "12"}).data.train == "12", "not read as YAML"
 
