@@ -115,7 +115,7 @@ def image() -> np.ndarray:
 def torch_model(kind: str, found: Any, image: np.ndarray) -> tuple[Any, Any]:
     """Our PyTorch model with the weights, and the patches (1, L, P) of the image."""
     torch = pytest.importorskip("torch")
-    from unmask.engines.torch_engine import model as torch_models
+    from unmask.models import torch_vit as torch_models
 
     model = getattr(torch_models, kind)(ModelConfig.model_validate({**found.model, "heads": 2, "decoder_heads": 2}))
     model.load_state_dict({name: torch.tensor(tensor) for name, tensor in found.weights.items()})
