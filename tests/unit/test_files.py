@@ -9,7 +9,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("before")
     for cache in (False, True):
-        with pytest.raises(KeyboardInterrupt), written_aside(path, cache=cache) as there:
+        with pytest.raises(KeyboardInterrupt), written_aside(path, cache=cache) as there:  # noqa: PT012
             there.write_text("ha")
             raise KeyboardInterrupt
         assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("x.json", "before")]
