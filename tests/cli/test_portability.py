@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 CODE = """
 import os, signal, sys, types
 import filelock, grain, mlxtend.data, torch, torch._dynamo
-for name in [name for name in sys.modules if name.startswith("filelock.")]:
+for name in ["shutil", *(name for name in sys.modules if name.startswith("filelock."))]:
     vars(sys.modules[name])["os"] = types.SimpleNamespace(**vars(os))
 for name in ("fcntl", "pwd", "resource", "termios"):
     sys.modules[name] = None
