@@ -67,18 +67,21 @@ class EppsPulley(Cell):
 
 
 class ViewEncoder(VisionTransformer):
+    terms = ("loss", "invariance", "gaussian")
+
     def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
         self.projector = Projector(model.width, section)
         self.agreement = Agreement(section.gaussian_weight)
 
-    def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> dict[str, Tensor]:
+    def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
         features = self.features(flat(pixels_BVHWC))
-        loss, invariance, gaussian = self.agreement(self.projector(features), pixels_BVHWC.shape[1], directions)
-        return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
+        return self.agreement(self.projector(features), pixels_BVHWC.shape[1], directions)
 
 
 class MaskedViewAutoencoder(MaskedAutoencoder):
+    terms = ("loss", "invariance", "gaussian", "reconstruction")
+
     def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, section, pixels, dtype)
         self.agreement_weight = section.agreement_weight
@@ -87,7 +90,7 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> tuple[Tensor, ...]:
         patches = patchify(flat(pixels_BVHWC), self.patch_size)
         ids_keep, ids_mask = flat(ids_keep), flat(ids_mask)
         x = self.encode_kept(patches, ids_keep)
@@ -95,7 +98,7 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         projections = self.projector(self.pooled(x, self.pool))
         agreed, invariance, gaussian = self.agreement(projections, pixels_BVHWC.shape[1], directions)
         loss = reconstruction + self.agreement_weight * agreed
-        return {"loss": loss, "invariance": invariance, "gaussian": gaussian, "reconstruction": reconstruction}
+        return loss, invariance, gaussian, reconstruction
 
 
 def flat(x: Tensor) -> Tensor:
