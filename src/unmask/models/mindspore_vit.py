@@ -214,7 +214,8 @@ class VisionTransformer(Cell):
 
     def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
         """(B, H, 1 + L, 1 + L) fp32 of each of these blocks: the share of its attention each token (row) gives."""
-        return self._attention(self._patches_of(images_BCHW), blocks)
+        x = self._embed(self._patches_of(images_BCHW), None)
+        return tuple([self._attention(x, block) for block in blocks])
 
     # --- for the engine: pixels (B, H, W, C) as they are stored ---
 
@@ -229,7 +230,7 @@ class VisionTransformer(Cell):
 
     def attention(self, pixels_BHWC: Tensor, *, block: int = -1) -> Tensor:
         """(B, H, 1 + L, 1 + L) fp32; see `attention_maps`."""
-        return self._attention(self.patches(pixels_BHWC), (block,))[0]
+        return self._attention(self._embed(self.patches(pixels_BHWC), None), block)
 
     def patches(self, pixels_BHWC: Tensor) -> Tensor:
         """All patches, normalised: (B, L, P)."""
@@ -268,14 +269,13 @@ class VisionTransformer(Cell):
         cls = self.cls_token.astype(x.dtype) + pos_embed[:, :1]
         return ops.cat((ops.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x), 1)
 
-    def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
-        x = self._embed(x_BLP, None)
-        inputs: list[Tensor] = []
-        for block in self.blocks:  # all of them: a graph leaves out what is not used
-            inputs.append(x)
-            x = block(x)
-        chosen = [(self.blocks[number], inputs[number]) for number in blocks]
-        return tuple([block.attn.weights(block.norm1(x)) for block, x in chosen])
+    def _attention(self, x_BTD: Tensor, number: int) -> Tensor:
+        """Of one block, from what enters the first: graphs (MindSpore 2.10) fail with blocks whose result is unused."""
+        number = range(len(self.blocks))[number]
+        for i in range(number):
+            x_BTD = self.blocks[i](x_BTD)
+        block = self.blocks[number]
+        return block.attn.weights(block.norm1(x_BTD))
 
     def _last_norm(self, x_BTD: Tensor) -> Tensor:
         norm = self.norm if self.norm is not None else self.fc_norm
