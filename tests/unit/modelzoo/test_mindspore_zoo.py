@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from mindspore_models import SMALL, Task, assert_equal, shapes_of, weights_of
+from unmask import plugins
 from unmask.cli import main
 from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
 from unmask.errors import CheckpointError
 from unmask.interchange import read_model, write_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
+from unmask.objectives.classify import Classification, ClassifySection
+from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
 
 def zoo_block(name: str, dim: int, cross: bool) -> dict[str, tuple[int, ...]]:
@@ -111,32 +115,34 @@ def image() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(3, 16, 16))
 
 
-def torch_model(kind: str, found: Any, image: np.ndarray) -> tuple[Any, Any]:
-    """Our PyTorch model with the weights, and the patches (1, L, P) of the image."""
+def torch_model(network: str, section: Any, found: Any) -> Any:
+    """Our PyTorch network with the weights, in fp64."""
     torch = pytest.importorskip("torch")
-    from unmask.engines.torch_engine import model as torch_models
-
-    model = getattr(torch_models, kind)(ModelConfig.model_validate({**found.model, "heads": 2, "decoder_heads": 2}))
+    config = ModelConfig.model_validate({**found.model, "heads": 2, "decoder_heads": 2})
+    model = plugins.resolve(network)(config, section, Pixels((0.0,) * 3, (1.0,) * 3, 1.0), torch.float64)
     model.load_state_dict({name: torch.tensor(tensor) for name, tensor in found.weights.items()})
-    pixels = torch.tensor(image.transpose(1, 2, 0)[None].copy())
-    return model.double(), torch_models.patchify(pixels, 4)
+    return model.double()
 
 
 def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
     write_ckpt(tmp_path / "x.ckpt", zoo("finetune"))
     found = read_model(tmp_path / "x.ckpt")
     assert (found.format, found.model["num_classes"], found.model["pool"]) == ("mindspore-zoo", 3, "mean")
-    model, patches = torch_model("Classifier", found, image)
-    np.testing.assert_allclose(model(patches).detach().numpy()[0], Zoo(zoo("finetune")).classify(image), atol=1e-9)
+    model = torch_model(Classification.networks["torch"], ClassifySection(), found)
+    ours = model(model.cls_token.new_tensor(image)[None]).detach().numpy()[0]
+    np.testing.assert_allclose(ours, Zoo(zoo("finetune")).classify(image), atol=1e-9)
 
 
 def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
     torch = pytest.importorskip("torch")
+    from unmask.models.torch_vit import patchify
+
     write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
-    model, patches = torch_model("MaskedAutoencoder", read_model(tmp_path / "x.ckpt"), image)
+    model = torch_model(MaskedAutoencoding.networks["torch"], MaeSection(), read_model(tmp_path / "x.ckpt"))
+    patches = patchify(torch.tensor(image.transpose(1, 2, 0)[None].copy()), 4)
     keep, mask = np.array([11, 0, 3, 7, 15]), np.array([1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])
     ids = torch.tensor(keep)[None], torch.tensor(mask)[None]
-    ours = model(patches[:, keep], *ids).detach().numpy()[0]
+    ours = model.decode(model.encode(patches[:, keep], ids[0]), *ids, len(mask)).detach().numpy()[0]
     theirs = Zoo(zoo("pretrain")).paint(image, keep, mask).reshape(-1, 3, 4, 4).transpose(0, 2, 3, 1).reshape(-1, 48)
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
