@@ -43,21 +43,27 @@ test: lint
 lint: $(VENV)/.test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright $$(test -d $(VENV)/lib/python*/site-packages/mindspore || \
+		find src -name '*.py' ! -path '*/mindspore_engine/*' ! -path '*/models/mindspore_*')
 
 clean:
 	rm -rf $(VENV) $(CACHE) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # The stamps are renewed when the requirements change. What the tests need includes what the demo needs.
+# MindSpore has no wheels for Python 3.13 yet: there the tests run without it.
+comma := ,
+TESTED = $(shell $(PYTHON) -c 'import sys; print("torch" if sys.version_info >= (3, 13) else "torch,mindspore")')
 $(VENV)/.demo-$(ENGINE): EXTRAS := $(ENGINE),demo
-$(VENV)/.test: EXTRAS := torch,mindspore,demo,test
+$(VENV)/.test: EXTRAS = $(TESTED),demo,test
 $(VENV)/.demo-$(ENGINE) $(VENV)/.test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'unmask needs Python 3.11 or newer; name one: PYTHON=python3.12 make ...'; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("mindspore" in "$(EXTRAS)" and sys.version_info >= (3, 13))' || \
 		{ echo 'MindSpore has no wheels for Python 3.13 yet; name another: PYTHON=python3.12 make ...'; exit 1; }
+	@case '$(EXTRAS)' in torch,demo,test) \
+		echo 'MindSpore has no wheels for Python 3.13 yet: it is left out, and the tests that need it are skipped';; esac
 	@echo 'Installing unmask[$(EXTRAS)] into $(VENV); the first time this takes a few minutes'
 	@mkdir -p $(CACHE)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
-	@touch $@ $(if $(findstring .test,$@),$(VENV)/.demo-torch $(VENV)/.demo-mindspore)
+	@touch $@ $(if $(findstring .test,$@),$(patsubst %,$(VENV)/.demo-%,$(filter torch mindspore,$(subst $(comma), ,$(EXTRAS)))))

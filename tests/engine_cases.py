@@ -8,7 +8,7 @@ import numpy as np
 
 from unmask import plugins
 from unmask.config.load import check_config
-from unmask.config.schema import Config, ModelConfig
+from unmask.config.schema import Config, ModelConfig, objective_section
 from unmask.data.augment.mixing import class_targets
 from unmask.data.batch import Arrays, Batch, Needs
 from unmask.data.rng import Op, generator
@@ -38,6 +38,12 @@ def objective_of(name: str, **model: Any) -> Objective:
     """An objective with its defaults, of a model with these fields."""
     kind = plugins.find(plugins.OBJECTIVES, name)
     return kind(ModelConfig.model_validate(model), kind.Section())
+
+
+def make_config_of(objective: str, **sections: Any) -> Config:
+    """The tiny model under any objective, at its own settings but for what the model's size asks."""
+    model = TINY | ({"num_classes": 7} if objective_section(objective).labelled else {}) | sections.pop("model", {})
+    return check_config({"objective": {"name": objective}, "device": "cpu", "model": model, **sections})
 
 
 def start(config: Config, seed: int = 0) -> EngineState:

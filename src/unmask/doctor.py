@@ -25,7 +25,7 @@ def report() -> None:
 def _engine(name: str) -> list[str]:
     kind = engine_kind(name)
     if find_spec(kind.package) is None:
-        return [name, "no", "", f"pip install 'unmask[{kind.package}]'"]
+        return [name, "no", "", f"pip install '{kind.install}'"]
     devices, hint = plugins.resolve(kind.devices)()
     return [name, "yes", ", ".join(devices), hint]
 

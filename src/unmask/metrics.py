@@ -30,10 +30,9 @@ def rank_of_true(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.
 
 def predicted_class(scores: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,) the class that scores highest; of equal ones the first but the true one, as `rank_of_true` has it."""
-    best = scores == scores.max(1, keepdims=True)
-    several = best.sum(1) > 1
-    best[several, labels[several]] = False
-    return best.argmax(1)
+    others = np.where(np.isnan(scores), np.inf, scores)
+    np.put_along_axis(others, labels[:, None], -np.inf, 1)
+    return np.where(rank_of_true(scores, labels) == 0, labels, others.argmax(1))
 
 
 def classification_sums(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float]:
@@ -62,7 +61,8 @@ def multi_label_sums(logits: NDArray[Any], labels: NDArray[np.bool_]) -> dict[st
     precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     true = hits.sum(1)
     ranked = np.where(true > 0, (precision * hits).sum(1) / np.maximum(true, 1), 1.0)
-    loss = (np.logaddexp(0, scores) - labels * scores).mean(1)
+    with np.errstate(invalid="ignore"):
+        loss = (np.logaddexp(0, scores) - labels * scores).mean(1)
     return {
         "count": float(len(scores)),
         "loss": float(loss.sum()),

@@ -174,7 +174,7 @@ def test_any_checkpoint_of_a_run_is_used(
         (["pretrain", "mae-vit-tiny", "data.train=nowhere"], 3, "data.train=nowhere"),
         (["pretrain", "finetune-vit-tiny", "data.train=nowhere"], 2, "recipe for `unmask finetune`"),
         (["pretrain", "mae-vit-tiny", "data.train=bundled:mnist5k", "device=cuda:99", *TINY_MODEL[:-1]], 6, "cuda:99"),
-        (["pretrain", "mae-vit-tiny", "model.mask_ratio=1"], 2, "model.mask_ratio"),
+        (["pretrain", "mae-vit-tiny", "objective.mask_ratio=1"], 2, "objective.mask_ratio"),
         (["finetune", "finetune-vit-tiny", "data.train=bundled:mnist5k", "init=gone", *TINY_MODEL], 4, "gone"),
         (["embed", "nowhere", "x.png", "--out", "e.npy"], 4, "nowhere does not exist"),
         (["predict", "MAE", "x.png"], 2, "no classification head"),

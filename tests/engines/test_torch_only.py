@@ -15,6 +15,7 @@ from unmask.errors import EngineError
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler about torch itself
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # 3.13.1 has them fast
 def test_a_compiled_step_gives_the_same_numbers() -> None:
     batch = make_batch(make_config())
     losses = list[list[float]]()

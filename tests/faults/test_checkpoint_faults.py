@@ -36,7 +36,9 @@ def make(step: int, size: int = 4096) -> Checkpoint:
         for name in ("weight", "bias")
     }
     moments = {f"exp_avg.{name}": value**2 for name, value in weights.items()}
-    return Checkpoint(step, EngineState(weights, moments, {}, {"updates": float(step)}), {"config": {"lr": 1 / step}})
+    return Checkpoint(
+        step, EngineState(weights, moments, scalars={"updates": float(step)}), {"config": {"lr": 1 / step}}
+    )
 
 
 def metric_of(step: int) -> float:

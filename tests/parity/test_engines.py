@@ -23,6 +23,8 @@ pytest.importorskip("mindspore", reason="mindspore is not installed")
 
 MODEL = {"image_size": [16, 24], "patch_size": 8, "width": 32, "depth": 2, "heads": 4, "mask_ratio": 0.5}
 DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+ALONE = {key: value for key, value in MODEL.items() if key != "mask_ratio"}
+VIEWS = {"views": 3, "directions": 12, "projector_width": 24, "projection_width": 8}
 HEAD = {"num_classes": 7, "drop_path": 0.3}
 CASES: dict[str, dict[str, Any]] = {
     "pretrain": {"model": MODEL | DECODER, "train": {"ema_decay": 0.9}},
@@ -32,6 +34,13 @@ CASES: dict[str, dict[str, Any]] = {
         "augment": {"label_smoothing": 0.1},
         "optimizer": {"layer_decay": 0.75, "beta2": 0.999, "clip_grad": 1.0},
     },
+    "cross_mae": {
+        "objective": {"name": "cross_mae", "mask_ratio": 0.5, "predict_ratio": 0.34},
+        "model": ALONE | DECODER,
+    },
+    "hog_mae": {"objective": {"name": "hog_mae", "mask_ratio": 0.5}, "model": ALONE | DECODER},
+    "lejepa": {"objective": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS}, "model": ALONE},
+    "mae_lejepa": {"objective": {"name": "mae_lejepa", "mask_ratio": 0.5, **VIEWS}, "model": ALONE | DECODER},
 }
 RATES = [1e-3 * (step + 1) / 10 for step in range(10)]
 TOLERANCE = 1e-5

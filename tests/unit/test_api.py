@@ -23,7 +23,10 @@ from unmask.data.sources import open_source
 from unmask.errors import ConfigError
 
 SETTINGS: dict[str, Any] = {
-    "model": {"image_size": np.int64(16), "patch_size": 8, "mask_ratio": np.float32(0.5)},
+    "model": {
+        "image_size": np.int64(16),
+        "patch_size": 8,
+    },
     "model.width": 16,
     "model.depth": 1,
     "model.heads": 2,
@@ -71,13 +74,17 @@ def test_settings_are_values() -> None:
             "train.epochs": np.float32(2.5),
             "train.batch_size": np.int64(8),
             "model.image_size": np.array([32, 64]),
-            "model.norm_pix_loss": np.bool_(False),
+            "objective.norm_pix_loss": np.bool_(False),
             "data.crop_scale": (np.float64(0.5), 1),
             "optimizer": {"base_lr": 1e-3},
         },
     )
     assert (config.data.train, config.train.epochs, config.train.batch_size) == ("photos", 2.5, 8)
-    assert (config.model.image_size, config.model.norm_pix_loss, config.data.crop_scale) == ((32, 64), False, (0.5, 1))
+    assert (config.model.image_size, config.objective.norm_pix_loss, config.data.crop_scale) == (
+        (32, 64),
+        False,
+        (0.5, 1),
+    )
     assert (config.optimizer.base_lr, config.optimizer.weight_decay) == (1e-3, 0.05), "beside the recipe's"
     assert load_config("mae-vit-tiny", {"data.train": "12"}).data.train == "12", "not read as YAML"
 
@@ -88,7 +95,7 @@ def test_settings_are_values() -> None:
         ({"train.batchsize": 4}, "settings: train.batchsize: unknown key, did you mean train.batch_size?"),
         ({"train.epochs": np.float32(-1)}, "settings: train.epochs: input should be greater than 0, not -1.0"),
         ({"seed": np.arange(2)}, "settings: seed: input should be a valid integer, not [0, 1]"),
-        ({"task.x": 1}, "settings: task.x: unknown key"),
+        ({"objective.name.x": 1}, "settings: objective.name.x: unknown key"),
         ({3: 1}, "settings: 3: unknown key"),
     ],
 )
@@ -192,7 +199,7 @@ def test_no_images_are_a_mistake() -> None:
 
 def test_load_takes_values_too(photos: Path) -> None:
     run = unmask.pretrain("mae-vit-tiny", {**SETTINGS, "data.train": photos})
-    assert unmask.load(run, settings={"model.mask_ratio": np.float32(0.25)}).config.model.num_keep == 3
+    assert unmask.load(run, settings={"objective.mask_ratio": np.float32(0.25)}).config.objective.mask_ratio == 0.25
     with pytest.raises(ConfigError, match=r"settings: model\.maskratio: unknown key"):
         unmask.load(run, settings={"model.maskratio": 0.25})
 

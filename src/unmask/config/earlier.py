@@ -33,24 +33,36 @@ def brought_up_to_date(values: Mapping[str, Any], origins: dict[str, str]) -> di
     objective = {"name": objective} if isinstance(objective, str) else objective
     if not isinstance(objective, dict):
         return values  # which the schema refuses
+    if task not in (None, *_OF_TASK):
+        raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
     if "name" not in objective and task is not None:
-        if task not in _OF_TASK:
-            raise ConfigError(f"{_where('task', origins)}task={task!r} is neither pretrain nor finetune")
         objective["name"] = _OF_TASK[task]
         origins.setdefault("objective.name", origins.get("task", ""))
     elif task is not None and _task_of(objective.get("name")) not in (task, None):
-        raise ConfigError(f"{_where('task', origins)}objective.name={objective['name']} is not for {task}")
-    if probe is True and objective.get("name") == "classify":
-        objective["name"] = "linear_probe"
-    fields = _fields(objective.get("name", "mae"))
-    for earlier, name in _MOVED.items():
-        if moved[earlier] is not _ABSENT and name in fields:
-            objective.setdefault(name, moved[earlier])
-            origins.setdefault(f"objective.{name}", origins.get(earlier, ""))
+        raise ConfigError(f"{_where('task', origins)}objective.name={objective['name']} is not for task={task}")
+    name = objective.get("name", "mae")
+    if probe is True and name not in ("classify", "linear_probe"):
+        raise ConfigError(f"{_where('train.probe', origins)}train.probe is not for objective.name={name}")
+    if probe is True:
+        objective["name"] = name = "linear_probe"
+    fields = _fields(name)
+    for earlier, field in _MOVED.items():
+        if moved[earlier] is not _ABSENT and field in fields:
+            _move(earlier, moved[earlier], field, objective, origins)
     return values | {"objective": objective} if objective else values
 
 
 _ABSENT = object()
+
+
+def _move(earlier: str, value: Any, field: str, objective: dict[str, Any], origins: dict[str, str]) -> None:
+    """Set a field of the objective to what an earlier key says; single settings win, and have today's names already."""
+    key = TODAY[earlier]
+    if field not in objective:
+        objective[field] = value
+        origins[key] = origins.get(earlier, "")
+    elif objective[field] != value and origins.get(key) not in ("command line", "settings"):
+        raise ConfigError(f"{_where(earlier, origins)}{earlier} is now {key}, which is set to another value; set one")
 
 
 def _take(values: dict[str, Any], key: str) -> Any:

@@ -222,6 +222,8 @@ def _explain(problem: ErrorDetails, origins: Origins) -> str:
     location = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
         key = ".".join(location)
+        if key in known_keys():
+            return f"{_origin(key, origins)}{key}: unknown key of this objective; another one has it"
         return f"{_origin(key, origins)}{key}: unknown key{nearest(key, known_keys())}"
     # Below a key, pydantic's location goes on into tuple positions and union members, which mean nothing to a user.
     sections = {name.rpartition(".")[0] for name in known_keys()}

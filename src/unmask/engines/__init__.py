@@ -62,6 +62,4 @@ def _missing_package(engine: str, kind: EngineKind) -> Generator[None]:
     except ModuleNotFoundError as error:
         if error.name != kind.package:
             raise
-        raise EngineError(
-            f"engine={engine} needs the package {kind.package}: pip install 'unmask[{kind.package}]'"
-        ) from None
+        raise EngineError(f"engine={engine} needs the package {kind.package}: pip install '{kind.install}'") from None

@@ -48,7 +48,9 @@ class EngineKind:
     """
 
     package: str
-    """What must be installed, also the name of our extra that does it."""
+    """Module of the framework."""
+    install: str
+    """What brings it: `pip install INSTALL`."""
     create: str
     """Class, made as `Class(objective, data=…, optimizer=…, train=…, device=…, world=…)`."""
     connect: str

@@ -22,9 +22,9 @@ from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause, parse_json, written_aside
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
+from unmask.interchange.mindspore_zoo import from_zoo, is_from_zoo, to_zoo
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
-from unmask.modelzoo.tensor_names import from_zoo, is_from_zoo, to_zoo
 
 log = logging.getLogger("unmask")
 

@@ -1,1 +1,1 @@
-"""The MindSpore model zoo's MAE: its YAML files and the names of its tensors, in terms of ours."""
+"""The YAML files of the MindSpore model zoo's MAE, in terms of ours."""

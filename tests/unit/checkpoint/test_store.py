@@ -18,7 +18,9 @@ def make(step: int, *, ema: bool = True, optimizer: bool = True) -> Checkpoint:
     weights = {"cls_token": rng.normal(size=(1, 1, 4)).astype(np.float32), "norm.bias": np.float32([step, 1e-45, -0.0])}
     moments = {f"exp_avg.{name}": value * 2 for name, value in weights.items()}
     averages = {name: value + 1 for name, value in weights.items()}
-    state = EngineState(weights, moments if optimizer else {}, averages if ema else {}, {"updates": float(step)})
+    state = EngineState(
+        weights, moments if optimizer else {}, averages if ema else {}, scalars={"updates": float(step)}
+    )
     return Checkpoint(step, state, {"config": {"lr": 0.1 + 0.2, "name": "größe"}, "tiny": 5e-324})
 
 

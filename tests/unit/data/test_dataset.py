@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import ClassTargets, Needs
 from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, check_picklable, to_source
 from unmask.data.sources.dataset import DatasetSource
@@ -177,7 +178,7 @@ def test_bad_item_is_a_bad_image(item: Any, message: str):
 def batches(source: Source, *, workers: int = 0) -> list[Any]:
     steps = train_batches(
         source,
-        task="finetune",
+        needs=Needs(targets=ClassTargets(4)),
         model=ModelConfig(image_size=(16, 16), patch_size=8, width=16, depth=1, heads=2, num_classes=4),
         data=DataConfig(workers=workers),
         augment=AugmentConfig(),

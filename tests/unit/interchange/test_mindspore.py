@@ -11,8 +11,8 @@ from unmask.errors import CheckpointError
 from unmask.interchange import Format, read_model, write_model
 from unmask.interchange.mindspore import from_mindspore
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
+from unmask.interchange.mindspore_zoo import to_zoo
 from unmask.models.parameters import Task
-from unmask.modelzoo.tensor_names import to_zoo
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])

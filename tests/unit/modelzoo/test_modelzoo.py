@@ -150,8 +150,8 @@ def test_evaluation_takes_model_images_and_device_and_names_the_rest() -> None:
         (["--use_global_norm", "true", "--clip_gn_value", "3"], "optimizer.clip_grad", 3),
         (["--use_dynamic_loss_scale", "False"], "train.loss_scale", 1024),
         (["--use_dynamic_loss_scale", "False", "--loss_scale", "8"], "train.loss_scale", 8),
-        (["--norm_pixel_loss", "False"], "model.norm_pix_loss", False),
-        (["--masking_ratio", "0.6"], "model.mask_ratio", 0.6),
+        (["--norm_pixel_loss", "False"], "objective.norm_pix_loss", False),
+        (["--masking_ratio", "0.6"], "objective.mask_ratio", 0.6),
         (["--image_size", "[64, 96]"], "model.image_size", [64, 96]),
         (["--per_step_size", "50"], "train.log_every", 50),
         (["--save_ckpt_epochs", "20"], "train.checkpoint_every", 20),
@@ -233,10 +233,10 @@ def test_a_key_of_ours_wins_and_the_table_shows_what_it_replaced() -> None:
         (["--loss_name", "l1"], ["command line: loss_name: must be one of soft_ce"]),
         (["--start_learning_rate", "high"], ["start_learning_rate: must be a number, not 'high'"]),
         (["--use_ckpt", "mae.ckpt"], ["command line: use_ckpt: a pretraining continues by itself"]),
-        (["--engine", "jax"], ["engine", "'torch' or 'mindspore'"]),
+        (["--engine", "jax"], ["command line: engine: 'jax' is no engine; there are torch, mindspore"]),
         (["--auto_augment", "augmix-m3"], ["augment: policy='augmix-m3': AugMix is not supported; take rand-m9"]),
         (["--re_mode", "noise"], ["command line: re_mode: augment.erase_mode: ", "'pixel'"]),
-        (["--masking_ratio", "1"], ["command line: masking_ratio: model.mask_ratio", "less than 1"]),
+        (["--masking_ratio", "1"], ["command line: masking_ratio: objective.mask_ratio", "less than 1"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named_in_one_line(options: list[str], parts: list[str]) -> None:

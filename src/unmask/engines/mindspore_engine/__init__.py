@@ -8,6 +8,7 @@ os.environ.setdefault("GLOG_v", "3")  # errors only; read when MindSpore is impo
 
 MINDSPORE = EngineKind(
     package="mindspore",
+    install="unmask[mindspore]",
     create="unmask.engines.mindspore_engine.engine:MindSporeEngine",
     connect="unmask.engines.mindspore_engine.parallel:connect",
     devices="unmask.engines.mindspore_engine.device:devices",

@@ -4,6 +4,7 @@ from unmask.engines.base import EngineKind
 
 TORCH = EngineKind(
     package="torch",
+    install="unmask[torch]",
     create="unmask.engines.torch_engine.engine:TorchEngine",
     connect="unmask.engines.torch_engine.parallel:connect",
     devices="unmask.engines.torch_engine.device:devices",

@@ -54,7 +54,7 @@ class CrossMaskedAutoencoding(MaskedAutoencoding):
         "mindspore": "unmask.objectives.cross_mae.mindspore:CrossMaskedAutoencoder",
     }
 
-    section: CrossMaeSection
+    section: CrossMaeSection  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def shapes(self) -> Shapes:
         model, D, E = self.model, self.model.width, self.model.decoder_width

@@ -104,7 +104,7 @@ class MaskedViewAgreement(MaskedAutoencoding):
         "mindspore": "unmask.objectives.lejepa.mindspore:MaskedViewAutoencoder",
     }
 
-    section: MaeLeJepaSection
+    section: MaeLeJepaSection  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def shapes(self) -> Shapes:
         return super().shapes() | projector_shapes(self.model, self.section)

@@ -50,7 +50,9 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         self.gaussian_weight, self.agreement_weight = section.gaussian_weight, section.agreement_weight
         self.projector = Projector(model.width, section)
 
-    def loss(self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor) -> dict[str, Tensor]:
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
+    ) -> dict[str, Tensor]:
         patches = patchify(pixels_BVHWC.flatten(0, 1), self.patch_size)
         ids_keep, ids_mask = ids_keep.flatten(0, 1), ids_mask.flatten(0, 1)
         x = self.encode_kept(patches, ids_keep)

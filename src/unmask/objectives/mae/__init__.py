@@ -19,7 +19,7 @@ class MaeSection(PaintingSection):
 
 
 class MaskedAutoencoding(Objective):
-    Section: ClassVar[type[MaskingSection]] = MaeSection
+    Section = MaeSection
     networks: ClassVar = {
         "torch": "unmask.objectives.mae.torch:MaskedAutoencoder",
         "mindspore": "unmask.objectives.mae.mindspore:MaskedAutoencoder",

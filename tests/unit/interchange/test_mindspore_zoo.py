@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine_cases import objective_of
 from mindspore_models import SMALL, Task, assert_equal, shapes_of, weights_of
 from unmask import plugins
 from unmask.cli import main
@@ -14,8 +15,6 @@ from unmask.data.batch import Pixels
 from unmask.errors import CheckpointError
 from unmask.interchange import read_model, write_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
-from unmask.objectives.classify import Classification, ClassifySection
-from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
 
 def zoo_block(name: str, dim: int, cross: bool) -> dict[str, tuple[int, ...]]:
@@ -115,34 +114,44 @@ def image() -> np.ndarray:
     return np.random.default_rng(2).normal(size=(3, 16, 16))
 
 
-def torch_model(network: str, section: Any, found: Any) -> Any:
-    """Our PyTorch network with the weights, in fp64."""
-    torch = pytest.importorskip("torch")
-    config = ModelConfig.model_validate({**found.model, "heads": 2, "decoder_heads": 2})
-    model = plugins.resolve(network)(config, section, Pixels((0.0,) * 3, (1.0,) * 3, 1.0), torch.float64)
-    model.load_state_dict({name: torch.tensor(tensor) for name, tensor in found.weights.items()})
-    return model.double()
+def torch_model(objective: str, found: Any) -> Any:
+    """Our PyTorch network with the weights, in float64; it takes normalised pixels."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    model = {name: value for name, value in found.model.items() if name in ModelConfig.model_fields}
+    unit = objective_of(objective, **{**model, "heads": 2, "decoder_heads": 2})
+    pixels = Pixels((0.0,) * 3, (1.0,) * 3, 1.0)
+    network = plugins.resolve(unit.networks["torch"])(unit.model, unit.section, pixels, torch.float64)
+    network.load_state_dict({name: torch.tensor(tensor) for name, tensor in found.weights.items()})
+    return network.double()
+
+
+def patchify(images: Any) -> Any:
+    from unmask.models.torch_vit import patchify
+
+    return patchify(images.permute(0, 2, 3, 1), 4)
+
+
+def of_torch(image: np.ndarray) -> Any:
+    """(1, C, H, W) float64."""
+    return pytest.importorskip("torch").tensor(image[None].copy()).double()
 
 
 def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
     write_ckpt(tmp_path / "x.ckpt", zoo("finetune"))
     found = read_model(tmp_path / "x.ckpt")
     assert (found.format, found.model["num_classes"], found.model["pool"]) == ("mindspore-zoo", 3, "mean")
-    model = torch_model(Classification.networks["torch"], ClassifySection(), found)
-    ours = model(model.cls_token.new_tensor(image)[None]).detach().numpy()[0]
-    np.testing.assert_allclose(ours, Zoo(zoo("finetune")).classify(image), atol=1e-9)
+    logits = torch_model("classify", found)(of_torch(image))
+    np.testing.assert_allclose(logits.detach().numpy()[0], Zoo(zoo("finetune")).classify(image), atol=1e-9)
 
 
 def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
     torch = pytest.importorskip("torch")
-    from unmask.models.torch_vit import patchify
-
     write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
-    model = torch_model(MaskedAutoencoding.networks["torch"], MaeSection(), read_model(tmp_path / "x.ckpt"))
-    patches = patchify(torch.tensor(image.transpose(1, 2, 0)[None].copy()), 4)
+    model, patches = torch_model("mae", read_model(tmp_path / "x.ckpt")), patchify(of_torch(image))
     keep, mask = np.array([11, 0, 3, 7, 15]), np.array([1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])
     ids = torch.tensor(keep)[None], torch.tensor(mask)[None]
-    ours = model.decode(model.encode(patches[:, keep], ids[0]), *ids, len(mask)).detach().numpy()[0]
+    tokens = model.encode(patches[:, keep], ids[0])
+    ours = model.decode(tokens, *ids, queries=len(mask)).detach().numpy()[0]
     theirs = Zoo(zoo("pretrain")).paint(image, keep, mask).reshape(-1, 3, 4, 4).transpose(0, 2, 3, 1).reshape(-1, 48)
     np.testing.assert_allclose(ours, theirs, atol=1e-9)
 

@@ -1,0 +1,106 @@
+"""LeJEPA in MindSpore, alone and with masked autoencoding. The PyTorch twin has the same names in the same order.
+
+Shapes as in `unmask.objectives.mae.mindspore`, and V views, Z values of a projection, S directions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, float32, ops
+
+from unmask.config.schema import ModelConfig
+from unmask.data.batch import Pixels
+from unmask.models.mindspore_operators import Cell
+from unmask.models.mindspore_vit import LayerNorm, Linear, VisionTransformer, patchify
+from unmask.objectives.lejepa import GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
+from unmask.objectives.mae.mindspore import MaskedAutoencoder
+
+
+class Projector(Cell):
+    def __init__(self, dim: int, section: AgreementSection) -> None:
+        super().__init__()
+        hidden = section.projector_width
+        self.fc1 = Linear(dim, hidden)
+        self.norm1 = LayerNorm(hidden)
+        self.fc2 = Linear(hidden, hidden)
+        self.norm2 = LayerNorm(hidden)
+        self.fc3 = Linear(hidden, section.projection_width)
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = ops.relu(self.norm1(self.fc1(x)))
+        x = ops.relu(self.norm2(self.fc2(x)))
+        return self.fc3(x)
+
+
+class Agreement(Cell):
+    def __init__(self, gaussian_weight: float) -> None:
+        super().__init__()
+        self.gaussian_weight = gaussian_weight
+        self.epps_pulley = EppsPulley()
+        self.matmul: Any = ops.MatMul()
+
+    def construct(self, projections_NZ: Tensor, views: int, directions_ZS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of LeJEPA, its invariance and its gaussian, in fp32; rows are the images' views, image by image."""
+        N, Z = projections_NZ.shape
+        z = projections_NZ.astype(float32)
+        z_BVZ = z.reshape(N // views, views, Z)
+        invariance = ops.square(z_BVZ - z_BVZ.mean(1, keep_dims=True)).mean()
+        gaussian = self.epps_pulley(self.matmul(z, directions_ZS).reshape(N // views, views, -1)).mean()
+        return (1 - self.gaussian_weight) * invariance + self.gaussian_weight * gaussian, invariance, gaussian
+
+
+class EppsPulley(Cell):
+    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.knots, self.gaussian, self.quadrature = (
+            Tensor(values.astype(np.float32)) for values in (KNOTS, GAUSSIAN, QUADRATURE)
+        )
+
+    def construct(self, x: Tensor) -> Tensor:
+        angles = x.expand_dims(-1) * self.knots
+        distance = ops.square(ops.cos(angles).mean(0) - self.gaussian) + ops.square(ops.sin(angles).mean(0))
+        return x.shape[0] * (distance * self.quadrature).sum(-1)
+
+
+class ViewEncoder(VisionTransformer):
+    terms = ("loss", "invariance", "gaussian")
+
+    def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: Any) -> None:
+        super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
+        self.projector = Projector(model.width, section)
+        self.agreement = Agreement(section.gaussian_weight)
+
+    def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
+        features = self.features(flat(pixels_BVHWC))
+        return self.agreement(self.projector(features), pixels_BVHWC.shape[1], directions)
+
+
+class MaskedViewAutoencoder(MaskedAutoencoder):
+    terms = ("loss", "invariance", "gaussian", "reconstruction")
+
+    def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: Any) -> None:
+        super().__init__(model, section, pixels, dtype)
+        self.agreement_weight = section.agreement_weight
+        self.projector = Projector(model.width, section)
+        self.agreement = Agreement(section.gaussian_weight)
+
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
+    ) -> tuple[Tensor, ...]:
+        patches = patchify(flat(pixels_BVHWC), self.patch_size)
+        ids_keep, ids_mask = flat(ids_keep), flat(ids_mask)
+        x = self.encode_kept(patches, ids_keep)
+        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
+        projections = self.projector(self.pooled(x, self.pool))
+        agreed, invariance, gaussian = self.agreement(projections, pixels_BVHWC.shape[1], directions)
+        loss = reconstruction + self.agreement_weight * agreed
+        return loss, invariance, gaussian, reconstruction
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, V, ...) to (B * V, ...)."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
