@@ -256,8 +256,8 @@ class VisionTransformer(Cell):
         """Features of tokens before the last norm: (B, D), or (B, 2 D)."""
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
-        parts = {"mean": x_BTD[:, 1:].mean(1), "cls": x_BTD[:, 0]}
-        chosen = [parts[part] for part in pool.split("+")]
+        parts = ("mean", "cls") if pool == "mean+cls" else (pool,)
+        chosen = [x_BTD[:, 1:].mean(1) if part == "mean" else x_BTD[:, 0] for part in parts]
         if self.fc_norm is not None:
             chosen = [self.fc_norm(part) for part in chosen]
         return chosen[0] if len(chosen) == 1 else ops.cat(chosen, 1)
