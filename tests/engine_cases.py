@@ -52,8 +52,8 @@ def start(config: Config, seed: int = 0) -> EngineState:
     return EngineState(dict(objective.initial_weights(seed)), buffers=dict(objective.initial_buffers(seed)))
 
 
-def make_batch(config: Config, size: int = 6, index: int = 0) -> Batch:
-    model, needs = config.model, create_objective(config).needs(training=True)
+def make_batch(config: Config, size: int = 6, index: int = 0, *, training: bool = True) -> Batch:
+    model, needs = config.model, create_objective(config).needs(training=training)
     rng = np.random.default_rng(index)
     views = () if needs.views == 1 else (needs.views,)
     inputs = _stacked([_stacked([_row(needs, index + i, view) for view in range(needs.views)]) for i in range(size)])

@@ -134,12 +134,13 @@ def test_either_engine_goes_on_with_the_others_run(pair: Pair, order: tuple[str,
 
 
 def test_evaluation_and_read_outs_agree(pair: Pair) -> None:
-    start, batch = pair.start(), make_batch(pair.config, 0)
+    start, batch = pair.start(), engine_cases.make_batch(pair.config, training=False)
     ours, expected = pair.engines["mindspore"], pair.engines["torch"]
     for engine in (ours, expected):
         engine.load(start)
-    figures = [engine_cases.measured(engine, pair.config, batch) for engine in (ours, expected)]
-    assert figures[0] == pytest.approx(figures[1], rel=TOLERANCE)
+    if create_objective(pair.config).evaluated is not None:
+        figures = [engine_cases.measured(engine, pair.config, batch) for engine in (ours, expected)]
+        assert figures[0] == pytest.approx(figures[1], rel=TOLERANCE)
     asked = [(name, {}) for name in create_objective(pair.config).outputs]
     asked += [("features", {"pool": pool}) for pool in ("mean", "cls", "mean+cls")] + [("attention", {"block": 0})]
     for name, options in asked:
@@ -150,7 +151,7 @@ def test_evaluation_and_read_outs_agree(pair: Pair) -> None:
 def assert_close(ours: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
     """Each tensor within the tolerance, relative to its norm.
 
-    Without the bias of the keys: it moves all scores of a softmax alike, so its gradient is rounding and nothing else,
+    Without biases of keys: they move all scores of a softmax alike, so their gradient is rounding and nothing else,
     which AdamW magnifies to whole updates that differ from one machine to the next.
     """
     errors = {}
