@@ -21,8 +21,8 @@ SMALL = [
 ]
 
 
-def blocks(language: str) -> list[str]:
-    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+def blocks(language: str, file: str = "extending.md") -> list[str]:
+    text = (DOCS / file).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
@@ -91,8 +91,14 @@ def test_an_engine_is_known_before_its_framework_is_there(installed: Path) -> No
     assert "pip install 'my-framework'" in done.stdout, done.stderr
 
 
-def test_files_that_the_guide_names_are_there() -> None:
-    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", ["extending.md", "extending.zh-CN.md"])
+def test_files_that_the_guide_names_are_there(file: str) -> None:
+    text = (DOCS / file).read_text(encoding="utf-8")
     source = DOCS.parent / "src" / "unmask"
     for name in re.findall(r"`((?:objectives|data|engines|evaluate)/[\w/.]*|plugins\.py)`", text):
         assert (source / name).exists(), name
+
+
+def test_both_languages_show_the_same_code() -> None:
+    for language in ("python", "toml", "bash"):
+        assert blocks(language) == blocks(language, "extending.zh-CN.md") != []

@@ -61,15 +61,19 @@ def test_every_unmask_command_runs() -> None:
 
 @pytest.mark.usefixtures("images")
 def test_the_python_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     import unmask.api
 
     load_config = unmask.api.load_config
     monkeypatch.setattr(unmask.api, "load_config", lambda recipe, settings: load_config(recipe, {**settings, **SMALL}))
     (code,) = blocks("python")
-    names: dict[str, object] = {}
+    rng = np.random.default_rng(0)
+    names: dict[str, object] = {"dataset": [(rng.integers(0, 256, (40, 48, 3), np.uint8), i % 2) for i in range(8)]}
     exec(code, names)
-    assert isinstance(names["features"], np.ndarray)
-    assert names["features"].shape == (6, 32)
+    for name, shape in {"features": (6, 32), "places": (6, 4, 4, 32), "painted": (6, 32, 32, 3)}.items():
+        assert np.shape(names[name]) == shape
+    assert isinstance(names["network"], torch.nn.Module)
 
 
 def test_the_make_targets_exist() -> None:
