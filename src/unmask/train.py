@@ -123,7 +123,17 @@ def train(
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
         features = None
         if config.evaluate.every is not None:
-            features = FeatureEvaluation(config, engine, val or source, rank, world)
+            features = FeatureEvaluation(
+                config.evaluate,
+                engine,
+                val or source,
+                model=config.model,
+                data=config.data,
+                seed=config.seed,
+                batch_size=config.train.batch_size // config.train.accumulate // world,
+                rank=rank,
+                world=world,
+            )
         return _Loop(
             config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
         ).run(start)

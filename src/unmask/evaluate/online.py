@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import Config
+from unmask.config.schema import DataConfig, EvaluateConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
@@ -17,6 +17,7 @@ from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features, labelled
 from unmask.evaluate.knn import knn_of
 from unmask.metrics import effective_rank
+from unmask.report.progress import without_bars
 
 _RANKED = 2048
 """Images whose features' effective rank is taken; it cannot be larger than their number or width."""
@@ -25,23 +26,31 @@ _RANKED = 2048
 class FeatureEvaluation:
     """`evaluate.every` of a run. Each process embeds its share of the images, and all get the same figures."""
 
-    def __init__(self, config: Config, engine: Engine, unlabelled: Source, rank: int, world: int) -> None:
-        """`unlabelled`: images for the rank, where no labelled ones are given.
+    def __init__(
+        self,
+        wanted: EvaluateConfig,
+        engine: Engine,
+        unlabelled: Source,
+        *,
+        model: ModelConfig,
+        data: DataConfig,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """`unlabelled`: images for the rank, where no labelled ones are given; `batch_size`: images of one process.
 
         Raises ConfigError or DataError if the labelled images of `evaluate` do not go together.
         """
-        self.config, self.engine, self.rank, self.world = config, engine, rank, world
-        wanted = config.evaluate
+        self.engine, self.model, self.data, self.seed = engine, model, data, seed
+        self.batch_size, self.rank, self.world = batch_size, rank, world
         self.labelled: tuple[Source, Source] | None = None
         if (wanted.train is None) != (wanted.val is None):
-            raise ConfigError(
-                "evaluate.train and evaluate.val go together: labelled images to learn from, and to judge"
-            )
+            raise ConfigError("evaluate.train and evaluate.val go together: labelled images to learn from and to judge")
         if wanted.train is not None and wanted.val is not None:
-            train, val = (
-                labelled(images, f"evaluate.{name}", config.data.dtype)
-                for name, images in (("train", wanted.train), ("val", wanted.val))
-            )
+            train = labelled(wanted.train, "evaluate.train", data.dtype)
+            val = labelled(wanted.val, "evaluate.val", data.dtype)
             check_same_classes(train.class_names or (), val.class_names or (), "evaluate.train", "evaluate.val")
             self.labelled = train, val
         self.unlabelled = spread(unlabelled, _RANKED)
@@ -52,23 +61,23 @@ class FeatureEvaluation:
             return {"effective_rank": _rank_of(self._features(self.unlabelled))}
         train, val = (self._features(source) for source in self.labelled)
         classes = len(self.labelled[0].class_names or ())
-        return {
-            "effective_rank": _rank_of(val),
-            "knn_top1": knn_of(train, val, classes)["top1"],
-            "probe_top1": fit_probe(train, val, classes, seed=self.config.seed).accuracy,
-        }
+        with without_bars():  # the run's own is shown
+            return {
+                "effective_rank": _rank_of(val),
+                "knn_top1": knn_of(train, val, classes)["top1"],
+                "probe_top1": fit_probe(train, val, classes, seed=self.seed).accuracy,
+            }
 
     def _features(self, source: Source) -> Features:
-        config = self.config
-        values: NDArray[np.float64] = np.zeros((len(source), config.model.width))
+        values: NDArray[np.float64] = np.zeros((len(source), self.model.width))
         found = np.zeros(len(source))
         batches = eval_batches(
             source,
             needs=Needs(),
-            model=config.model,
-            data=config.data,
-            seed=config.seed,
-            batch_size=min(config.train.batch_size // config.train.accumulate // self.world, len(source)),
+            model=self.model,
+            data=self.data,
+            seed=self.seed,
+            batch_size=min(self.batch_size, len(source)),
             rank=self.rank,
             world=self.world,
         )

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unmask.environment import launched
+
+_silenced: ContextVar[bool] = ContextVar("silenced", default=False)
 
 PLAIN_LINE_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""
@@ -111,11 +114,24 @@ def progress(title: str, *, total: int, done: int = 0, unit: str = "step", image
             bar.update(1, loss=0.51)
     """
     bar = Bar(title, total, done, unit, images_per_unit, terminal=sys.stdout.isatty())
+    if _silenced.get():
+        yield bar
+        return
     bar.start()
     try:
         yield bar
     finally:
         bar.stop()
+
+
+@contextmanager
+def without_bars() -> Generator[None]:
+    """Within, `progress` shows nothing: for work inside of work that is shown."""
+    before = _silenced.set(True)
+    try:
+        yield
+    finally:
+        _silenced.reset(before)
 
 
 def _clock(seconds: float) -> str:
