@@ -236,7 +236,7 @@ def _add_stored(sub: argparse.ArgumentParser) -> None:
         type=_checkpoint,
         default="last",
         metavar="STEP",
-        help="of a run: last, best (on data.val), or the number of a step (default last)",
+        help="of a run: last, best (accuracy on data.val, else its loss, else of k-NN), or the number of a step (default last)",
     )
 
 
@@ -248,7 +248,7 @@ def _checkpoint(text: str) -> str | int:
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
     _add_stored(sub)
-    sub.add_argument("--engine", choices=("torch", "mindspore"), help="default: the one it was trained on")
+    sub.add_argument("--engine", metavar="NAME", help="torch, mindspore … (default: the one it was trained on)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     sub.add_argument("--batch-size", type=int, default=64, metavar="N")

@@ -298,3 +298,33 @@ def test_too_many_bad_files_stop_the_run_and_are_listed(photos: Path, tmp_path: 
     assert (tmp_path / "run" / "bad_files.txt").read_text() == "cat/3.png\n"
     train(make_config(photos, data={"max_bad_share": 0.1}), tmp_path / "other")
     assert read_log(tmp_path / "other" / "metrics.jsonl")[-1]["step"] == 10
+
+
+def test_features_are_judged_while_pretraining(photos: Path, tmp_path: Path) -> None:
+    wanted = {"every": 1, "train": str(photos), "val": str(photos)}
+    values = train(make_config(photos, evaluate=wanted), tmp_path / "run")
+    rows = [row for row in read_log(tmp_path / "run" / "metrics.jsonl") if row["split"] == "val"]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    assert all(row["knn_top1"] == row["probe_top1"] == 1.0 for row in rows), "cats are dark, dogs are bright"
+    assert all(1 <= row["effective_rank"] <= 16 for row in rows)
+    assert values["val_knn_top1"] == 1.0
+    with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
+        best = store.best()
+        assert best is not None
+        assert best.name == "step-00000002", "the first of equal ones"
+
+
+def test_an_interrupted_run_judges_its_features_as_one_that_is_not(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, evaluate={"every": 1, "train": str(photos), "val": str(photos)})
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "parts", callbacks=[lambda step, metrics: step >= 5])
+    train(config, tmp_path / "parts")
+    whole, parts = ((tmp_path / run / "metrics.jsonl").read_bytes() for run in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_without_labels_there_is_the_effective_rank(photos: Path, tmp_path: Path) -> None:
+    values = train(make_config(photos, evaluate={"every": 2}), tmp_path / "run")
+    assert values.keys() == {"loss", "val_effective_rank"}
+    with pytest.raises(ConfigError, match=r"evaluate.train and evaluate.val go together"):
+        train(make_config(photos, evaluate={"every": 2, "train": str(photos)}), tmp_path / "other")

@@ -128,6 +128,7 @@ class TorchEngine:
         _load(self._buffers(), state.buffers)
         if self.averaged is not None:
             _load(self.averaged.named_parameters(), state.ema or state.weights)
+            _load(self._buffers(self.averaged), state.buffers)
         if state.optimizer:
             self.optimizer.load(state.optimizer, int(state.scalars["updates"]))
         if self.loss_scale is not None and "loss_scale" in state.scalars:
@@ -139,9 +140,10 @@ class TorchEngine:
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
 
-    def _buffers(self) -> list[tuple[str, Tensor]]:
+    def _buffers(self, network: nn.Module | None = None) -> list[tuple[str, Tensor]]:
+        """Those of the objective, without what the network keeps for itself."""
         names = self.objective.buffers()
-        return [(name, buffer) for name, buffer in self.network.named_buffers() if name in names]
+        return [(name, buffer) for name, buffer in (network or self.network).named_buffers() if name in names]
 
     # --- precision and averaging ---
 
@@ -170,6 +172,8 @@ class TorchEngine:
             step = torch.maximum(step, 9 / (10 + self.optimizer.updates) * finite)
         for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
             average.lerp_(weight, step)
+        for (_, average), (_, buffer) in zip(self._buffers(self.averaged), self._buffers(), strict=True):
+            average.copy_(buffer)
 
     # --- inputs ---
 
