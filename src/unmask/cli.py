@@ -236,7 +236,7 @@ def _add_stored(sub: argparse.ArgumentParser) -> None:
         type=_checkpoint,
         default="last",
         metavar="STEP",
-        help="of a run: last, best (accuracy on data.val, else its loss, else of k-NN), or the number of a step (default last)",
+        help="of a run: last, best (by data.val, without it by k-NN), or the number of a step (default last)",
     )
 
 

@@ -284,8 +284,8 @@ def load(
     """The model at `path`: a run or its folder, a checkpoint folder, or a model of another format.
 
     `checkpoint` of a run: the "last", the "best" (highest accuracy on data.val, without labels lowest loss; without
-    data.val highest accuracy of k-NN, see `evaluate.every`), or that of a step. Other formats: the official MAE `.pth`, a transformers folder. With a moving average, that is what is
-    loaded.
+    data.val highest accuracy of k-NN, see `evaluate.every`), or that of a step. Other formats: the official MAE
+    `.pth`, a transformers folder. With a moving average, that is what is loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
     `{"objective.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of
     `evaluate` between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
