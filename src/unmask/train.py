@@ -96,6 +96,11 @@ def train(
     source, val = open_sources(config, images, val_images)
     config = _complete(config, source)
     objective, plan = create_objective(config), Plan.of(config, len(source))
+    if val is not None and objective.evaluated is None:
+        raise ConfigError(
+            f"objective.name={config.objective.name} has no loss for single images: leave out data.val, and give "
+            "labelled images to evaluate.train and evaluate.val, with evaluate.every"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         rank, world = stack.enter_context(joined(config.engine, config.device))

@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import best_of, save_durably
 from unmask.checkpoint import Checkpoint, CheckpointStore, RunLock, load_newest, read_checkpoint
+from unmask.checkpoint.folder import folder_name
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
 
@@ -76,7 +78,7 @@ def save_and_die(root: Path, call: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     count = at_call(int(call), die)
-    store.save(make(2), wait=True)
+    save_durably(store, make(2))
     say(str(count()))
     store.close()
 
@@ -128,7 +130,8 @@ def at_call(number: int, act: Callable[[], None]) -> Callable[[], int]:
 
 def victim(verb: str, *args: object) -> subprocess.Popen[str]:
     command = [sys.executable, __file__, verb, *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -152,17 +155,17 @@ def test_killed_at_any_moment_the_newest_committed_checkpoint_loads(tmp_path: Pa
                 assert durable in ([], [0])
                 continue
             for step in steps:  # not only the newest: no kill may leave a half-written or half-deleted one
-                assert_as_written(store.load(step))
+                assert_as_written(read_checkpoint(store.root / folder_name(step)))
             newest = store.load().step
             assert newest == steps[-1] >= max(durable, default=0)
-            assert store.best() == tmp_path / f"step-{max(range(1, newest + 1), key=metric_of):08d}"
+            assert best_of(store) == tmp_path / f"step-{max(range(1, newest + 1), key=metric_of):08d}"
             assert set(steps) >= set(range(max(1, newest - 1), newest + 1))
     assert caught_half_way > 0, "no kill came in the middle of a save: the test has become too slow to mean anything"
 
 
 def test_killed_at_every_named_point_of_a_save(tmp_path: Path):
     with CheckpointStore(tmp_path / "start", keep=1) as store:
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
 
     def save_in_child(call: int) -> tuple[Path, str]:
         root = tmp_path / f"killed-{call}"
@@ -180,7 +183,7 @@ def test_killed_at_every_named_point_of_a_save(tmp_path: Path):
         assert_as_written(survivor)
         survivors.append(survivor.step)
         with CheckpointStore(root, keep=1) as store:
-            store.save(make(2), wait=True)
+            save_durably(store, make(2))
             assert [path.name for path in root.iterdir()] == ["step-00000002"]
             assert_as_written(store.load())
     assert survivors == sorted(survivors)  # once committed, it stays
@@ -193,7 +196,8 @@ def test_killed_at_every_named_point_of_a_save(tmp_path: Path):
 def test_every_flipped_bit_and_every_truncation_is_detected(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
         checkpoint = make(3, size=2)
-        store.save(Checkpoint(3, EngineState(**{**vars(checkpoint.state), "ema": {"a": np.ones(2)}}), {}), wait=True)
+        other = EngineState(**{**vars(checkpoint.state), "ema": {"a": np.ones(2)}})
+        save_durably(store, Checkpoint(3, other, {}))
     folder = tmp_path / "step-00000003"
     read_checkpoint(folder)
     trials = undetected = 0
@@ -241,7 +245,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 def test_a_full_disk_is_reported_and_the_earlier_checkpoint_stays(tmp_path: Path):
     with mounted(tmp_path / "disk", "size=500k"), CheckpointStore(tmp_path / "disk" / "checkpoints", keep=1) as store:
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
         filler = tmp_path / "disk" / "filler"
         filler.write_bytes(bytes(200_000))
         store.save(make(2))
@@ -252,13 +256,13 @@ def test_a_full_disk_is_reported_and_the_earlier_checkpoint_stays(tmp_path: Path
         assert_as_written(store.load())
         assert [path.name for path in store.root.iterdir()] == ["step-00000001"]
         filler.unlink()
-        store.save(make(2), wait=True)
+        save_durably(store, make(2))
         assert store.steps() == [2]
 
 
 def test_a_file_beyond_the_limit_is_reported_and_the_earlier_checkpoint_stays(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
         with victim("save_beyond_the_limit", tmp_path) as process:
             output, _ = process.communicate(timeout=30)
         assert process.returncode == 0
@@ -273,7 +277,7 @@ def test_a_read_only_disk_is_reported_and_can_be_read(tmp_path: Path):
     root = tmp_path / "disk"
     with mounted(root, "size=1m"):
         with CheckpointStore(root, keep=1) as store:
-            store.save(make(1), wait=True)
+            save_durably(store, make(1))
         (root / ".tmp-step-00000002").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", root], check=True)
         with CheckpointStore(root, keep=1) as store:
@@ -309,7 +313,7 @@ def test_an_error_at_every_call_of_a_save_is_raised_once_and_harms_nothing(
 
     def attempt(call: int) -> tuple[CheckpointStore, Callable[[], int]]:
         store = CheckpointStore(tmp_path / str(call), keep=1)
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
         with monkeypatch.context() as patch:
             for name in DURABLE_CALLS:
                 patch.setattr(os, name, getattr(os, name))  # restored at the end of the block
@@ -327,8 +331,8 @@ def test_an_error_at_every_call_of_a_save_is_raised_once_and_harms_nothing(
         store, _ = attempt(call)
         assert_as_written(store.load())
         with CheckpointStore(tmp_path / str(call), keep=1) as store:
-            store.save(make(2), wait=True)
-            store.save(make(3), wait=True)
+            save_durably(store, make(2))
+            save_durably(store, make(3))
             assert [path.name for path in store.root.iterdir()] == ["step-00000003"]
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import unmask.train
+from checkpoints import best_of
 from fake_engine import FakeEngine
 from unmask.checkpoint.store import CheckpointStore, load_newest
 from unmask.config.load import check_config, to_dict
@@ -84,7 +85,7 @@ def test_evaluation_keeps_the_best_and_reports_accuracy(photos: Path, tmp_path: 
     rows = [row for row in read_log(tmp_path / "run" / "metrics.jsonl") if row["split"] == "val"]
     assert len(rows) >= 20
     with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
-        assert store.best() is not None
+        assert best_of(store) is not None
         assert store.load().meta["class_names"] == ["cat", "dog"]
 
 
@@ -179,7 +180,7 @@ def test_outside_the_main_thread_no_handler_is_installed(photos: Path, tmp_path:
 
 def test_callbacks_get_the_numbers_of_the_log_in_order(photos: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
-    config = make_config(photos, "finetune", data={"val": str(photos)}, train={"log_every": 4})
+    config = make_config(photos, "classify", data={"val": str(photos)}, train={"log_every": 4})
     train(config, tmp_path / "run", callbacks=[lambda step, values: seen.append((step, dict(values)))])
     rows = read_log(tmp_path / "run" / "metrics.jsonl")
     prefix = {"train": "", "val": "val_"}
@@ -309,7 +310,7 @@ def test_features_are_judged_while_pretraining(photos: Path, tmp_path: Path) -> 
     assert all(1 <= row["effective_rank"] <= 16 for row in rows)
     assert values["val_knn_top1"] == 1.0
     with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
-        best = store.best()
+        best = best_of(store)
         assert best is not None
         assert best.name == "step-00000002", "the first of equal ones"
 
@@ -328,3 +329,10 @@ def test_without_labels_there_is_the_effective_rank(photos: Path, tmp_path: Path
     assert values.keys() == {"loss", "val_effective_rank"}
     with pytest.raises(ConfigError, match=r"evaluate.train and evaluate.val go together"):
         train(make_config(photos, evaluate={"every": 2, "train": str(photos)}), tmp_path / "other")
+
+
+def test_an_objective_without_a_loss_for_single_images_refuses_data_val(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, objective={"name": "lejepa"}, data={"val": str(photos)})
+    with pytest.raises(ConfigError, match=r"objective.name=lejepa has no loss for single images: leave out data.val"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -54,17 +54,15 @@ class CheckpointStore:
         for left_over in root.glob(f"{ASIDE}*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
-    def save(self, checkpoint: Checkpoint, *, metric: float | None = None, wait: bool = False) -> None:
+    def save(self, checkpoint: Checkpoint, *, metric: float | None = None) -> None:
         """Write a checkpoint in the background; the arrays of its state must not change any more.
 
         metric: higher is better; the best is never pruned. A step that is there already, undamaged, stays as it is.
-        wait: return when it is durable. Raises CheckpointError for this (with `wait`) or the previous save.
+        Raises CheckpointError for the previous save.
         """
         state_json = encode_state(checkpoint, metric)
         self.wait()
         self._pending = self._writer.submit(self._write, checkpoint.step, checkpoint.state, state_json)
-        if wait:
-            self.wait()
 
     def wait(self) -> None:
         """Return when all is durable. Raises the CheckpointError of the last save, once."""
@@ -89,15 +87,10 @@ class CheckpointStore:
         """Steps of the committed checkpoints, ascending; damage shows only when one is loaded."""
         return list_steps(self.root)
 
-    def load(self, step: int | None = None) -> Checkpoint:
-        """The checkpoint of a step, or the newest good one. Raises CheckpointError."""
+    def load(self) -> Checkpoint:
+        """The newest good checkpoint. Raises CheckpointError."""
         self.wait()
-        return load_newest(self.root) if step is None else read_checkpoint(self.root / folder_name(step))
-
-    def best(self) -> Path | None:
-        """Folder of the checkpoint with the highest metric, the earliest among equals; None when none has a metric."""
-        step = _best_step(self.root, self.steps())
-        return None if step is None else self.root / folder_name(step)
+        return load_newest(self.root)
 
     def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
         folder = self.root / folder_name(step)
@@ -121,7 +114,7 @@ class CheckpointStore:
         # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the
         # run replaces them when it comes to them.
         steps = [step for step in self.steps() if step <= newest]
-        kept = {*steps[-self._keep :], _best_step(self.root, steps)}
+        kept = {*steps[-self._keep :], best_step(self.root, steps)}
         for step in steps:
             if step not in kept:
                 self._remove(self.root / folder_name(step))
@@ -155,7 +148,7 @@ def read_chosen(root: Path, choice: Choice, read: Callable[[Path], T]) -> T:
     if choice == "last":
         return first_good(root, read)
     steps = list_steps(root)
-    step = _best_step(root, steps) if choice == "best" else choice
+    step = best_step(root, steps) if choice == "best" else choice
     if step is None:
         raise ConfigError(f"no checkpoint in {root} was evaluated, so none is the best; set data.val, or load the last")
     if step not in steps:
@@ -183,7 +176,8 @@ def first_good(root: Path, read: Callable[[Path], T]) -> T:
     raise CheckpointError(f"no good checkpoint in {root}: {'; '.join(flaws) or 'it holds none'}")
 
 
-def _best_step(root: Path, steps: Sequence[int]) -> int | None:
+def best_step(root: Path, steps: Sequence[int]) -> int | None:
+    """The one of these steps with the highest metric, the earliest among equals; None when none has a metric."""
     metrics: dict[int, float] = {}
     for step in steps:
         try:

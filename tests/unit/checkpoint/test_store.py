@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import best_of, save_durably
 from unmask.checkpoint import Checkpoint, CheckpointStore, load_newest, read_checkpoint, read_weights
+from unmask.checkpoint.folder import folder_name
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
 
@@ -38,16 +40,16 @@ def assert_same(actual: Checkpoint, expected: Checkpoint) -> None:
 
 def test_round_trip_is_exact(tmp_path: Path):
     with CheckpointStore(tmp_path / "checkpoints", keep=1) as store:
-        store.save(make(7), wait=True)
+        save_durably(store, make(7))
         assert_same(store.load(), make(7))
-        assert_same(store.load(7), make(7))
+        assert_same(read_checkpoint(store.root / folder_name(7)), make(7))
 
 
 def test_special_floats_and_memory_layouts_survive(tmp_path: Path):
     weights = {"t": np.arange(6, dtype=np.float32).reshape(2, 3).T, "scalar": np.array(2.5, np.float32)}
     state = EngineState(weights, scalars={"loss_scale": 65536.0, "x": 0.1, "inf": math.inf})
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(Checkpoint(1, state, {}), wait=True)
+        save_durably(store, Checkpoint(1, state, {}))
         loaded = store.load().state
     assert loaded.scalars == state.scalars
     np.testing.assert_array_equal(loaded.weights["t"], weights["t"])
@@ -56,7 +58,7 @@ def test_special_floats_and_memory_layouts_survive(tmp_path: Path):
 
 def test_folder_holds_only_what_is_not_empty(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(make(1, ema=False, optimizer=False), wait=True)
+        save_durably(store, make(1, ema=False, optimizer=False))
     names = {path.name for path in (tmp_path / "step-00000001").iterdir()}
     assert names == {"weights.safetensors", "state.json", "checksums.json"}
     assert_same(read_checkpoint(tmp_path / "step-00000001"), make(1, ema=False, optimizer=False))
@@ -79,37 +81,37 @@ def test_keeps_the_newest_and_the_best(tmp_path: Path):
             store.save(make(step), metric=metric)
         store.wait()
         assert store.steps() == [2, 5, 6]
-        assert store.best() == tmp_path / "step-00000002"
+        assert best_of(store) == tmp_path / "step-00000002"
     with CheckpointStore(tmp_path, keep=1) as store:  # a resumed run knows the best from the disk
-        store.save(make(7), metric=0.95, wait=True)
+        save_durably(store, make(7), metric=0.95)
         assert store.steps() == [7]
-        assert store.best() == tmp_path / "step-00000007"
+        assert best_of(store) == tmp_path / "step-00000007"
 
 
 def test_best_is_decided_by_metric_and_step_not_by_time(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=9) as store:
         for step in (1, 2, 3):
-            store.save(make(step), metric=1.0, wait=True)
+            save_durably(store, make(step), metric=1.0)
         os.utime(tmp_path / "step-00000001", (2e9, 2e9))
         os.utime(tmp_path / "step-00000003", (1, 1))
-        assert store.best() == tmp_path / "step-00000001"
+        assert best_of(store) == tmp_path / "step-00000001"
         assert store.load().step == 3
 
 
 def test_no_metric_no_best(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
-        assert store.best() is None
-        store.save(make(1), wait=True)
-        assert store.best() is None
+        assert best_of(store) is None
+        save_durably(store, make(1))
+        assert best_of(store) is None
 
 
 def test_same_step_twice_is_harmless(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(make(1), metric=0.5, wait=True)
-        store.save(make(1), wait=True)
+        save_durably(store, make(1), metric=0.5)
+        save_durably(store, make(1))
         assert store.steps() == [1]
         assert_same(store.load(), make(1))
-        assert store.best() is not None
+        assert best_of(store) is not None
 
 
 def test_falls_back_to_the_previous_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -130,12 +132,12 @@ def test_falls_back_to_the_previous_and_says_so(tmp_path: Path, caplog: pytest.L
 
 def test_after_a_fall_back_the_damaged_step_is_replaced_and_never_displaces_a_good_one(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(make(20), wait=True)
+        save_durably(store, make(20))
         (tmp_path / "step-00000020" / "ema.safetensors").write_bytes(b"")
-        store.save(make(10), wait=True)
+        save_durably(store, make(10))
         assert store.steps() == [10, 20]
         assert store.load().step == 10
-        store.save(make(20), wait=True)
+        save_durably(store, make(20))
         assert store.steps() == [20]
         assert_same(store.load(), make(20))
 
@@ -145,7 +147,7 @@ def test_none_good_lists_each_and_why(tmp_path: Path):
         load_newest(tmp_path)
     with CheckpointStore(tmp_path, keep=2) as store:
         for step in (1, 2):
-            store.save(make(step), wait=True)
+            save_durably(store, make(step))
             (tmp_path / f"step-{step:08d}" / "checksums.json").unlink()
         with pytest.raises(
             CheckpointError, match=r"step-00000002/checksums.json is missing; .*step-00000001/"
@@ -157,7 +159,7 @@ def test_none_good_lists_each_and_why(tmp_path: Path):
 def test_weights_alone_prefer_the_average(tmp_path: Path):
     with CheckpointStore(tmp_path, keep=2) as store:
         store.save(make(1))
-        store.save(make(2, ema=False), wait=True)
+        save_durably(store, make(2, ema=False))
     folder = tmp_path / "step-00000001"
     (folder / "optimizer.safetensors").write_bytes(b"not needed here")
     np.testing.assert_array_equal(read_weights(folder)["cls_token"], make(1).state.ema["cls_token"])
@@ -184,7 +186,7 @@ def test_meta_is_a_snapshot_and_must_be_json(tmp_path: Path):
 def test_construction_cleans_left_overs_and_reading_does_not(tmp_path: Path):
     left_over = tmp_path / ".tmp-step-00000002"
     with CheckpointStore(tmp_path, keep=1) as store:
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
     left_over.mkdir()
     (left_over / "weights.safetensors").write_bytes(b"half")
     assert load_newest(tmp_path).step == 1
@@ -207,7 +209,7 @@ def sealed(root: Path, **files: bytes) -> Path:
     import hashlib
 
     with CheckpointStore(root, keep=1) as store:
-        store.save(make(1), wait=True)
+        save_durably(store, make(1))
     folder = root / "step-00000001"
     for name, content in files.items():
         (folder / name.replace("__", ".")).write_bytes(content)
