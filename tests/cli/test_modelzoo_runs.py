@@ -49,7 +49,7 @@ def losses(folder: Path) -> list[float]:
 def check_pretrained(folder: Path, shown: str) -> None:
     assert len(losses(folder)) == 6
     config = yaml.safe_load((folder / "run.yaml").read_text())["config"]
-    assert config["model"]["norm_pix_loss"] is True
+    assert config["objective"]["norm_pix_loss"] is True
     assert (folder / "reconstruction.png").is_file()
     assert shown.count("\nepoch ") == 1
     assert "-> train.epochs=2\n" in shown

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mindspore_models import EVERY_TYPE, SMALL, assert_equal, mindspore, needs_mindspore, weights_of
+from mindspore_models import EVERY_TYPE, SMALL, Task, assert_equal, mindspore, needs_mindspore, weights_of
 from unmask.errors import CheckpointError
 from unmask.interchange import Format, read_model, write_model
 from unmask.interchange.mindspore import from_mindspore
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 from unmask.interchange.mindspore_zoo import to_zoo
-from unmask.models.parameters import Task
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
