@@ -59,7 +59,7 @@ class Attention(nn.Module):
         B, T, D = x_BTD.shape
         if queries == T or type(self.qkv) is not Linear:  # an adapter or quantiser may have replaced it
             q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).unbind(2)
-            q = q[:, -queries:]
+            q = q if queries == T else q[:, -queries:]  # the gradient of a slice is a copy, even of the whole
         else:
             weight, bias = self.qkv.weight.to(x_BTD.dtype), self.qkv.bias.to(x_BTD.dtype)
             q = F.linear(x_BTD[:, -queries:], weight[:D], bias[:D]).view(B, queries, self.heads, -1)
