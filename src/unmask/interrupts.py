@@ -83,6 +83,13 @@ def deferred() -> Generator[Request]:
         raise Interrupted(request.received)
 
 
+@contextmanager
+def immediate() -> Generator[None]:
+    """The system's own way: a signal ends the process. For calls that wait outside of Python, where no handler runs."""
+    with _installed(dict.fromkeys(_interrupting(), signal.SIG_DFL)):
+        yield
+
+
 def _interrupting() -> dict[signal.Signals, _Handler]:
     """The handlers in force that raise: Python's for Ctrl-C and the command line's."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -94,7 +101,7 @@ def _interrupting() -> dict[signal.Signals, _Handler]:
 
 
 @contextmanager
-def _installed(handlers: Mapping[signal.Signals, _Handler]) -> Generator[None]:
+def _installed(handlers: Mapping[signal.Signals, _Handler | signal.Handlers]) -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return

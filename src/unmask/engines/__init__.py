@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from unmask import plugins
+from unmask import interrupts, plugins
 from unmask.config.schema import Config
 from unmask.engines.base import Engine, EngineKind
 from unmask.environment import launched
@@ -51,7 +51,9 @@ def joined(engine: str, device: str) -> Generator[tuple[int, int]]:
     kind = engine_kind(engine)
     with _missing_package(engine, kind):
         connect = plugins.resolve(kind.connect)
-    with connect(device):
+    with ExitStack() as stack:
+        with interrupts.immediate():  # the wait for the others, in which msrun's scheduler stays to the end
+            stack.enter_context(connect(device))
         yield rank, world
 
 
