@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,24 @@ PUBLISHED_DECODER_HEADS = {512: 16}
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model from a run, a checkpoint or another tool, in canonical names."""
+    """A model from a run, a checkpoint or another tool, in canonical names: weights, and what goes with them.
+
+    What the source does not tell is absent, never guessed.
+    """
 
     weights: Tensors
-    """Floating-point tensors are float32. Not checked for completeness: an encoder may come without its decoder."""
+    """Floating-point tensors are float32. The encoder is there; decoder and head where the source has them."""
     model: dict[str, Any]
-    """The fields of ModelConfig that the source tells; `heads` is absent where neither it nor publication does."""
+    """Fields of ModelConfig."""
     class_names: tuple[str, ...] | None
     format: str
-    """unmask, safetensors, facebook, transformers, mindspore or mindspore-zoo."""
+    """unmask, safetensors, facebook, timm, transformers, mindspore or mindspore-zoo."""
     config: dict[str, Any] | None = None
     """The whole config, if a run of ours wrote the model."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of DataConfig that say how images are prepared: mean, std, eval_crop, eval_fit, interpolation, dtype."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """Of an autoencoder: mask_ratio, norm_pix_loss."""
 
 
 def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, Any], tuple[str, ...] | None]:
