@@ -76,7 +76,8 @@ def draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> ND
     """The first value of one weight, fp32, as the official MAE code initialises it.
 
     Linear layers and the patch projection: Xavier uniform, the fused qkv counted as one matrix; biases 0; norms 1;
-    cls, mask and register tokens: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal, std 2e-5.
+    cls, mask and register tokens: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal,
+    std 2e-5.
     """
     rng = generator(seed, 0, zlib.crc32(name.encode()), Op.INIT)
     if name in POSITIONS:
