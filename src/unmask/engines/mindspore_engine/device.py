@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stderr, suppress
 from functools import cache
+from io import StringIO
 
 import mindspore as ms
+import numpy as np
+from mindspore import Tensor
 from mindspore.device_context import ascend
 
 from unmask.errors import EngineError
@@ -28,7 +32,18 @@ def pick_device(name: str) -> str:
         ms.set_device(target, int(number)) if number else ms.set_device(target)
     except (RuntimeError, ValueError) as error:
         raise EngineError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from None
+    _wake_pynative()
     return target
+
+
+def _wake_pynative() -> None:
+    """MindSpore 2.10 is built against NumPy 1: under NumPy 2 the first eager view fails, and the later ones work.
+
+    In graph mode too, because it is what calls of the module's methods take. Before the processes are connected: after
+    any failure a process leaves the others without a word, and msrun's scheduler takes it for dead.
+    """
+    with suppress(SystemError), redirect_stderr(StringIO()):
+        Tensor(np.zeros(2, np.float32)).reshape(2, 1)
 
 
 def devices() -> tuple[list[str], str]:

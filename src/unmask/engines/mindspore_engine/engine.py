@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, suppress
 from functools import cached_property
 from inspect import signature
-from io import StringIO
 from typing import Any
 
 import mindspore as ms
@@ -49,7 +47,6 @@ class MindSporeEngine:
         if train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
         ms.set_context(mode=ms.PYNATIVE_MODE if train.compile is False else ms.GRAPH_MODE)
-        _wake_pynative()  # in graph mode too: it is what calls of the module's methods take
         self.pixel_type = ms.uint8 if data.dtype == "uint8" else ms.float32
         network = resolve(network_of(objective, "mindspore"))
         arguments = (objective.model, objective.section, Pixels.of(data), DTYPES[train.precision])
@@ -175,12 +172,6 @@ class MindSporeEngine:
         bound = self._loss_signature.bind(_images(batch), **inputs, **values)
         bound.apply_defaults()
         return bound.args
-
-
-def _wake_pynative() -> None:
-    """MindSpore 2.10 is built against NumPy 1: under NumPy 2 the first eager view fails, and the later ones work."""
-    with suppress(SystemError), redirect_stderr(StringIO()):
-        Tensor(np.zeros(2, np.float32)).reshape(2, 1)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
