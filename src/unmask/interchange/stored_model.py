@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from unmask.config.schema import DataConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
+from unmask.files import parse_json
 
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 """Attention heads by width of the published MAE models: they cannot be seen in the weights."""
 
 PUBLISHED_DECODER_HEADS = {512: 16}
+
+OF_DATA = ("mean", "std", "eval_crop", "eval_fit", "interpolation", "dtype")
+"""Fields of DataConfig that say how images are prepared for a model."""
+
+OF_OBJECTIVE = ("mask_ratio", "norm_pix_loss")
+"""Fields of an objective that other tools keep with an autoencoder."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,9 @@ class StoredModel:
     config: dict[str, Any] | None = None
     """The whole config, if a run of ours wrote the model."""
     data: dict[str, Any] = field(default_factory=dict)
-    """Fields of DataConfig that say how images are prepared: mean, std, eval_crop, eval_fit, interpolation, dtype."""
+    """Fields of DataConfig that say how images are prepared (OF_DATA)."""
     objective: dict[str, Any] = field(default_factory=dict)
-    """Of an autoencoder: mask_ratio, norm_pix_loss."""
+    """Of an autoencoder (OF_OBJECTIVE)."""
 
 
 def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, Any], tuple[str, ...] | None]:
@@ -47,6 +57,51 @@ def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, A
     if not isinstance(model, dict) or not (names is None or _are_texts(names)):
         raise CheckpointError(f"{where} does not hold model settings and class names as unmask writes them")
     return model, None if names is None else tuple(names)
+
+
+def extra_json(model: StoredModel) -> str:
+    """All but weights and format as JSON, which our writers put beside the tensors where other tools pass it over."""
+    return json.dumps(
+        {
+            "model": model.model,
+            "class_names": model.class_names and list(model.class_names),
+            "data": {name: model.data[name] for name in OF_DATA if name in model.data},
+            "objective": {name: model.objective[name] for name in OF_OBJECTIVE if name in model.objective},
+        }
+    )
+
+
+def from_extra(path: Path, text: str | bytes) -> dict[str, Any]:
+    """`model`, `class_names`, `data` and `objective` of a StoredModel, from what `extra_json` wrote into `path`.
+
+    The file may be a stranger's: of data and objective only what says how images are prepared and masked is taken.
+    Raises CheckpointError.
+    """
+    extra = parse_json(path, text)
+    model, class_names = stated(path, extra, extra.get("model", {}))
+    # Earlier versions wrote these among the fields of the model.
+    objective = {name: model[name] for name in OF_OBJECTIVE if name in model} | _section(path, extra, "objective")
+    data = _section(path, extra, "data")
+    if strange := [name for name in data if name not in OF_DATA] + [
+        name for name in objective if name not in OF_OBJECTIVE
+    ]:
+        raise CheckpointError(f"{path} has {', '.join(map(repr, strange))} among its settings, which no model needs")
+    return {
+        "model": {name: value for name, value in model.items() if name not in OF_OBJECTIVE},
+        "class_names": class_names,
+        "data": checked_data(path, data),
+        "objective": objective,
+    }
+
+
+def checked_data(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Fields of DataConfig in the form it has them. Raises CheckpointError for values that it refuses."""
+    try:
+        checked = DataConfig.model_validate(data)
+    except ValidationError as error:
+        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
+        raise CheckpointError(f"{path} prepares images in a way that is none: {flaws}") from error
+    return {name: getattr(checked, name) for name in data}
 
 
 def as_float32(weights: Tensors) -> Tensors:
@@ -93,6 +148,13 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
         case _:
             pass
     return fields
+
+
+def _section(where: Path, extra: dict[str, Any], name: str) -> dict[str, Any]:
+    section = extra.get(name, {})
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{where} does not hold {name} settings as unmask writes them")
+    return section
 
 
 def _are_texts(value: Any) -> bool:
