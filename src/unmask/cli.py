@@ -230,13 +230,22 @@ def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:
 
 
 def _add_stored(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    sub.add_argument(
+        "model", metavar="MODEL", help="a run, a checkpoint, a file or folder of another tool, or hf://OWNER/NAME"
+    )
     sub.add_argument(
         "--checkpoint",
         type=_checkpoint,
         default="last",
         metavar="STEP",
         help="of a run: last, best (by data.val, without it by k-NN), or the number of a step (default last)",
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the model, such as data.eval_crop=1, or what a file does not tell, such as model.heads=6",
     )
 
 

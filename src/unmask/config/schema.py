@@ -302,8 +302,8 @@ class ObjectiveSection(Section):
     """How the network is trained; each objective of `unmask.objectives` has a section of its own, chosen by `name`."""
 
     name: str
-    task: ClassVar[Literal["pretrain", "finetune"]]
-    """The command that runs it."""
+    task: ClassVar[Literal["pretrain", "finetune"] | None]
+    """The command that runs it; None: it is not trained."""
     labelled: ClassVar[bool] = False
     """Whether every training image must have a class."""
 
@@ -356,7 +356,8 @@ class Config(Section):
     output: str | None = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
-    """Fine-tuning: the pretrained weights to start from (run, checkpoint, official .pth, transformers folder)."""
+    """Weights to start from: a run, a checkpoint, or a model of another tool, also hf://OWNER/NAME. Fine-tuning takes
+    the encoder; pretraining the decoder too, where it is one of the same shape."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -379,8 +380,6 @@ class Config(Section):
             )
         if self.objective.task == "pretrain" and self.optimizer.frozen_blocks:
             raise ValueError("optimizer.frozen_blocks is for fine-tuning; set it to 0")
-        if self.objective.task == "pretrain" and self.init is not None:
-            raise ValueError("init is for fine-tuning; a pretraining run continues by itself from its output folder")
         if not self.objective.labelled and (self.augment.mixes or self.augment.erase_prob):
             raise ValueError("augment: mixup, cutmix and erasing are for training with labels; set them to 0")
         self.objective.check(self)

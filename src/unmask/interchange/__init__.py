@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
 from unmask.checkpoint.store import Choice, read_chosen
 from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
-from unmask.engines.base import Tensors
+from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
-from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
+from unmask.models.parameters import encoder_shapes
 from unmask.objectives.base import create_objective
+
+log = logging.getLogger("unmask")
 
 __all__ = ["Format", "StoredModel", "read_model", "write_model"]
 
@@ -58,36 +64,40 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     return read_facebook(path)
 
 
-def write_model(
-    format: Format,
-    path: str | Path,
-    weights: Tensors,
-    model: Mapping[str, Any],
-    class_names: Sequence[str] | None,
-) -> None:
-    """Write a model for another tool; `model` has fields of ModelConfig.
+def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel) -> None:
+    """Write a model for another tool; `model` is `completed`.
 
-    Raises CheckpointError if the format has no place for it or the file cannot be written.
+    Of what was trained in a way that no other tool knows, the encoder is written, and that is said. Raises
+    CheckpointError if the format has no place for the model or the file cannot be written.
     """
-    if format == "facebook":
-        write_facebook(Path(path), weights, model, class_names)
-    elif format in ("mindspore", "mindspore-zoo"):
-        write_mindspore(Path(path), weights, model, class_names, zoo=format == "mindspore-zoo")
-    else:
-        write_transformers(Path(path), weights, model, class_names)
+    if model.kind == "encoder":
+        keep = encoder_shapes(ModelConfig.model_validate(model.model)).keys()
+        weights = {n: t for n, t in model.weights.items() if n in keep or n.startswith(("norm.", "fc_norm."))}
+        if left := len(model.weights) - len(weights):
+            log.warning("%s: the encoder alone is written; %d tensors of its training have no place there", path, left)
+        model = dataclasses.replace(model, weights=weights, objective={})
+    _WRITERS[format](Path(path), model)
+
+
+_WRITERS: dict[Format, Callable[[Path, StoredModel], None]] = {
+    "facebook": write_facebook,
+    "transformers": write_transformers,
+    "mindspore": write_mindspore,
+    "mindspore-zoo": partial(write_mindspore, zoo=True),
+}
 
 
 def _read_ours(folder: Path) -> StoredModel:
     meta = read_meta(folder)
     config = meta.get("config")
-    model, class_names = stated(folder, meta, config.get("model") if isinstance(config, dict) else None)
+    _, class_names = stated(folder, meta, config.get("model") if isinstance(config, dict) else None)
     weights, buffers = read_weights(folder), read_buffers(folder)
     try:
         checked = check_config(config or {})
         weights, section = create_objective(checked).finished(weights, buffers)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder} is of a run that this version cannot read: {error}") from error
-    objective = section.model_dump(mode="json")
-    # Other formats have these among the fields of the model.
-    model = model | {name: objective[name] for name in ("mask_ratio", "norm_pix_loss") if name in objective}
-    return StoredModel(weights, model, class_names, "unmask", {**to_dict(checked), "objective": objective})
+    values = {**to_dict(checked), "objective": section.model_dump(mode="json")}
+    data = {name: values["data"][name] for name in OF_DATA}
+    objective = {name: values["objective"][name] for name in OF_OBJECTIVE if name in values["objective"]}
+    return StoredModel(weights, values["model"], class_names, "unmask", values, data, objective)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, written_aside
-from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.files import cause, written_aside
+from unmask.interchange.stored_model import (
+    StoredModel,
+    as_float32,
+    extra_json,
+    fields_from_shapes,
+    from_extra,
+    published_heads,
+)
 from unmask.interchange.torch_file import TorchFile
 from unmask.interchange.unpickle import TensorRecord
 
@@ -23,9 +27,12 @@ def read_facebook(path: Path) -> StoredModel:
     with TorchFile(path) as file:
         weights = read_state_dict(file)
         extra = file.content.get(EXTRA)
-    ours = parse_json(path, extra.encode()) if isinstance(extra, str) else {}
-    model, class_names = stated(path, ours, ours.get("model", {}))
-    return StoredModel(weights, fields_from_shapes(weights) | model, class_names, "facebook")
+    fields = fields_from_shapes(weights)
+    fields |= published_heads(fields)
+    if not isinstance(extra, str):
+        return StoredModel(weights, fields, None, "facebook")
+    ours = from_extra(path, extra)
+    return StoredModel(weights, format="facebook", **{**ours, "model": fields | ours["model"]})
 
 
 def read_state_dict(file: TorchFile) -> Tensors:
@@ -41,16 +48,15 @@ def read_state_dict(file: TorchFile) -> Tensors:
     return as_float32({name: file.array(record) for name, record in content.items()})
 
 
-def write_facebook(path: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
+def write_facebook(path: Path, model: StoredModel) -> None:
     """Write a file that the official code and torch.load(weights_only=True) read. Raises CheckpointError."""
     try:
         import torch
     except ImportError as error:
         raise CheckpointError("writing a .pth needs PyTorch: pip install 'unmask[torch]'") from error
-    extra = json.dumps({"model": dict(model), "class_names": class_names and list(class_names)})
-    tensors = {name: torch.tensor(tensor) for name, tensor in weights.items()}
+    tensors = {name: torch.tensor(tensor) for name, tensor in model.weights.items()}
     try:
         with written_aside(path) as aside:
-            torch.save({"model": tensors, EXTRA: extra}, aside)
+            torch.save({"model": tensors, EXTRA: extra_json(model)}, aside)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f"cannot write {path}: {cause(error)}") from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -49,6 +49,14 @@ class StoredModel:
     """Fields of DataConfig that say how images are prepared (OF_DATA)."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Of an autoencoder (OF_OBJECTIVE)."""
+
+    @property
+    def kind(self) -> Literal["classifier", "autoencoder", "encoder"]:
+        """An encoder with a head, with the decoder of masked autoencoding, or with neither that other tools know."""
+        if "head.weight" in self.weights:
+            return "classifier"
+        name = "mae" if self.config is None else self.config["objective"]["name"]
+        return "autoencoder" if name == "mae" and "decoder_pred.weight" in self.weights else "encoder"
 
 
 def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, Any], tuple[str, ...] | None]:
@@ -113,25 +121,39 @@ def as_float32(weights: Tensors) -> Tensors:
 
 
 def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
-    """The fields of ModelConfig that shapes tell; patches are taken for a square where their number allows it."""
+    """The fields of ModelConfig that names and shapes tell; patches are taken for a square where their number allows.
+
+    They do not tell heads; see `published_heads`.
+    """
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {
+        "cls_token": "cls_token" in shapes,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "patch_norm": "patch_embed.norm.weight" in shapes,
+        "pre_norm": "norm_pre.weight" in shapes,
+    }
     match shapes.get("patch_embed.proj.weight"):
         case (width, channels, patch_size, _):
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
-            fields |= {"heads": PUBLISHED_HEADS[width]} if width in PUBLISHED_HEADS else {}
             pos_embed = shapes.get("pos_embed", ())
-            patches = pos_embed[1] - 1 if len(pos_embed) == 3 else 0
+            patches = pos_embed[1] - fields["cls_token"] if len(pos_embed) == 3 else 0
             side = math.isqrt(max(patches, 0))
             if side and side**2 == patches:
                 fields["image_size"] = (side * patch_size, side * patch_size)
         case _:
             pass
+    match shapes.get("reg_token"):
+        case (_, tokens, _):
+            fields["register_tokens"] = tokens
+        case _:
+            pass
+    if "blocks.0.ls1.gamma" in shapes:
+        fields["layer_scale"] = 1e-5  # where a fresh one starts; these have long left it
     if depth := _depth(shapes, "blocks."):
         fields["depth"] = depth
-    match shapes.get("blocks.0.mlp.fc1.weight"):
-        case (hidden, width) if width:
-            fields["mlp_ratio"] = mlp_ratio(hidden, width)
+    match shapes.get("blocks.0.mlp.fc1.weight"), shapes.get("blocks.0.mlp.fc2.weight"):
+        case (rows, width), (_, hidden) if width:
+            fields |= {"mlp_ratio": mlp_ratio(hidden, width), "mlp": "swiglu" if rows == 2 * hidden else "gelu"}
         case _:
             pass
     if depth := _depth(shapes, "decoder_blocks."):
@@ -139,15 +161,23 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
     match shapes.get("decoder_embed.weight"):
         case (width, _):
             fields["decoder_width"] = width
-            fields |= {"decoder_heads": PUBLISHED_DECODER_HEADS[width]} if width in PUBLISHED_DECODER_HEADS else {}
         case _:
             pass
     match shapes.get("head.weight"):
-        case (classes, _):
-            fields |= {"num_classes": classes, "pool": "mean" if "fc_norm.weight" in shapes else "cls"}
+        case (classes, features):
+            both = features == 2 * fields.get("width", features)
+            fields["num_classes"] = classes
+            fields["pool"] = "mean" if "fc_norm.weight" in shapes else "mean+cls" if both else "cls"
         case _:
             pass
     return fields
+
+
+def published_heads(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Attention heads of the published MAE models with these widths, for files that can only be of those."""
+    heads = {"heads": PUBLISHED_HEADS.get(fields.get("width", 0))}
+    heads |= {"decoder_heads": PUBLISHED_DECODER_HEADS.get(fields.get("decoder_width", 0))}
+    return {name: number for name, number in heads.items() if number is not None}
 
 
 def _section(where: Path, extra: dict[str, Any], name: str) -> dict[str, Any]:

@@ -89,16 +89,16 @@ def read_transformers(folder: Path) -> StoredModel:
     theirs = {_to_version_4(name): tensor for name, tensor in _read_weights(folder).items()}
     weights = as_float32(_NAMING.ours(str(folder), theirs))
     if mae:
-        return StoredModel(weights, model, None, "transformers")
+        objective = {name: model.pop(name) for name in ("mask_ratio", "norm_pix_loss")}
+        return StoredModel(weights, model, None, "transformers", objective=objective)
     if "head.weight" in weights:
         model["num_classes"] = len(weights["head.weight"])
     return StoredModel(weights, {**model, "pool": "cls"}, _class_names(path, config), "transformers")
 
 
-def write_transformers(
-    folder: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None
-) -> None:
+def write_transformers(folder: Path, stored: StoredModel) -> None:
     """Write a folder that from_pretrained loads with nothing missing or left over. Raises CheckpointError."""
+    weights, model, class_names = stored.weights, stored.model | stored.objective, stored.class_names
     mae = "head.weight" not in weights
     if "fc_norm.weight" in weights:
         raise CheckpointError(
