@@ -71,7 +71,7 @@ class ViewEncoder(VisionTransformer):
 
     def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
         self.agreement = Agreement(section.gaussian_weight)
 
     def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
     def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, section, pixels, dtype)
         self.agreement_weight = section.agreement_weight
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
         self.agreement = Agreement(section.gaussian_weight)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
