@@ -28,7 +28,7 @@ class LinearProbe(Classification):
 
     def buffers(self) -> Shapes:
         """Statistics of the BatchNorm."""
-        return {f"head_norm.running_{what}": (self.model.width,) for what in ("mean", "var")}
+        return {f"head_norm.running_{what}": (self.model.feature_width,) for what in ("mean", "var")}
 
     def first_value(self, name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
         """As the official code: the head's weights are normal, std 0.01."""
