@@ -92,7 +92,10 @@ _LOOKS_LIKE = [
     (r"layers?\.\d+\.(ln1|ffn)|bbox_head|decode_head", "a model of mmpretrain or another OpenMMLab project"),
     (r"stages\.\d+|dwconv|grn", "ConvNeXt"),
     (r"layer[1-4]\.\d+|bn1|conv1|running_mean|num_batches_tracked", "a ResNet or another model with BatchNorm"),
-    (r"(embeddings|encoder\.layer|layernorm_before)", "a transformers model, which is read as a folder with config.json"),
+    (
+        r"(embeddings|encoder\.layer|layernorm_before)",
+        "a transformers model, which is read as a folder with config.json",
+    ),
     (r"embeds\.", "NaFlexViT"),
     (r"local_cls|token_embed|cpe|pos_block", "a ViT with convolutions"),
     (r"gamma_[0-9]|ls[0-9]\.", "a ViT with another layer scale, such as CaiT"),

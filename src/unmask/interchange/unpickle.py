@@ -2,7 +2,7 @@
 
 The opcodes are interpreted on inert values. A global is but a name. The few that tensors need are given a meaning here;
 the objects that real training checkpoints hold beside their tensors, such as paths, NumPy scalars and classes of other
-packages, become a `Opaque`, which has a name and nothing else. Whatever else the file wants, above all anything of the
+packages, become an `Opaque`, which has a name and nothing else. Whatever else the file wants, above all anything of the
 standard library that runs code, is refused by name before anything is done with it.
 """
 
@@ -320,6 +320,8 @@ def _storage(identity: Any) -> StorageRecord:
             name in STORAGES and key.isascii() and key.isdecimal() and size >= 0
         ):
             return StorageRecord(key, STORAGES[name], int(size))
+        case ("storage", Global(name), *_) if name.startswith("torch.") and name not in _CALLS:
+            raise _PickleError(f"has tensors of type {name}, which is not supported")
         case _:
             pass
     raise _PickleError("refers to a storage that torch would not write")
