@@ -11,6 +11,8 @@ from engine_cases import make_batch, make_config, start
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines import create_engine
+from unmask.errors import ConfigError
+from unmask.evaluate.inference import Model
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 GRID, PATCHES, WIDTH, HEADS = (2, 3), 6, 32, 4
@@ -182,3 +184,20 @@ def test_images_of_another_size_are_refused() -> None:
     _, module, _, _ = network("pretrain")
     with pytest.raises(ValueError, match=r"takes \(B, C, 16, 24\)"):
         module(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_embeds_what_its_pool_says() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
+    for task, model, width in (
+        ("finetune", {"pool": "mean+cls"}, 2 * WIDTH),
+        ("finetune", {"pool": "cls"}, WIDTH),
+        ("pretrain", {"pool": "mean+cls"}, WIDTH),  # the pool is for its classifier
+        ("pretrain", OTHER | {"cls_token": False}, WIDTH),
+    ):
+        config = make_config(task, model=model)
+        with Model(config, start(config).weights, None, 3) as loaded:
+            assert loaded.embed(images).shape == (3, width)
+            assert loaded.feature_width() == width
+            if not config.model.cls_token:
+                with pytest.raises(ConfigError, match="no cls token"):
+                    loaded.embed(images, pool="mean+cls")
