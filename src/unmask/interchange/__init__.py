@@ -21,6 +21,7 @@ from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read
 from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
+from unmask.interchange.vit import from_state_dict
 from unmask.models.parameters import encoder_shapes
 from unmask.objectives.base import create_objective
 
@@ -58,6 +59,8 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
         weights = as_float32(read_tensors(path))
         if is_from_mindspore(weights):
             return from_mindspore(path, weights)
+        if not (path.parent / CHECKSUMS).exists():
+            weights = from_state_dict(str(path), weights)
         return StoredModel(weights, fields_from_shapes(weights), None, "safetensors")
     if path.suffix == ".ckpt" and not is_torch_file(path):  # the suffix is also that of PyTorch Lightning
         return read_mindspore(path)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from unmask.config.schema import DataConfig
+from unmask.config.schema import DataConfig, ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import parse_json
@@ -110,6 +110,15 @@ def checked_data(path: Path, data: dict[str, Any]) -> dict[str, Any]:
         flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
         raise CheckpointError(f"{path} prepares images in a way that is none: {flaws}") from error
     return {name: getattr(checked, name) for name in data}
+
+
+def checked_model(what: str, model: Mapping[str, Any]) -> ModelConfig:
+    """Fields of ModelConfig in the form it has them. Raises CheckpointError for values that it refuses."""
+    try:
+        return ModelConfig.model_validate(model)
+    except ValidationError as error:
+        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
+        raise CheckpointError(f"{what} is not one of our models: {flaws}") from error
 
 
 def as_float32(weights: Tensors) -> Tensors:
