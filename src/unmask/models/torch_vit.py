@@ -328,7 +328,7 @@ class VisionTransformer(nn.Module):
         pos_embed = self.pos_embed.to(x_BLP.dtype)
         pos_LD = pos_embed[0, self.cls_tokens :]
         x = self.patch_embed(x_BLP) + (pos_LD if ids is None else pos_LD[ids])
-        prefix = list[Tensor]()
+        prefix: list[Tensor] = []
         if self.cls_token is not None:
             prefix.append(self.cls_token.to(x.dtype) + pos_embed[:, :1])
         if self.reg_token is not None:
