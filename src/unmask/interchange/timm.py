@@ -45,8 +45,8 @@ _OURS = re.compile(
     r"vit_[a-z0-9]+_patch[0-9]+(_plus|_clip|_gap|_siglip_gap|_reg[0-9]|_dinov2|_tipsv2|_miil|_36x1)*(_[0-9]+)?"
     r"|deit3?_[a-z]+_patch[0-9]+_[0-9]+|flexivit_[a-z]+|eva_large_patch14_[0-9]+|test_vit2?"
 )
-"""Architectures that compute as ours do, where their tensors fit. Others have rotary positions or other activations, norms
-or branches, which not every time shows in the tensors."""
+"""Architectures that compute as ours do, where their tensors fit. Others have rotary positions or other activations,
+norms or branches, which the tensors do not always show."""
 _TANH = re.compile(r"vit_(base_patch32|so400m_patch16|giantopt_patch16|large_patch16(?=.*_512))_siglip_gap_[0-9]+")
 """Of these, the ones with the tanh approximation of GELU."""
 _HEADS = {
@@ -87,7 +87,8 @@ def read_timm(folder: Path) -> StoredModel:
     tensors = _read_tensors(folder)
     weights = from_state_dict(str(folder), tensors, patches=_patches(tensors, size))
 
-    fields = fields_from_shapes(weights) | {"norm_eps": _CLIP_EPS if "_clip" in architecture else 1e-6}
+    fields: dict[str, Any] = fields_from_shapes(weights)
+    fields |= {"norm_eps": _CLIP_EPS if "_clip" in architecture else 1e-6}
     heads = arguments.get("num_heads") or _OTHER_HEADS.get(architecture) or _HEADS.get(fields["width"])
     fields |= {} if heads is None else {"heads": heads}
     if _grid_fits(size, fields["patch_size"], weights):
@@ -99,14 +100,12 @@ def read_timm(folder: Path) -> StoredModel:
             raise CheckpointError(f"{path} pools by {pool} {after}, which our model does not have")
         if prepared.get("label_offset"):
             raise CheckpointError(f"{path} has label_offset={prepared['label_offset']}, which our model does not have")
-    ours = (
-        from_extra(path, json.dumps(config[EXTRA]))
-        if isinstance(config.get(EXTRA), dict)
-        else {"model": {}, "data": {}}
-    )
-    if "layer_scale" in ours["model"]:
-        fields.pop("layer_scale", None)
-    fields |= {name: ours["model"][name] for name in ("layer_scale", "norm_eps") if name in ours["model"]}
+    ours = from_extra(path, json.dumps(config.get(EXTRA, {})))
+    fields |= {
+        name: ours["model"][name]
+        for name in ("layer_scale", "norm_eps")
+        if name in fields and ours["model"].get(name) is not None
+    }
     checked_model(str(path), fields if "heads" in fields else fields | {"heads": 1})
     data = ours["data"] | checked_data(path, _data(path, prepared))
     return StoredModel(weights, fields, _class_names(path, config, prepared, weights), "timm", data=data)
