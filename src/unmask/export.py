@@ -39,7 +39,9 @@ def export(model: str | Path, out: Path, *, checkpoint: Choice = "last", setting
         },
         "output": {"dtype": "float32", "what": output},
         "preprocessing": {
-            "short_side": [round(side / config.data.eval_crop) for side in config.model.image_size],
+            "short_side" if config.data.eval_fit == "crop" else "height_and_width": [
+                round(side / config.data.eval_crop) for side in config.model.image_size
+            ],
             "center_crop": config.model.image_size,
             "interpolation": config.data.interpolation,
         },

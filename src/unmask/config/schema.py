@@ -147,8 +147,8 @@ class DataConfig(Section):
     eval_crop: float = Field(default=224 / 256, gt=0, le=1)
     """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
     eval_fit: Literal["crop", "squash"] = "crop"
-    """Evaluation of images that are not square: crop keeps their proportions; squash resizes the whole image to
-    image_size, whatever its proportions, and eval_crop has no effect (transformers' ViTImageProcessor)."""
+    """Evaluation of images of other proportions than image_size: crop keeps theirs; squash resizes both sides to
+    image_size / eval_crop (with eval_crop=1 transformers' ViTImageProcessor; timm's crop_mode=squash)."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared

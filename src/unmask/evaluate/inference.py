@@ -114,21 +114,27 @@ class Model:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
         if pool not in (None, *POOLS):
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
+        if pool not in (None, "mean") and not self.config.model.cls_token:
+            raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
         for batch in self._batches(source, start):
             yield _rows(batch, self.engine.output("features", batch, pool=pool))
 
     def feature_width(self, pool: Pool | None = None) -> int:
         """Values in a row of `embed`."""
-        return self.config.model.width * (2 if pool == "mean+cls" else 1)
+        model = self.config.model
+        if pool is None:
+            return model.width if self.objective.section.task == "pretrain" else model.feature_width
+        return model.width * (2 if pool == "mean+cls" else 1)
 
     def patch_features(self, images: Images) -> NDArray[np.float32]:
         """(N, h, w, width): features of each patch after the last norm, in their places."""
         return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self._images(images)])
 
     def attention(self, images: Images, *, block: int = -1) -> NDArray[np.float32]:
-        """(N, heads, 1 + L, 1 + L): the share of its attention that each token (row) gives to each other, in one block.
+        """(N, heads, T, T): the share of its attention that each token (row) gives to each other, in one block.
 
-        The first token is cls: `attention(images)[:, :, 0, 1:]` is what it looks at, patches row by row.
+        The first `config.model.prefix_tokens` are cls and registers, then come the patches row by row: with one cls
+        token and no registers, `attention(images)[:, :, 0, 1:]` is what cls looks at.
         """
         if not -self.config.model.depth <= block < self.config.model.depth:
             raise ConfigError(f"block={block}: the model has blocks 0 to {self.config.model.depth - 1}")

@@ -128,17 +128,19 @@ def _pixels(prepared: Mapping[str, Any] | None, channels: int) -> tuple[Sequence
 
 
 def interpolate_position_embedding(
-    pos_embed: NDArray[Any], old: tuple[int, int], new: tuple[int, int]
+    pos_embed: NDArray[Any], old: tuple[int, int], new: tuple[int, int], *, antialias: bool = False
 ) -> NDArray[np.float32]:
     """(1, 1 + old[0] * old[1], D) -> (1, 1 + new[0] * new[1], D), bicubic; the cls token's row, if any, is kept.
 
-    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False), which the official code uses.
+    As torch.nn.functional.interpolate(mode="bicubic", align_corners=False), which the official code uses; `antialias`
+    as there (DINOv2 with registers).
     """
     if old == new:
         return pos_embed
     cls_1D, patches_LD = np.split(pos_embed[0], [-old[0] * old[1]])
     patches_HWD = patches_LD.reshape(*old, -1).astype(np.float64)
-    down, across = (_bicubic(old_size, new_size) for old_size, new_size in zip(old, new, strict=True))
+    matrix = _bicubic_antialiased if antialias else _bicubic
+    down, across = (matrix(old_size, new_size) for old_size, new_size in zip(old, new, strict=True))
     resized_HWD = np.einsum("yh,xw,hwd->yxd", down, across, patches_HWD, optimize=True)
     resized_LD = resized_HWD.reshape(-1, pos_embed.shape[-1]).astype(np.float32)
     return np.concatenate([cls_1D, resized_LD])[None]
@@ -160,16 +162,28 @@ def resample_patch_projection(weight: NDArray[Any], patch_size: int) -> NDArray[
 
 def _bicubic(old: int, new: int) -> NDArray[np.float64]:
     """(new, old): how much of each old sample is in each new one. Keys' kernel, a = -0.75; borders repeat."""
-    a = -0.75
     matrix = np.zeros((new, old))
     for row in range(new):
         centre = (row + 0.5) * old / new - 0.5
         for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            x = abs(centre - tap)
-            near = ((a + 2) * x - (a + 3)) * x * x + 1
-            far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-            matrix[row, min(max(tap, 0), old - 1)] += near if x <= 1 else far
+            matrix[row, min(max(tap, 0), old - 1)] += _keys(abs(centre - tap), -0.75)
     return matrix
+
+
+def _bicubic_antialiased(old: int, new: int) -> NDArray[np.float64]:
+    """The same with a = -0.5 and a kernel as wide as a new sample; at the borders the rest of it counts for more."""
+    scale = max(old / new, 1.0)
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    distances = np.abs(centres[:, None] - np.arange(old)) / scale
+    matrix = np.vectorize(lambda x: _keys(x, -0.5))(distances)
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+def _keys(x: float, a: float) -> float:
+    """The weight of a sample at the distance x >= 0."""
+    if x <= 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
 
 
 def _grid(pos_embed: NDArray[Any], fields: Mapping[str, Any], model: ModelConfig) -> tuple[int, int] | None:

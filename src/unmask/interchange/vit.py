@@ -16,6 +16,7 @@ from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.interchange.naming import listed, misplaced
 from unmask.interchange.stored_model import checked_model, fields_from_shapes
+from unmask.models.parameters import Shapes
 from unmask.objectives.base import Objective
 from unmask.objectives.classify import Classification, ClassifySection
 from unmask.objectives.encoder import EncoderAlone, EncoderSection
@@ -68,7 +69,11 @@ def from_state_dict(source: str, tensors: Tensors, taken: str = "", patches: int
 
 def check(source: str, weights: Tensors) -> None:
     """Raise CheckpointError naming every tensor that our model does not have, that is missing, or of another shape."""
-    expected = _objective(source, weights).shapes()
+    check_shapes(source, weights, _objective(source, weights).shapes())
+
+
+def check_shapes(source: str, weights: Tensors, expected: Shapes) -> None:
+    """Raise CheckpointError naming every tensor that is not expected, that is missing, or of another shape."""
     if unknown := weights.keys() - expected.keys():
         raise misplaced(source, unknown)
     if missing := expected.keys() - weights.keys():

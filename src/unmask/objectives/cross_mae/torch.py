@@ -82,7 +82,8 @@ class CrossMaskedAutoencoder(MaskedAutoencoder):
     def _without_registers(self, x_BTD: Tensor) -> Tensor:
         if not self.register_tokens:
             return x_BTD
-        return torch.cat([x_BTD[:, : self.cls_tokens], x_BTD[:, self.prefix_tokens :]], dim=1)
+        patches = x_BTD[:, self.prefix_tokens :]
+        return torch.cat([x_BTD[:, :1], patches], dim=1) if self.cls_tokens else patches
 
     def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
         """Prediction of the last `queries` patches in the order [kept, masked]; `x_BTD` is what `encode_kept` gives."""
