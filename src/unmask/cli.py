@@ -193,7 +193,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("convert", commands.convert, "write a model in another format")
     _add_stored(sub)
     sub.add_argument("out", type=Path, metavar="OUT")
-    formats = ("facebook", "transformers", "mindspore", "mindspore-zoo")
+    formats = ("facebook", "timm", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")

@@ -16,9 +16,11 @@ from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
+from unmask.files import parse_json, read_bytes
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
 from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
+from unmask.interchange.timm import is_timm, read_timm, write_timm
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
 from unmask.interchange.vit import from_state_dict
@@ -29,17 +31,18 @@ log = logging.getLogger("unmask")
 
 __all__ = ["Format", "StoredModel", "read_model", "write_model"]
 
-Format = Literal["facebook", "transformers", "mindspore", "mindspore-zoo"]
-"""facebook: the official MAE .pth; transformers: a folder for from_pretrained; mindspore: a .ckpt or .safetensors for
-mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's MAE."""
+Format = Literal["facebook", "timm", "transformers", "mindspore", "mindspore-zoo"]
+"""facebook: the official MAE .pth; timm: a folder for `local-dir:`; transformers: one for from_pretrained; mindspore: a
+.ckpt or .safetensors for mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's
+MAE."""
 
 
 def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> StoredModel:
     """The model at `path`, whatever it is; weights only, the moving average where there is one.
 
-    A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names or MindSpore's,
-    a MindSpore .ckpt, a transformers folder, an official .pth. Raises CheckpointError for anything else, damaged or
-    hostile; ConfigError for a checkpoint that is not there.
+    A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names, timm's or
+    MindSpore's, a MindSpore .ckpt, a timm or transformers folder, a .pth of MAE, DINO, DINOv2, DeiT or MoCo-v3. Raises
+    CheckpointError for anything else, damaged or hostile; ConfigError for a checkpoint that is not there.
     """
     path = Path(path)
     is_run = (path / "checkpoints").is_dir()
@@ -50,9 +53,10 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     if is_run:
         return read_chosen(path / "checkpoints", checkpoint, _read_ours)
     if (path / "config.json").exists():
-        return read_transformers(path)
+        config = parse_json(path / "config.json", read_bytes(path / "config.json"))
+        return read_timm(path) if is_timm(config) else read_transformers(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is neither a run, a checkpoint nor a transformers folder")
+        raise CheckpointError(f"{path} is neither a run, a checkpoint nor a folder of timm or transformers")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     if path.suffix == ".safetensors":
@@ -84,6 +88,7 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
 
 _WRITERS: dict[Format, Callable[[Path, StoredModel], None]] = {
     "facebook": write_facebook,
+    "timm": write_timm,
     "transformers": write_transformers,
     "mindspore": write_mindspore,
     "mindspore-zoo": partial(write_mindspore, zoo=True),
