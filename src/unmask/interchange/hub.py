@@ -88,10 +88,11 @@ def download(name: str) -> Path:
     folder = _snapshot(place)
     try:
         if folder is None or folder.name != info.sha or _not_whole(folder, files, sizes):
-            folder = None
-            for file in files:  # the first one by the name asked for, which the cache then knows without the hub
-                path = hf_hub_download(place.repo, file, revision=folder.name if folder else place.revision)
-                folder = Path(path).parents[file.count("/")]
+            # The first one by the revision asked for, which the cache then knows without the hub; all of one commit.
+            first = hf_hub_download(place.repo, files[0], revision=place.revision)
+            folder = Path(first).parents[files[0].count("/")]
+            for file in files[1:]:
+                hf_hub_download(place.repo, file, revision=folder.name)
             for file in _not_whole(folder, files, sizes):  # cut off by a crash: the cache itself looks at names only
                 hf_hub_download(place.repo, file, revision=folder.name, force_download=True)
     except Exception as error:
