@@ -9,6 +9,7 @@ import base64
 import hashlib
 import http.server
 import json
+import os
 import re
 import shutil
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import yaml
 
 TOKEN = "hf_of_the_owner"
@@ -92,6 +94,22 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves is no fault."""
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, hub: Hub, cache: Path) -> None:
+    """As if HF_ENDPOINT and HF_HUB_CACHE were set, which huggingface_hub reads once, when it is imported."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol, to other servers
+    monkeypatch.setenv("HF_TOKEN", "")
+
+
+def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
+    """What a user sets for a command."""
+    return os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": "", **more}
 
 
 @contextmanager
@@ -235,10 +253,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name = f"{asked['organization']}/{asked['name']}"
         if asked["organization"] == "others":
             raise _RefusedError(403, "", "You don't have the rights to create a model under the namespace others")
+        answer = {"url": f"{self.server.url}/{name}", "name": name}
         if name in self.server.repos:
-            raise _RefusedError(409, "", "You already created this model repo")
+            self._send(409, json.dumps(answer | {"error": "You already created this model repo"}).encode(), _JSON)
+            return
         self.server.create(name, private=asked.get("visibility") == "private" or asked.get("private", False))
-        self._json({"url": f"{self.server.url}/{name}", "name": name})
+        self._json(answer)
 
     def _validate(self, body: bytes, **_: Any) -> None:
         asked = json.loads(body)

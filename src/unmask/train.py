@@ -360,7 +360,7 @@ def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[
     """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
     if config.init is None:
         return None, {}
-    if list_steps(folder / "checkpoints"):
+    if (folder / "checkpoints").exists() and list_steps(folder / "checkpoints"):
         return None, read_chosen(folder / "checkpoints", "last", read_meta)["config"]["model"]
     start = read_model(config.init)
     return start, fields_from_shapes(start.weights) | start.model

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import re
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -34,6 +36,8 @@ _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.
 _NAMED = 8
 """How many files a message names."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_OF_NETWORK = ("http", "requests", "urllib3")
+"""Packages through which huggingface_hub has spoken to servers, in its versions."""
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -60,7 +64,8 @@ def is_hub_name(name: str) -> bool:
 
 def parse(name: str) -> HubName:
     """Raises ConfigError for a name of another form."""
-    rest = _PREFIX.sub("", name, count=1)
+    prefix = _PREFIX.match(name)
+    rest = name[prefix.end() :] if prefix else ""
     match = _REST.fullmatch(rest)
     path = PurePosixPath((match and match["path"]) or "")
     if match is None or rest.startswith(_OTHER_KINDS) or ".." in path.parts:
@@ -144,9 +149,26 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     try:
         api.create_repo(place.repo, private=private or None, exist_ok=True)
         operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        return api.create_commit(place.repo, operations, commit_message=message, revision=place.revision).oid
+        with _bars_on_terminals_alone():
+            return api.create_commit(place.repo, operations, commit_message=message, revision=place.revision).oid
     except Exception as error:
         raise CheckpointError(f"{place} cannot be written: {_reason(place, error, write=True)}") from error
+
+
+@contextmanager
+def _bars_on_terminals_alone() -> Generator[None]:
+    """As huggingface_hub does by itself when it downloads, but not when it uploads."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    silence = not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None
+    if silence:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silence:
+            enable_progress_bars()
 
 
 def _repository(name: str) -> HubName:
@@ -297,4 +319,6 @@ def _reason(place: HubName, error: Exception, *, write: bool = False) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return f"{cause(error)}: {constants.HF_HUB_CACHE} (HF_HOME=FOLDER puts the cache elsewhere)"
-    return f"the connection to {endpoint} failed ({type(error).__name__}: {cause(error)})"
+    what = f"{type(error).__name__}: {cause(error)}"
+    of_network = isinstance(error, OSError) or type(error).__module__.startswith(_OF_NETWORK)
+    return f"the connection to {endpoint} failed ({what})" if of_network else what

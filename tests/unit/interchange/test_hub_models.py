@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from engine_cases import objective_of
-from hub_server import TOKEN, Hub, Repo, serving
+from hub_server import TOKEN, Hub, Repo, connect, environment, serving
 from unmask.checkpoint import Checkpoint, CheckpointStore
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError, ConfigError
@@ -46,14 +46,8 @@ def same(found: StoredModel, seed: int = 0) -> bool:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """As if HF_ENDPOINT and HF_HUB_CACHE were set, which huggingface_hub reads once, when it is imported."""
     with serving(tmp_path / "hub") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", "")
+        connect(monkeypatch, hub, tmp_path / "cache")
         yield hub
 
 
@@ -66,11 +60,6 @@ def repo(hub: Hub) -> Repo:
         (repo.folder / other).write_bytes(b"x" * 1_000_000)
     (repo.folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return repo
-
-
-def environment(hub: Hub, tmp_path: Path, **more: str) -> dict[str, str]:
-    """As a user sets it for a command."""
-    return os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "", **more}
 
 
 def downloads(hub: Hub) -> set[str]:
@@ -322,7 +311,7 @@ READ = "import sys; from unmask.interchange import read_model; read_model(sys.ar
 
 def test_of_several_processes_one_downloads(hub: Hub, repo: Repo, tmp_path: Path):
     command = [sys.executable, "-c", READ, "hf://someone/vit"]
-    processes = [subprocess.Popen(command, env=environment(hub, tmp_path)) for _ in range(3)]
+    processes = [subprocess.Popen(command, env=environment(hub, tmp_path / "home")) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     assert hub.sent == sum((repo.folder / file).stat().st_size for file in ("config.json", "model.safetensors"))
 
@@ -335,7 +324,7 @@ def test_a_full_disk_is_one_line(hub: Hub, repo: Repo, tmp_path: Path):
 
     command = [sys.executable, "-m", "unmask", "convert", "hf://someone/vit", "x.pth", "--to", "facebook"]
     done = subprocess.run(
-        command, env=environment(hub, tmp_path), cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit
+        command, env=environment(hub, tmp_path / "home"), cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit
     )
     assert done.returncode == 4
     assert done.stderr.splitlines()[-1].startswith("unmask: hf://someone/vit cannot be downloaded: File too large: ")
@@ -356,7 +345,7 @@ sys.exit(main(["convert", "hf://someone/vit", "x.pth", "--to", "facebook"]))"""
 def test_nothing_is_shown_where_there_is_no_terminal(hub: Hub, repo: Repo, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", READ, "hf://someone/vit"],
-        env=environment(hub, tmp_path),
+        env=environment(hub, tmp_path / "home"),
         capture_output=True,
         text=True,
     )
