@@ -189,6 +189,12 @@ def test_a_file_format_is_loaded_by_the_name_that_is_said(
             "hf://others/new cannot be written: your token may not write it; log in .*that may",
         ),
         ("hf://someone/public@v9", TOKEN, 4, "hf://someone/public@v9 cannot be written: .*public has no revision v9"),
+        (
+            "hf://someone/new@v9",
+            TOKEN,
+            2,
+            "hf://someone/new@v9 is to be created, with a main branch alone; write hf://",
+        ),
         ("hf://someone/public", TOKEN, 2, "hf://someone/public is public already; make it private in its settings, or"),
         ("hf://someone/public/x.pth", TOKEN, 2, "names a file; write to a repository: hf://someone/public"),
         ("someone/public", TOKEN, 2, r"someone/public names no model of the hub; write hf://OWNER/NAME"),

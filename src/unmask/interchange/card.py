@@ -85,7 +85,7 @@ def card(model: StoredModel, origin: Origin, place: HubName, format: str, folder
         rows = [f"| {name} | {value:.4g} |" for name, value in origin.figures.items()]
         parts += ["## Figures", f"Measured by the run{at}.", "\n".join(["| | value |", "|---|---|", *rows])]
     if config:
-        parts += ["## Recipe", _block(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(), "yaml")]
+        parts += ["## Recipe", _block(_yaml(config), "yaml")]
     return "\n\n".join([*parts, "## Citation", _block(_citations(model), "bibtex")]) + "\n"
 
 
@@ -110,19 +110,18 @@ def _metadata(model: StoredModel, origin: Origin, format: str, config: Mapping[s
         "datasets": data_sets,
         "tags": ["unmask", "vision", *(["masked-autoencoder"] if model.kind == "autoencoder" else [])],
     }
-    text = yaml.safe_dump({key: value for key, value in values.items() if value}, sort_keys=False)
-    return f"---\n{_LICENCE}\n{text}---"
+    return f"---\n{_LICENCE}\n{_yaml({key: value for key, value in values.items() if value})}\n---"
 
 
 def _summary(model: StoredModel) -> str:
     fields = model.model
-    height, width = fields["image_size"]
+    (height, width), channels = fields["image_size"], fields["channels"]
     kind = {"classifier": "A classifier", "autoencoder": "A masked autoencoder", "encoder": "An encoder of images"}
-    count = sum(tensor.size for tensor in model.weights.values())
+    millions = sum(tensor.size for tensor in model.weights.values()) / 1e6
     return (
         f"{kind[model.kind]}: a Vision Transformer of {fields['depth']} blocks and width {fields['width']} on images "
-        f"of {width}×{height} pixels and {fields['channels']} channels in patches of {fields['patch_size']}, "
-        f"{count / 1e6:.3g} M parameters. Trained or converted with unmask {versions()['unmask']}."
+        f"of {width}×{height} pixels and {channels} channel{'s' * (channels > 1)} in patches of "
+        f"{fields['patch_size']}, {millions:.3g} M parameters. Trained or converted with unmask {versions()['unmask']}."
     )
 
 
@@ -155,7 +154,7 @@ def _data(model: StoredModel, origin: Origin, config: Mapping[str, Any]) -> str:
         source = f" from `{config['data']['train']}`" if config.get("data", {}).get("train") else ""
         fingerprint = origin.data["fingerprint"]
         lines.append(f"Trained on {origin.data['images']} images{source} (fingerprint `{fingerprint}`).")
-    if names := model.class_names:
+    if (names := model.class_names) and model.kind == "classifier":
         more = " …" if len(names) > _SHOWN else ""
         lines.append(f"{len(names)} classes: {', '.join(names[:_SHOWN])}{more}")
     return "\n\n".join(lines)
@@ -171,6 +170,11 @@ def _citations(model: StoredModel) -> str:
         + "}"
         for key, authors, title, number in entries
     )
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """With lists of plain values on one line."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, default_flow_style=None).rstrip()
 
 
 def _block(text: str, language: str = "python") -> str:

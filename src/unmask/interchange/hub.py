@@ -36,7 +36,7 @@ _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.
 _NAMED = 8
 """How many files a message names."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-_OF_NETWORK = ("http", "requests", "urllib3")
+_OF_NETWORK = ("http", "h11", "h2", "requests", "urllib3")
 """Packages through which huggingface_hub has spoken to servers, in its versions."""
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -117,8 +117,8 @@ def pinned(name: str) -> str:
 def check_upload(name: str, *, private: bool) -> frozenset[str] | None:
     """The files that a repository to be written to has; None where there is none yet.
 
-    Raises ConfigError for a name that is none, without huggingface_hub, and where a public repository was to be
-    private; CheckpointError for an answer of the hub that is no use.
+    Raises ConfigError for a name that is none, without huggingface_hub, and for a public repository that was to be
+    private; CheckpointError where the hub refuses or cannot be reached.
     """
     place = _repository(name)
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -128,6 +128,8 @@ def check_upload(name: str, *, private: bool) -> frozenset[str] | None:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{place} cannot be written: {_reason(place, error)}") from error
     except RepositoryNotFoundError:  # also one that a stranger may not see: creating it will tell
+        if place.revision:
+            raise ConfigError(f"{place} is to be created, with a main branch alone; write hf://{place.repo}") from None
         return None
     except Exception as error:
         raise CheckpointError(f"{place} cannot be written: {_reason(place, error)}") from error
@@ -289,14 +291,20 @@ def _status(error: Exception) -> int | None:
 
 def _is_final(error: Exception) -> bool:
     """Whether the hub has answered, so that the cache must not."""
+    from huggingface_hub.errors import HFValidationError
+
     status = _status(error)
-    return isinstance(error, ValueError) or (status is not None and 400 <= status < 500 and status not in (408, 429))
+    return isinstance(error, HFValidationError) or (
+        status is not None and 400 <= status < 500 and status not in (408, 429)
+    )
 
 
 def _reason(place: HubName, error: Exception, *, write: bool = False) -> str:
     """Why, and what to do, in one line."""
     from huggingface_hub import constants, errors
 
+    while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why the file had to be in the cache
     endpoint, status = constants.ENDPOINT, _status(error)
     if isinstance(error, errors.GatedRepoError):
         return f"its owner asks to accept terms first: {endpoint}/{place.repo}; then {LOGIN}"
@@ -313,7 +321,7 @@ def _reason(place: HubName, error: Exception, *, write: bool = False) -> str:
         return f"{endpoint} answered {status}" + (f": {' '.join(said.split())}" if said else "")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set"
-    if isinstance(error, ValueError):
+    if isinstance(error, errors.HFValidationError):
         return cause(error)
     while isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -94,4 +94,4 @@ def _write(folder: Path, model: StoredModel, formats: Sequence[Format], source: 
             refused.append(f"{format}: {error}")
         else:
             return format, inside
-    raise CheckpointError(f"{source} cannot be pushed as {'; '.join(refused)}; another format is --to facebook")
+    raise CheckpointError(f"{source} cannot be pushed as {'; '.join(refused)} (--to names another format)")
