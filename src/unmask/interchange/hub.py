@@ -216,12 +216,14 @@ def _with_config(here: Collection[str]) -> list[str]:
     """Names of the weights beside config.json, where transformers and timm look for them."""
     if "config.json" not in here:
         return []
-    if "model.safetensors" in here:
-        return ["model.safetensors"]
-    if "model.safetensors.index.json" in here:
-        shards = [file for file in here if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)]
-        return ["model.safetensors.index.json", *shards]
-    return ["pytorch_model.bin"] if "pytorch_model.bin" in here else []
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        whole, index = stem + suffix, f"{stem}{suffix}.index.json"
+        if whole in here:
+            return [whole]
+        if index in here:
+            shard = re.compile(rf"{stem}-\d+-of-\d+{re.escape(suffix)}")
+            return [index, *(file for file in here if shard.fullmatch(file))]
+    return []
 
 
 def _no_weights(place: HubName, found: list[str], below: list[str]) -> str:

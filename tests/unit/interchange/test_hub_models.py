@@ -121,22 +121,16 @@ def test_a_file_or_a_folder_of_a_repository(hub: Hub, repo: Repo):
         read_model("hf://someone/vit/nothing")
 
 
-def test_sharded_weights_are_downloaded_with_their_index_alone(hub: Hub, repo: Repo):
+@pytest.mark.parametrize(("stem", "suffix"), [("model", "safetensors"), ("pytorch_model", "bin")])
+def test_sharded_weights_are_downloaded_with_their_index_alone(hub: Hub, repo: Repo, stem: str, suffix: str):
     (repo.folder / "model.safetensors").unlink()
-    for name in (
-        "model.safetensors.index.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    ):
+    (repo.folder / "pytorch_model.bin").unlink()
+    shards = [f"{stem}-0000{number}-of-00002.{suffix}" for number in (1, 2)]
+    for name in (f"{stem}.{suffix}.index.json", *shards):
         (repo.folder / name).write_text(name)
     with pytest.raises(CheckpointError, match=r"^hf://someone/vit: .*snapshots"):  # whatever the reader says of these
         read_model("hf://someone/vit")
-    assert downloads(hub) == {
-        "config.json",
-        "model.safetensors.index.json",
-        "model-00001-of-00002.safetensors",
-        "model-00002-of-00002.safetensors",
-    }
+    assert downloads(hub) == {"config.json", f"{stem}.{suffix}.index.json", *shards}
 
 
 def test_the_one_file_of_weights_in_a_repository_without_config(hub: Hub):
