@@ -196,6 +196,16 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     formats = ("facebook", "timm", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
+    sub = command("push", commands.push, "send a model to the Hugging Face hub, with a card that says what it is")
+    _add_stored(sub)
+    sub.add_argument(
+        "out", metavar="hf://OWNER/NAME", help="created where there is none; @BRANCH for another than main"
+    )
+    sub.add_argument("--to", choices=formats, help="format (default transformers, or timm where that has no place)")
+    sub.add_argument("--private", action="store_true", help="if it is created, for its owner's eyes only")
+    sub.add_argument("--message", metavar="TEXT", help="of the commit")
+    sub.add_argument("--overwrite-card", action="store_true", help="also where there is a README.md already")
+
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
     _add_stored(sub)
     sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")

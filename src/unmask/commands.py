@@ -142,6 +142,23 @@ def convert(options: Namespace) -> None:
     say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {found.kind}")
 
 
+def push(options: Namespace) -> None:
+    from unmask.interchange.push import push as send
+    from unmask.report.progress import say
+
+    name, format = send(
+        options.model,
+        options.out,
+        to=options.to,
+        checkpoint=options.checkpoint,
+        settings=options.set,
+        private=options.private,
+        message=options.message,
+        overwrite_card=options.overwrite_card,
+    )
+    say(f"{options.model} -> {name} ({format})")
+
+
 def export(options: Namespace) -> None:
     from unmask.export import export as write
     from unmask.report.progress import say

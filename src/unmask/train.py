@@ -39,6 +39,7 @@ from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock
 from unmask.interchange import StoredModel, read_model
+from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state, with_architecture
 from unmask.interchange.stored_model import fields_from_shapes
 from unmask.objectives.base import Objective, create_objective
@@ -120,6 +121,9 @@ def train(
         _check_same_start(engine, start, world, folder)
         engine.load(starting_state(objective, config, start_model) if checkpoint is None else checkpoint.state)
         del start_model
+        # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
+        init = config.init and pinned(config.init) if checkpoint is None else checkpoint.meta["config"].get("init")
+        config = config.model_copy(update={"init": init})
         output = None
         if rank == 0:
             _describe(config, data, folder, {"data.train": images, "data.val": val_images})
@@ -356,7 +360,7 @@ def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[
     """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
     if config.init is None:
         return None, {}
-    if list_steps(folder / "checkpoints"):
+    if (folder / "checkpoints").exists() and list_steps(folder / "checkpoints"):
         return None, read_chosen(folder / "checkpoints", "last", read_meta)["config"]["model"]
     start = read_model(config.init)
     return start, fields_from_shapes(start.weights) | start.model

@@ -17,6 +17,7 @@ from unmask.config.load import check_config, to_dict
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
 from unmask.files import parse_json, read_bytes
+from unmask.interchange import hub
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
 from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
@@ -41,9 +42,12 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     """The model at `path`, whatever it is; weights only, the moving average where there is one.
 
     A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names, timm's or
-    MindSpore's, a MindSpore .ckpt, a timm or transformers folder, a .pth of MAE, DINO, DINOv2, DeiT or MoCo-v3. Raises
-    CheckpointError for anything else, damaged or hostile; ConfigError for a checkpoint that is not there.
+    MindSpore's, a MindSpore .ckpt, a timm or transformers folder, a .pth of MAE, DINO, DINOv2, DeiT or MoCo-v3, or any
+    of these on the hub: hf://OWNER/NAME. Raises CheckpointError for anything else, damaged or hostile; ConfigError for
+    a checkpoint that is not there.
     """
+    if hub.is_hub_name(name := str(path)):
+        return _read_from_hub(name, checkpoint)
     path = Path(path)
     is_run = (path / "checkpoints").is_dir()
     if checkpoint != "last" and path.exists() and not is_run:
@@ -93,6 +97,16 @@ _WRITERS: dict[Format, Callable[[Path, StoredModel], None]] = {
     "mindspore": write_mindspore,
     "mindspore-zoo": partial(write_mindspore, zoo=True),
 }
+
+
+def _read_from_hub(name: str, checkpoint: Choice) -> StoredModel:
+    if checkpoint != "last":
+        raise ConfigError(f"{name} is no run folder, in which checkpoint={checkpoint} could be looked for")
+    place = hub.download(name)
+    try:
+        return read_model(place)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _read_ours(folder: Path) -> StoredModel:

@@ -175,7 +175,7 @@ def _bicubic_antialiased(old: int, new: int) -> NDArray[np.float64]:
     scale = max(old / new, 1.0)
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     distances = np.abs(centres[:, None] - np.arange(old)) / scale
-    matrix = np.vectorize(lambda x: _keys(x, -0.5))(distances)
+    matrix = np.array([[_keys(float(x), -0.5) for x in row] for row in distances])
     return matrix / matrix.sum(1, keepdims=True)
 
 

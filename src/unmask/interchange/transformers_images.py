@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError
@@ -66,7 +66,9 @@ def read_preparation(folder: Path, model_type: str, channels: int) -> tuple[dict
     short = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", kind)
     if short not in _PROCESSORS:
         raise _refusal(path, [kind])
-    settings = _SHARED | _PROCESSORS[short] | {name: value for name, value in told.items() if value is not None}
+    settings: dict[str, Any] = (
+        _SHARED | _PROCESSORS[short] | {name: value for name, value in told.items() if value is not None}
+    )
     problems = [
         f"{name}={value}"
         for name, value in settings.items()
@@ -95,7 +97,7 @@ def read_preparation(folder: Path, model_type: str, channels: int) -> tuple[dict
 
 
 def preparation_json(model: ModelConfig, data: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """What to write for `data`, fields of DataConfig; and what of it cannot be said, for a message. None: nothing can."""
+    """What to write for `data`, fields of DataConfig (None: nothing), and what of it cannot be said, for a message."""
     needed = ("mean", "std", "interpolation", "eval_crop")
     if missing := [f"data.{name}" for name in needed if name not in data]:
         return None, f"the source does not tell {', '.join(missing)}"
@@ -166,7 +168,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
     """Height and width, in any of the ways they were written."""
     if isinstance(size, dict) and size.keys() == {"height", "width"}:
         size = [size["height"], size["width"]]
-    sides = size if isinstance(size, list) else [size, size]
+    sides = cast("list[Any]", size) if isinstance(size, list) else [size, size]
     return (sides[0], sides[1]) if len(sides) == 2 and all(map(_is_length, sides)) else None
 
 
