@@ -22,6 +22,7 @@ from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState, Tensors
+from unmask.interchange import StoredModel
 from unmask.interchange.transformers import read_transformers, write_transformers
 from unmask.models.parameters import POSITIONS
 from unmask.objectives.base import create_objective
@@ -41,8 +42,8 @@ CLASSES = {"image_size": (48, 32), "num_classes": 7, "pool": "cls"}
 
 def reference_with(folder: Path, weights: Tensors, config: Config) -> Any:
     """transformers' model with these weights."""
-    fields = config.model.model_dump() | config.objective.model_dump()
-    write_transformers(folder, weights, fields, None)
+    objective = config.objective.model_dump(include={"mask_ratio", "norm_pix_loss"})
+    write_transformers(folder, StoredModel(weights, config.model.model_dump(), None, "unmask", objective=objective))
     architecture = "ViTForImageClassification" if config.model.num_classes else "ViTMAEForPreTraining"
     loaded, report = getattr(transformers, architecture).from_pretrained(
         folder, layer_norm_eps=1e-6, output_loading_info=True

@@ -81,7 +81,7 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
     Of what was trained in a way that no other tool knows, the encoder is written, and that is said. Raises
     CheckpointError if the format has no place for the model or the file cannot be written.
     """
-    if model.kind == "encoder":
+    if model.kind == "encoder" and model.config is not None:  # of a stranger's tensors each must have a place
         keep = encoder_shapes(ModelConfig.model_validate(model.model)).keys()
         weights = {n: t for n, t in model.weights.items() if n in keep or n.startswith(("norm.", "fc_norm."))}
         if left := len(model.weights) - len(weights):

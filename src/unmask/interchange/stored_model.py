@@ -135,17 +135,19 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
     They do not tell heads; see `published_heads`.
     """
     shapes = {name: tensor.shape for name, tensor in weights.items()}
-    fields: dict[str, Any] = {
-        "cls_token": "cls_token" in shapes,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-        "patch_norm": "patch_embed.norm.weight" in shapes,
-        "pre_norm": "norm_pre.weight" in shapes,
-    }
+    fields: dict[str, Any] = {}
+    if "blocks.0.attn.qkv.weight" in shapes:
+        fields |= {
+            "cls_token": "cls_token" in shapes,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "patch_norm": "patch_embed.norm.weight" in shapes,
+            "pre_norm": "norm_pre.weight" in shapes,
+        }
     match shapes.get("patch_embed.proj.weight"):
         case (width, channels, patch_size, _):
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
             pos_embed = shapes.get("pos_embed", ())
-            patches = pos_embed[1] - fields["cls_token"] if len(pos_embed) == 3 else 0
+            patches = pos_embed[1] - ("cls_token" in shapes) if len(pos_embed) == 3 else 0
             side = math.isqrt(max(patches, 0))
             if side and side**2 == patches:
                 fields["image_size"] = (side * patch_size, side * patch_size)

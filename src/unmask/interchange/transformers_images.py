@@ -168,8 +168,10 @@ def _sides(size: Any) -> tuple[int, int] | None:
     """Height and width, in any of the ways they were written."""
     if isinstance(size, dict) and size.keys() == {"height", "width"}:
         size = [size["height"], size["width"]]
-    sides = cast("list[Any]", size) if isinstance(size, list) else [size, size]
-    return (sides[0], sides[1]) if len(sides) == 2 and all(map(_is_length, sides)) else None
+    sides = cast("list[Any]", size if isinstance(size, list) else [size, size])
+    if len(sides) != 2 or not all(map(_is_length, sides)):
+        return None
+    return sides[0], sides[1]
 
 
 def _is_length(value: Any) -> bool:
