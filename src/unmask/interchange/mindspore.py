@@ -44,11 +44,11 @@ _STATE = re.compile(
     r"|epoch_num|step_num|cur_rank|batch_num"
 )
 _OURS = re.compile(
-    r"cls_token|mask_token|(decoder_)?pos_embed"
-    r"|(patch_embed\.proj|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
+    r"cls_token|reg_token|mask_token|(decoder_)?pos_embed|blocks\.[0-9]+\.ls[12]\.gamma"
+    r"|(patch_embed\.(proj|norm)|norm_pre|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
     r"|(decoder_)?blocks\.[0-9]+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias)"
 )
-_OF_NORM = re.compile(r"(.*norm[12]?)\.(gamma|beta|weight|bias)")
+_OF_NORM = re.compile(r"(.*norm(?:[12]|_pre)?)\.(gamma|beta|weight|bias)")
 _TO_OURS = {"gamma": "weight", "beta": "bias"}
 _TO_MINDSPORE = {"weight": "gamma", "bias": "beta"}
 
