@@ -93,6 +93,8 @@ def run_recipe(
 ) -> Run:
     """Run a recipe with the settings applied and draw its pictures."""
     config = load_config(recipe, settings)
+    if config.objective.task is None:
+        raise ConfigError(f"objective.name={config.objective.name} is not trained; it is for models that are read")
     if config.objective.task != task:
         raise ConfigError(f"{recipe} is a recipe for `unmask {config.objective.task}`, not `unmask {task}`")
     config, images = _given(config, "train", train)

@@ -193,8 +193,18 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("convert", commands.convert, "write a model in another format")
     _add_stored(sub)
     sub.add_argument("out", type=Path, metavar="OUT")
-    formats = ("facebook", "transformers", "mindspore", "mindspore-zoo")
+    formats = ("facebook", "timm", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
+
+    sub = command("push", commands.push, "send a model to the Hugging Face hub, with a card that says what it is")
+    _add_stored(sub)
+    sub.add_argument(
+        "out", metavar="hf://OWNER/NAME", help="created where there is none; @BRANCH for another than main"
+    )
+    sub.add_argument("--to", choices=formats, help="format (default transformers, or timm where that has no place)")
+    sub.add_argument("--private", action="store_true", help="if it is created, for its owner's eyes only")
+    sub.add_argument("--message", metavar="TEXT", help="of the commit")
+    sub.add_argument("--overwrite-card", action="store_true", help="also where there is a README.md already")
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
     _add_stored(sub)
@@ -230,13 +240,22 @@ def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:
 
 
 def _add_stored(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", metavar="MODEL", help="a run, a checkpoint, an official .pth, a transformers folder")
+    sub.add_argument(
+        "model", metavar="MODEL", help="a run, a checkpoint, a file or folder of another tool, or hf://OWNER/NAME"
+    )
     sub.add_argument(
         "--checkpoint",
         type=_checkpoint,
         default="last",
         metavar="STEP",
         help="of a run: last, best (by data.val, without it by k-NN), or the number of a step (default last)",
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the model, such as data.eval_crop=1, or what a file does not tell, such as model.heads=6",
     )
 
 

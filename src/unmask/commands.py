@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def reconstruct(options: Namespace) -> None:
     from unmask.evaluate.output import write_reconstruction
 
     overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
-    model = _load(options, {key: value for key, value in overrides.items() if value is not None})
+    model = _load(options, [f"{key}={value}" for key, value in overrides.items() if value is not None])
     write_reconstruction(model, _images(options), options.out, options.count)
 
 
@@ -134,18 +134,36 @@ def pack(options: Namespace) -> None:
 
 def convert(options: Namespace) -> None:
     from unmask.interchange import read_model, write_model
+    from unmask.interchange.completion import completed
     from unmask.report.progress import say
 
-    found = read_model(options.model, options.checkpoint)
-    write_model(options.to, options.out, found.weights, found.model, found.class_names)
-    say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {len(found.weights)} tensors")
+    found = completed(read_model(options.model, options.checkpoint), options.model, options.set)
+    write_model(options.to, options.out, found)
+    say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {found.kind}")
+
+
+def push(options: Namespace) -> None:
+    from unmask.interchange.push import push as send
+    from unmask.report.progress import say
+
+    name, format = send(
+        options.model,
+        options.out,
+        to=options.to,
+        checkpoint=options.checkpoint,
+        settings=options.set,
+        private=options.private,
+        message=options.message,
+        overwrite_card=options.overwrite_card,
+    )
+    say(f"{options.model} -> {name} ({format})")
 
 
 def export(options: Namespace) -> None:
     from unmask.export import export as write
     from unmask.report.progress import say
 
-    write(options.model, options.out, checkpoint=options.checkpoint)
+    write(options.model, options.out, checkpoint=options.checkpoint, settings=options.set)
     say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
 
 
@@ -184,7 +202,7 @@ def doctor(_options: Namespace) -> None:
     report()
 
 
-def _load(options: Namespace, settings: dict[str, object] | None = None, *, join: bool = False) -> Model:
+def _load(options: Namespace, settings: Sequence[str] = (), *, join: bool = False) -> Model:
     from unmask.evaluate.inference import load
 
     return load(
@@ -194,7 +212,7 @@ def _load(options: Namespace, settings: dict[str, object] | None = None, *, join
         device=options.device,
         precision=options.precision,
         batch_size=options.batch_size,
-        settings=settings or {},
+        settings=[*options.set, *settings],
         join=join,
     )
 

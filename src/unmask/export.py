@@ -8,15 +8,16 @@ from typing import Any
 
 from unmask import plugins
 from unmask.checkpoint.store import Choice
+from unmask.config.load import Settings
 from unmask.engines import engine_kind
 from unmask.errors import ConfigError
 from unmask.evaluate.inference import load
 
 
-def export(model: str | Path, out: Path, *, checkpoint: Choice = "last") -> None:
+def export(model: str | Path, out: Path, *, checkpoint: Choice = "last", settings: Settings | None = None) -> None:
     """Write `model` as a graph to `out` (.mindir) and what one needs to know to use it to the same name with .json.
 
-    `checkpoint` of a run: see `load`.
+    `checkpoint` of a run, `settings`: see `load`.
 
     The graph takes pixels (any number, height, width, channels), resized and cropped as for evaluation: uint8, or their
     values as float32 where `data.dtype` is another. It gives the logits of a classifier, or the features of a
@@ -28,7 +29,7 @@ def export(model: str | Path, out: Path, *, checkpoint: Choice = "last") -> None
     if out.suffix not in writers:
         raise ConfigError(f"{out}: the format follows from the name; give one that ends in {' or '.join(writers)}")
     engine, write = writers[out.suffix]
-    loaded = load(model, checkpoint, engine=engine, device="cpu")
+    loaded = load(model, checkpoint, engine=engine, device="cpu", settings=settings)
     config, output = loaded.config, "logits" if "logits" in loaded.objective.outputs else "features"
     plugins.resolve(write)(loaded.engine, output, out)
     description: dict[str, Any] = {
@@ -38,7 +39,9 @@ def export(model: str | Path, out: Path, *, checkpoint: Choice = "last") -> None
         },
         "output": {"dtype": "float32", "what": output},
         "preprocessing": {
-            "short_side": [round(side / config.data.eval_crop) for side in config.model.image_size],
+            "short_side" if config.data.eval_fit == "crop" else "height_and_width": [
+                round(side / config.data.eval_crop) for side in config.model.image_size
+            ],
             "center_crop": config.model.image_size,
             "interpolation": config.data.interpolation,
         },

@@ -79,7 +79,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+def parse_json(path: Path, raw: bytes | str) -> dict[str, Any]:
     """The JSON object in `raw`, which was read from `path`. Raises CheckpointError."""
     try:
         value = json.loads(raw)

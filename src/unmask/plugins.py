@@ -25,6 +25,7 @@ _BUILT_IN = {
         "mae_lejepa": "unmask.objectives.lejepa:MaskedViewAgreement",
         "classify": "unmask.objectives.classify:Classification",
         "linear_probe": "unmask.objectives.linear_probe:LinearProbe",
+        "encoder": "unmask.objectives.encoder:EncoderAlone",
     },
     ENGINES: {
         "torch": "unmask.engines.torch_engine:TORCH",

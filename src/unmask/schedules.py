@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_NEVER_DECAYED = {"cls_token", "mask_token", "pos_embed", "decoder_pos_embed"}
+_NEVER_DECAYED = {"cls_token", "reg_token", "mask_token", "pos_embed", "decoder_pos_embed"}
 
 
 def peak_lr(base_lr: float, batch_size: int) -> float:
@@ -44,7 +44,7 @@ def layer_of(name: str, depth: int) -> int:
     """The id of `layer_scale`."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    if name in {"cls_token", "pos_embed"} or name.startswith("patch_embed."):
+    if name in {"cls_token", "reg_token", "pos_embed"} or name.startswith(("patch_embed.", "norm_pre.")):
         return 0
     return depth + 1
 

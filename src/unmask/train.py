@@ -19,10 +19,10 @@ import numpy as np
 import yaml
 
 from unmask import interrupts
-from unmask.checkpoint.folder import Checkpoint
+from unmask.checkpoint.folder import Checkpoint, read_meta
 from unmask.checkpoint.images import write_images
 from unmask.checkpoint.resume import check_same_config, data_record
-from unmask.checkpoint.store import CheckpointStore
+from unmask.checkpoint.store import CheckpointStore, list_steps, read_chosen
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
@@ -38,7 +38,10 @@ from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock
-from unmask.interchange.start import starting_state
+from unmask.interchange import StoredModel, read_model
+from unmask.interchange.hub import pinned
+from unmask.interchange.start import starting_state, with_architecture
+from unmask.interchange.stored_model import fields_from_shapes
 from unmask.objectives.base import Objective, create_objective
 from unmask.report.log import RunLog
 from unmask.report.progress import Bar, progress, say
@@ -94,7 +97,8 @@ def train(
     KeyboardInterrupt after Ctrl-C, once the step is finished and saved (at once after a second Ctrl-C).
     """
     source, val = open_sources(config, images, val_images)
-    config = _complete(config, source)
+    start_model, architecture = _read_start(config, folder)
+    config = _complete(config, source, architecture)
     objective, plan = create_objective(config), Plan.of(config, len(source))
     if val is not None and objective.evaluated is None:
         raise ConfigError(
@@ -115,7 +119,11 @@ def train(
         data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
-        engine.load(starting_state(objective, config.init, config.seed) if checkpoint is None else checkpoint.state)
+        engine.load(starting_state(objective, config, start_model) if checkpoint is None else checkpoint.state)
+        del start_model
+        # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
+        init = config.init and pinned(config.init) if checkpoint is None else checkpoint.meta["config"].get("init")
+        config = config.model_copy(update={"init": init})
         output = None
         if rank == 0:
             _describe(config, data, folder, {"data.train": images, "data.val": val_images})
@@ -348,8 +356,19 @@ def open_sources(
     return source, val
 
 
-def _complete(config: Config, source: Source) -> Config:
-    """The config with what only the data knows filled in."""
+def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[str, Any]]:
+    """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
+    if config.init is None:
+        return None, {}
+    if (folder / "checkpoints").exists() and list_steps(folder / "checkpoints"):
+        return None, read_chosen(folder / "checkpoints", "last", read_meta)["config"]["model"]
+    start = read_model(config.init)
+    return start, fields_from_shapes(start.weights) | start.model
+
+
+def _complete(config: Config, source: Source, architecture: dict[str, Any]) -> Config:
+    """The config with what only the data and the start know filled in."""
+    config = config.model_copy(update={"model": with_architecture(config.model, architecture)})
     if not config.objective.labelled or source.class_names is None:
         return config
     if source.labels is None and not config.objective.takes_several_classes:

@@ -11,9 +11,17 @@ from engine_cases import make_batch, make_config, start
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.engines import create_engine
+from unmask.errors import ConfigError
+from unmask.evaluate.inference import Model
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 GRID, PATCHES, WIDTH, HEADS = (2, 3), 6, 32, 4
+
+
+OTHER: dict[str, Any] = {
+    "mlp": "swiglu", "qkv_bias": False, "layer_scale": 0.1, "norm_eps": 1e-4,
+    "patch_norm": True, "pre_norm": True, "register_tokens": 2,
+}  # fmt: skip
 
 
 def network(task: str, **model: Any) -> tuple[Any, Any, Batch, Any]:
@@ -26,7 +34,18 @@ def network(task: str, **model: Any) -> tuple[Any, Any, Batch, Any]:
     return engine, engine.module.eval(), batch, torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("task", "model"), [("pretrain", {}), ("finetune", {}), ("finetune", {"pool": "cls"})])
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("pretrain", {}),
+        ("finetune", {}),
+        ("finetune", {"pool": "cls"}),
+        ("pretrain", OTHER),
+        ("pretrain", OTHER | {"cls_token": False}),
+        ("finetune", OTHER | {"cls_token": False}),
+        ("finetune", OTHER | {"pool": "mean+cls"}),
+    ],
+)
 def test_it_computes_what_the_engine_does(task: str, model: dict[str, Any]) -> None:
     engine, module, batch, images = network(task, **model)
     with torch.no_grad():
@@ -34,9 +53,12 @@ def test_it_computes_what_the_engine_does(task: str, model: dict[str, Any]) -> N
         tokens = module.forward_features(images)
     expected = engine.output("features" if task == "pretrain" else "logits", batch)
     np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-5)
-    assert tokens.shape == (3, 1 + PATCHES, WIDTH)
+    prefix = module.prefix_tokens
+    assert prefix == model.get("cls_token", True) + model.get("register_tokens", 0)
+    assert tokens.shape == (3, prefix + PATCHES, WIDTH)
     patches = engine.output("patch_features", batch)
-    np.testing.assert_allclose(tokens[:, 1:].unflatten(1, GRID).numpy(), patches, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tokens[:, prefix:].unflatten(1, GRID).numpy(), patches, rtol=1e-4, atol=1e-5)
+    assert engine.output("attention", batch).shape == (3, HEADS, prefix + PATCHES, prefix + PATCHES)
 
 
 def test_pooling_is_chosen_at_read_out() -> None:
@@ -47,6 +69,42 @@ def test_pooling_is_chosen_at_read_out() -> None:
         np.testing.assert_array_equal(both, np.concatenate([mean, cls], axis=1))
         own = cls if model else mean
         np.testing.assert_array_equal(engine.output("features", batch), own)
+
+
+def test_pooling_is_over_patches_and_refused_without_cls() -> None:
+    engine, module, batch, images = network("pretrain", **OTHER, cls_token=False)
+    with torch.no_grad():
+        tokens = module.forward_features(images)
+        (patches,) = module.get_intermediate_layers(images)
+    torch.testing.assert_close(patches, tokens[:, 2:])
+    np.testing.assert_allclose(engine.output("features", batch), patches.mean(1), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="no cls token"):
+        engine.output("features", batch, pool="cls")
+    with pytest.raises(ValueError, match="no cls token"):
+        module.get_intermediate_layers(images, return_class_token=True)
+
+
+def test_registers_are_no_concern_of_the_decoder() -> None:
+    """They have no position there: what the decoder paints of given tokens does not change with them."""
+    _, module, batch, _ = network("pretrain", **OTHER)
+    ids_keep, ids_mask = (torch.from_numpy(batch.inputs[name]).long() for name in ("ids_keep", "ids_mask"))
+    with torch.no_grad():
+        tokens = torch.randn(3, 3 + ids_keep.shape[1], WIDTH)
+        painted = module.decode(tokens, ids_keep, ids_mask, ids_mask.shape[1])
+        others = torch.cat([tokens[:, :1], torch.randn(3, 2, WIDTH), tokens[:, 3:]], dim=1)
+        torch.testing.assert_close(module.decode(others, ids_keep, ids_mask, ids_mask.shape[1]), painted)
+        changed = torch.cat([tokens[:, :3], torch.randn(3, tokens.shape[1] - 3, WIDTH)], dim=1)
+    assert not torch.allclose(module.decode(changed, ids_keep, ids_mask, ids_mask.shape[1]), painted)
+
+
+def test_layer_scale_of_zero_leaves_the_residual_alone() -> None:
+    _, module, _, images = network("pretrain", **OTHER)
+    with torch.no_grad():
+        for block in module.blocks:
+            block.ls1.gamma.zero_()
+            block.ls2.gamma.zero_()
+        embedded = module._embed(module._patches_of(images), None)
+        torch.testing.assert_close(module.encode(module._patches_of(images)), embedded, rtol=0, atol=0)
 
 
 def test_intermediate_layers_are_those_of_dinov2s_interface() -> None:
@@ -126,3 +184,20 @@ def test_images_of_another_size_are_refused() -> None:
     _, module, _, _ = network("pretrain")
     with pytest.raises(ValueError, match=r"takes \(B, C, 16, 24\)"):
         module(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_embeds_what_its_pool_says() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
+    for task, model, width in (
+        ("finetune", {"pool": "mean+cls"}, 2 * WIDTH),
+        ("finetune", {"pool": "cls"}, WIDTH),
+        ("pretrain", {"pool": "mean+cls"}, WIDTH),  # the pool is for its classifier
+        ("pretrain", OTHER | {"cls_token": False}, WIDTH),
+    ):
+        config = make_config(task, model=model)
+        with Model(config, start(config).weights, None, 3) as loaded:
+            assert loaded.embed(images).shape == (3, width)
+            assert loaded.feature_width() == width
+            if not config.model.cls_token:
+                with pytest.raises(ConfigError, match="no cls token"):
+                    loaded.embed(images, pool="mean+cls")

@@ -1,4 +1,4 @@
-"""Same weights, images and mask as transformers' ViTMAEForPreTraining and ViTForImageClassification: same numbers.
+"""Same weights, images and mask as transformers' models: same numbers.
 
 In fp32 everything agrees within 1e-5 of the largest value of each tensor, gradients of every weight included.
 transformers leaves position embeddings and mask token of a new model at zero; here every weight is set.
@@ -6,6 +6,7 @@ transformers leaves position embeddings and mask token of a new model at zero; h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState, Tensors
+from unmask.interchange import StoredModel
 from unmask.interchange.transformers import read_transformers, write_transformers
 from unmask.models.parameters import POSITIONS
 from unmask.objectives.base import create_objective
@@ -40,8 +42,8 @@ CLASSES = {"image_size": (48, 32), "num_classes": 7, "pool": "cls"}
 
 def reference_with(folder: Path, weights: Tensors, config: Config) -> Any:
     """transformers' model with these weights."""
-    fields = config.model.model_dump() | config.objective.model_dump()
-    write_transformers(folder, weights, fields, None)
+    objective = config.objective.model_dump(include={"mask_ratio", "norm_pix_loss"})
+    write_transformers(folder, StoredModel(weights, config.model.model_dump(), None, "unmask", objective=objective))
     architecture = "ViTForImageClassification" if config.model.num_classes else "ViTMAEForPreTraining"
     loaded, report = getattr(transformers, architecture).from_pretrained(
         folder, layer_norm_eps=1e-6, output_loading_info=True
@@ -156,6 +158,86 @@ def test_vit_base_at_its_real_size_equals_vit_mae(engine_name: str, tmp_path: Pa
     predictions = masked_predictions(expected.logits, batch)
     assert relative_error(engine.output("reconstruction", batch), predictions) <= TOLERANCE
     assert relative_error(measured(engine, config, batch)["loss"], expected.loss) <= TOLERANCE
+
+
+NAMES = {
+    r"(vision_model|embeddings|encoder|patch_embeddings)\.|(?<=attention\.)attention\.": "",
+    r"^class_embedding$": "cls_token",
+    r"^register_tokens$": "reg_token",
+    r"^position_embeddings?(\.weight)?$": "pos_embed",
+    r"^(projection|patch_embedding)\b": "patch_embed.proj",
+    r"^pre_layrnorm\b": "norm_pre",
+    r"^(post_)?layernorm\b": "norm",
+    r"^layers?\.": "blocks.",
+    r"layer_norm": "norm",
+    r"(self_attn|attention)\.": "attn.",
+    r"(query|q_proj)\b": "qkv.0",
+    r"(key|k_proj)\b": "qkv.1",
+    r"(value|v_proj)\b": "qkv.2",
+    r"(output\.dense|out_proj)\b": "proj",
+    r"layer_scale(\d)\.lambda1": r"ls\1.gamma",
+    r"weights_in\b": "fc1",
+    r"weights_out\b": "fc2",
+}
+"""Names in the files of DINOv2 and CLIP as ours, one rule after the other; qkv is in three parts."""
+
+
+SWIGLU = {"use_swiglu_ffn": True}
+SWIGLU_OF_OURS = {"mlp": "swiglu", "mlp_ratio": 2.75}  # two thirds of 4 * 64, up to the next multiple of 8
+
+
+def weights_of(reference: Any, folder: Path) -> Tensors:
+    """Of an encoder, in our names and shapes, from the file that it writes."""
+    from safetensors.numpy import load_file
+
+    reference.save_pretrained(folder)
+    named: Tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for pattern, ours in NAMES.items():
+            name = re.sub(pattern, ours, name)
+        named[name] = tensor
+    parts: dict[str, list[NDArray[np.float32]]] = {}
+    for name, tensor in sorted(named.items()):
+        parts.setdefault(re.sub(r"qkv\.\d", "qkv", name), []).append(tensor)
+    weights = {name: np.concatenate(tensors) for name, tensors in parts.items() if name != "mask_token"}
+    weights["patch_embed.proj.bias"] = weights.get("patch_embed.proj.bias", np.zeros(SMALL["width"], np.float32))
+    return weights | {name: weights[name].reshape(1, -1, SMALL["width"]) for name in ("cls_token", "pos_embed")}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "model"),
+    [
+        ("Dinov2Model", {}, {}),
+        ("Dinov2Model", SWIGLU, SWIGLU_OF_OURS),
+        ("Dinov2WithRegistersModel", SWIGLU, SWIGLU_OF_OURS | {"register_tokens": 4}),
+        ("Dinov2WithRegistersModel", {"qkv_bias": False}, {"qkv_bias": False, "register_tokens": 4}),
+        ("CLIPVisionModel", {"hidden_act": "gelu", "layer_norm_eps": 1e-4, "intermediate_size": 256}, {}),
+    ],
+)
+def test_encoders_equal_dinov2_and_clip(
+    architecture: str, settings: dict[str, Any], model: dict[str, Any], tmp_path: Path
+) -> None:
+    kind, rng = getattr(transformers, architecture), np.random.default_rng(1)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    reference = kind(kind.config_class(**sizes, **settings)).eval()
+    for parameter in reference.parameters():  # none is zero or one, so that any term left out shows
+        noise = 0.1 * rng.standard_normal(parameter.shape, np.float32)
+        parameter.data += torch.from_numpy(noise)
+    clip = architecture == "CLIPVisionModel"
+    model = model | ({"pre_norm": True, "norm_eps": 1e-4} if clip else {"layer_scale": 1.0})
+    config = Config.model_validate({"objective": "lejepa", "device": "cpu", "model": SMALL | model})
+    weights = {n: w for n, w in create_objective(config).initial_weights(0).items() if n.startswith("projector.")}
+    engine: Any = create_engine(config)
+    engine.load(EngineState(weights | weights_of(reference, tmp_path)))
+
+    images = pixel_values(random_images(config.model, 3))
+    with torch.no_grad():
+        expected = reference(pixel_values=images).last_hidden_state
+        if clip:  # its last norm is for cls alone
+            expected = getattr(reference, "vision_model", reference).post_layernorm(expected)
+        tokens = engine.module.eval().forward_features(images)
+
+    assert relative_error(tokens, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("engine_name", ["torch"])  # MindSpore has no bf16 kernels on the CPU

@@ -26,8 +26,19 @@ DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 ALONE = {key: value for key, value in MODEL.items() if key != "mask_ratio"}
 VIEWS = {"views": 3, "directions": 12, "projector_width": 24, "projection_width": 8}
 HEAD = {"num_classes": 7, "drop_path": 0.3}
+EXTRAS = {
+    "mlp": "swiglu",
+    "qkv_bias": False,
+    "layer_scale": 0.1,
+    "norm_eps": 1e-4,
+    "patch_norm": True,
+    "pre_norm": True,
+    "register_tokens": 2,
+}
+"""All that an encoder can have beside the plain one."""
 CASES: dict[str, dict[str, Any]] = {
     "pretrain": {"model": MODEL | DECODER, "train": {"ema_decay": 0.9}},
+    "extras": {"model": MODEL | DECODER | EXTRAS},
     "finetune": {
         "task": "finetune",
         "model": MODEL | HEAD,
@@ -49,8 +60,8 @@ TOLERANCE = 1e-5
 class Pair:
     """Both engines on one config. They are compiled once: each test loads the state that it starts from."""
 
-    def __init__(self, case: str) -> None:
-        self.configs = {name: check_config(CASES[case] | {"engine": name, "device": "cpu"}) for name in NAMES}
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.configs = {name: check_config(case | {"engine": name, "device": "cpu"}) for name in NAMES}
         self.engines: dict[str, Engine] = {name: create_engine(config) for name, config in self.configs.items()}
         self.config = self.configs["torch"]
 
@@ -84,7 +95,7 @@ def make_batch(config: Config, step: int, size: int = 6) -> Batch:
 
 @pytest.fixture(scope="module", params=list(CASES))
 def pair(request: pytest.FixtureRequest) -> Pair:
-    return Pair(request.param)
+    return Pair(CASES[request.param])
 
 
 def test_the_first_losses_and_gradients_agree(pair: Pair) -> None:
@@ -146,6 +157,20 @@ def test_evaluation_and_read_outs_agree(pair: Pair) -> None:
     for name, options in asked:
         one, other = ours.output(name, batch, **options), expected.output(name, batch, **options)
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=f"{name} {options}")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"model": MODEL | DECODER | EXTRAS | {"cls_token": False}},
+        {"objective": CASES["cross_mae"]["objective"], "model": ALONE | DECODER | EXTRAS | {"cls_token": False}},
+        {"task": "finetune", "model": MODEL | HEAD | EXTRAS | {"cls_token": False}},
+        {"task": "finetune", "model": MODEL | HEAD | EXTRAS | {"pool": "mean+cls"}},
+    ],
+    ids=["mae", "cross_mae", "mean", "mean+cls"],
+)
+def test_the_first_losses_and_gradients_of_other_encoders_agree(case: dict[str, Any]) -> None:
+    test_the_first_losses_and_gradients_agree(Pair(case))
 
 
 def assert_close(ours: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:

@@ -27,8 +27,11 @@ def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file. Raises OSError or SafetensorError (which is how safetensors reports a full disk)."""
+    path.touch()
+    mode = path.stat().st_mode  # as the umask has it; safetensors makes its files for their owner alone
     # safetensors reads the raw buffer, so a transposed view would be written in the wrong order.
     save_file({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def read_tensors(path: Path) -> Tensors:

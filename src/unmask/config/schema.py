@@ -55,6 +55,22 @@ class ModelConfig(Section):
     depth: int = Field(default=12, ge=1)
     heads: int = Field(default=12, ge=1)
     mlp_ratio: float = Field(default=4.0, gt=0)
+    # what public weights need of the encoder; a decoder stays plain
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    """swiglu: silu(a) * b of two projections of width * mlp_ratio each (Shazeer 2020; DINOv2 ViT-g)."""
+    qkv_bias: bool = True
+    layer_scale: float | None = Field(default=None, gt=0)
+    """First value of the factors on both branches of each block (CaiT; 1e-4 in DeiT III, 1e-5 in DINOv2); None: no
+    factors."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of every LayerNorm."""
+    patch_norm: bool = False
+    """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
+    pre_norm: bool = False
+    """LayerNorm of all tokens before the first block (CLIP)."""
+    cls_token: bool = True
+    register_tokens: int = Field(default=0, ge=0)
+    """Tokens after cls, without position, that no read-out looks at (Darcet et al. 2023)."""
     # pretraining
     decoder_width: int = Field(default=512, ge=4)
     decoder_depth: int = Field(default=8, ge=1)
@@ -62,7 +78,9 @@ class ModelConfig(Section):
     # classification
     num_classes: int | None = Field(default=None, ge=2)
     """None: as many as the training data has classes."""
-    pool: Literal["mean", "cls"] = "mean"
+    pool: Literal["mean", "cls", "mean+cls"] = "mean"
+    """What a classifier's head is given: the mean of the patch tokens (before the last norm, which follows as fc_norm),
+    the cls token, or both, one after the other."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block; rises linearly from 0 at the first."""
 
@@ -74,6 +92,16 @@ class ModelConfig(Section):
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before those of the patches: cls and registers."""
+        return int(self.cls_token) + self.register_tokens
+
+    @property
+    def feature_width(self) -> int:
+        """Values that `pool` gives."""
+        return self.width * (2 if self.pool == "mean+cls" else 1)
 
     @property
     def patch_dim(self) -> int:
@@ -91,6 +119,8 @@ class ModelConfig(Section):
                 raise ValueError(f"{name}width={dim} is not a multiple of {name}heads={heads}")
             if dim % 4:
                 raise ValueError(f"{name}width={dim} is not a multiple of 4, which the 2-D position embedding needs")
+        if not self.cls_token and self.pool != "mean":
+            raise ValueError(f"pool={self.pool} needs cls_token=true")
         return self
 
 
@@ -116,6 +146,9 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     eval_crop: float = Field(default=224 / 256, gt=0, le=1)
     """Evaluation: the short side is resized to image_size / eval_crop, then the centre is cropped."""
+    eval_fit: Literal["crop", "squash"] = "crop"
+    """Evaluation of images of other proportions than image_size: crop keeps theirs; squash resizes both sides to
+    image_size / eval_crop (with eval_crop=1 transformers' ViTImageProcessor; timm's crop_mode=squash)."""
     interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared
@@ -269,8 +302,8 @@ class ObjectiveSection(Section):
     """How the network is trained; each objective of `unmask.objectives` has a section of its own, chosen by `name`."""
 
     name: str
-    task: ClassVar[Literal["pretrain", "finetune"]]
-    """The command that runs it."""
+    task: ClassVar[Literal["pretrain", "finetune"] | None]
+    """The command that runs it; None: it is not trained."""
     labelled: ClassVar[bool] = False
     """Whether every training image must have a class."""
 
@@ -323,7 +356,8 @@ class Config(Section):
     output: str | None = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
-    """Fine-tuning: the pretrained weights to start from (run, checkpoint, official .pth, transformers folder)."""
+    """Weights to start from: a run, a checkpoint, or a model of another tool, also hf://OWNER/NAME. Fine-tuning takes
+    the encoder; pretraining the decoder too, where it is one of the same shape."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -346,8 +380,6 @@ class Config(Section):
             )
         if self.objective.task == "pretrain" and self.optimizer.frozen_blocks:
             raise ValueError("optimizer.frozen_blocks is for fine-tuning; set it to 0")
-        if self.objective.task == "pretrain" and self.init is not None:
-            raise ValueError("init is for fine-tuning; a pretraining run continues by itself from its output folder")
         if not self.objective.labelled and (self.augment.mixes or self.augment.erase_prob):
             raise ValueError("augment: mixup, cutmix and erasing are for training with labels; set them to 0")
         self.objective.check(self)

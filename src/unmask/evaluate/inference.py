@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.checkpoint.store import Choice
-from unmask.config.load import apply_settings, check_config, to_dict
+from unmask.config.load import Settings, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
@@ -32,6 +32,7 @@ from unmask.evaluate.classification import ClassificationReport, Tally
 from unmask.evaluate.measure import measure
 from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 from unmask.interchange import read_model
+from unmask.interchange.completion import config_of, how_to_tell
 from unmask.metrics import log_softmax
 from unmask.objectives.base import PaintingSection, create_objective
 
@@ -66,8 +67,10 @@ class Model:
         batch_size: int,
         *,
         join: bool = False,
+        untold: tuple[str, ...] = (),
     ) -> None:
         self.config = config
+        self._untold = untold
         self.objective = create_objective(config)
         self.class_names = class_names
         self.batch_size = batch_size
@@ -111,21 +114,27 @@ class Model:
         """The same batch by batch, in order, from image `start` on; for any number of images."""
         if pool not in (None, *POOLS):
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
+        if pool not in (None, "mean") and not self.config.model.cls_token:
+            raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
         for batch in self._batches(source, start):
             yield _rows(batch, self.engine.output("features", batch, pool=pool))
 
     def feature_width(self, pool: Pool | None = None) -> int:
         """Values in a row of `embed`."""
-        return self.config.model.width * (2 if pool == "mean+cls" else 1)
+        model = self.config.model
+        if pool is None:
+            return model.width if self.objective.section.task == "pretrain" else model.feature_width
+        return model.width * (2 if pool == "mean+cls" else 1)
 
     def patch_features(self, images: Images) -> NDArray[np.float32]:
         """(N, h, w, width): features of each patch after the last norm, in their places."""
         return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self._images(images)])
 
     def attention(self, images: Images, *, block: int = -1) -> NDArray[np.float32]:
-        """(N, heads, 1 + L, 1 + L): the share of its attention that each token (row) gives to each other, in one block.
+        """(N, heads, T, T): the share of its attention that each token (row) gives to each other, in one block.
 
-        The first token is cls: `attention(images)[:, :, 0, 1:]` is what it looks at, patches row by row.
+        The first `config.model.prefix_tokens` are cls and registers, then come the patches row by row: with one cls
+        token and no registers, `attention(images)[:, :, 0, 1:]` is what cls looks at.
         """
         if not -self.config.model.depth <= block < self.config.model.depth:
             raise ConfigError(f"block={block}: the model has blocks 0 to {self.config.model.depth - 1}")
@@ -151,6 +160,7 @@ class Model:
         With several classes an image, those of `set_measures`. Arguments and errors as for `classification_report`.
         """
         if "logits" not in self.objective.outputs:
+            self._check_painting_told()
             return measure(self.engine, self.objective, self._share(self.source(images)))
         source = self.source(images, labels=True)
         if source.labels is not None:
@@ -206,7 +216,12 @@ class Model:
         section = self.objective.section
         if "reconstruction" not in self.objective.outputs or not isinstance(section, PaintingSection):
             raise ConfigError("this model cannot reconstruct, it has no decoder; take the pretrained one")
+        self._check_painting_told()
         return section
+
+    def _check_painting_told(self) -> None:
+        if self._untold:
+            raise ConfigError(f"the model {how_to_tell(self._untold)}")
 
     def fingerprint(self) -> str:
         """SHA-256 over config, batch size and weights: what decides every number the model gives."""
@@ -278,30 +293,33 @@ def load(
     device: str = "auto",
     precision: str = "fp32",
     batch_size: int = 64,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     join: bool = False,
 ) -> Model:
-    """The model at `path`: a run or its folder, a checkpoint folder, or a model of another format.
+    """The model at `path`: whatever `read_model` reads, such as a run, an official .pth or hf://OWNER/NAME.
 
     `checkpoint` of a run: the "last", the "best" (highest accuracy on data.val, without labels lowest loss; without
-    data.val highest accuracy of k-NN, see `evaluate.every`), or that of a step. Other formats: the official MAE
-    `.pth`, a transformers folder. With a moving average, that is what is loaded.
+    data.val highest accuracy of k-NN, see `evaluate.every`), or that of a step. With a moving average, that is what is
+    loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
-    `{"objective.mask_ratio": 0.5}`. With `join`, the processes that were launched together share the images of
-    `evaluate` between them, and all must call it. Raises CheckpointError, ConfigError or EngineError.
+    `{"objective.mask_ratio": 0.5}`, and tells what the source does not, such as `{"model.heads": 6}`. With `join`, the
+    processes that were launched together share the images of `evaluate` between them, and all must call it. Raises
+    CheckpointError, ConfigError or EngineError.
     """
     found = read_model(path, checkpoint)
-    if "heads" not in found.model and "model.heads" not in (settings or {}):
-        raise ConfigError(f"{path} does not tell the number of attention heads; give settings={{'model.heads': N}}")
-    values: dict[str, Any] = dict(found.config or {"model": found.model})
-    if found.config is None:
-        values["task"] = "finetune" if "head.weight" in found.weights else "pretrain"
-    values |= {"init": None, "device": device, "engine": engine or values.get("engine", "torch")}
-    values["train"] = {**values.get("train", {}), "precision": precision, "ema_decay": None}
-    # Loader processes cost a second to start, and threads load as fast as a model answers.
-    values["data"] = {**values.get("data", {}), "workers": 0}
-    origins = apply_settings(values, settings or {})
-    return Model(check_config(values, origins), found.weights, found.class_names, batch_size, join=join)
+    stated = found.config or {}
+    config, untold = config_of(
+        found,
+        str(path),
+        settings or (),
+        init=None,
+        device=device,
+        engine=engine or stated.get("engine", "torch"),
+        train={**stated.get("train", {}), "precision": precision, "ema_decay": None},
+        # Loader processes cost a second to start, and threads load as fast as a model answers.
+        data={**(stated.get("data") or found.data), "workers": 0},
+    )
+    return Model(config, found.weights, found.class_names, batch_size, join=join, untold=untold)
 
 
 def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
 from unmask.checkpoint.store import Choice, read_chosen
 from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
-from unmask.engines.base import Tensors
+from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
+from unmask.files import parse_json, read_bytes
+from unmask.interchange import hub
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
-from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
+from unmask.interchange.timm import is_timm, read_timm, write_timm
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
+from unmask.interchange.vit import from_state_dict
+from unmask.models.parameters import encoder_shapes
 from unmask.objectives.base import create_objective
+
+log = logging.getLogger("unmask")
 
 __all__ = ["Format", "StoredModel", "read_model", "write_model"]
 
-Format = Literal["facebook", "transformers", "mindspore", "mindspore-zoo"]
-"""facebook: the official MAE .pth; transformers: a folder for from_pretrained; mindspore: a .ckpt or .safetensors for
-mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's MAE."""
+Format = Literal["facebook", "timm", "transformers", "mindspore", "mindspore-zoo"]
+"""facebook: the official MAE .pth; timm: a folder for `local-dir:`; transformers: one for from_pretrained; mindspore: a
+.ckpt or .safetensors for mindspore.load_checkpoint, in our names; mindspore-zoo: the same in those of the model zoo's
+MAE."""
 
 
 def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> StoredModel:
     """The model at `path`, whatever it is; weights only, the moving average where there is one.
 
-    A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names or MindSpore's,
-    a MindSpore .ckpt, a transformers folder, an official .pth. Raises CheckpointError for anything else, damaged or
-    hostile; ConfigError for a checkpoint that is not there.
+    A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names, timm's or
+    MindSpore's, a MindSpore .ckpt, a timm or transformers folder, a .pth of MAE, DINO, DINOv2, DeiT or MoCo-v3, or any
+    of these on the hub: hf://OWNER/NAME. Raises CheckpointError for anything else, damaged or hostile; ConfigError for
+    a checkpoint that is not there.
     """
+    if hub.is_hub_name(name := str(path)):
+        return _read_from_hub(name, checkpoint)
     path = Path(path)
     is_run = (path / "checkpoints").is_dir()
     if checkpoint != "last" and path.exists() and not is_run:
@@ -43,51 +57,69 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     if is_run:
         return read_chosen(path / "checkpoints", checkpoint, _read_ours)
     if (path / "config.json").exists():
-        return read_transformers(path)
+        config = parse_json(path / "config.json", read_bytes(path / "config.json"))
+        return read_timm(path) if is_timm(config) else read_transformers(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is neither a run, a checkpoint nor a transformers folder")
+        raise CheckpointError(f"{path} is neither a run, a checkpoint nor a folder of timm or transformers")
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     if path.suffix == ".safetensors":
         weights = as_float32(read_tensors(path))
         if is_from_mindspore(weights):
             return from_mindspore(path, weights)
+        if not (path.parent / CHECKSUMS).exists():
+            weights = from_state_dict(str(path), weights)
         return StoredModel(weights, fields_from_shapes(weights), None, "safetensors")
     if path.suffix == ".ckpt" and not is_torch_file(path):  # the suffix is also that of PyTorch Lightning
         return read_mindspore(path)
     return read_facebook(path)
 
 
-def write_model(
-    format: Format,
-    path: str | Path,
-    weights: Tensors,
-    model: Mapping[str, Any],
-    class_names: Sequence[str] | None,
-) -> None:
-    """Write a model for another tool; `model` has fields of ModelConfig.
+def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel) -> None:
+    """Write a model for another tool; `model` is `completed`.
 
-    Raises CheckpointError if the format has no place for it or the file cannot be written.
+    Of what was trained in a way that no other tool knows, the encoder is written, and that is said. Raises
+    CheckpointError if the format has no place for the model or the file cannot be written.
     """
-    if format == "facebook":
-        write_facebook(Path(path), weights, model, class_names)
-    elif format in ("mindspore", "mindspore-zoo"):
-        write_mindspore(Path(path), weights, model, class_names, zoo=format == "mindspore-zoo")
-    else:
-        write_transformers(Path(path), weights, model, class_names)
+    if model.kind == "encoder" and model.config is not None:  # of a stranger's tensors each must have a place
+        keep = encoder_shapes(ModelConfig.model_validate(model.model)).keys()
+        weights = {n: t for n, t in model.weights.items() if n in keep or n.startswith(("norm.", "fc_norm."))}
+        if left := len(model.weights) - len(weights):
+            log.warning("%s: the encoder alone is written; %d tensors of its training have no place there", path, left)
+        model = dataclasses.replace(model, weights=weights, objective={})
+    _WRITERS[format](Path(path), model)
+
+
+_WRITERS: dict[Format, Callable[[Path, StoredModel], None]] = {
+    "facebook": write_facebook,
+    "timm": write_timm,
+    "transformers": write_transformers,
+    "mindspore": write_mindspore,
+    "mindspore-zoo": partial(write_mindspore, zoo=True),
+}
+
+
+def _read_from_hub(name: str, checkpoint: Choice) -> StoredModel:
+    if checkpoint != "last":
+        raise ConfigError(f"{name} is no run folder, in which checkpoint={checkpoint} could be looked for")
+    place = hub.download(name)
+    try:
+        return read_model(place)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def _read_ours(folder: Path) -> StoredModel:
     meta = read_meta(folder)
     config = meta.get("config")
-    model, class_names = stated(folder, meta, config.get("model") if isinstance(config, dict) else None)
+    _, class_names = stated(folder, meta, config.get("model") if isinstance(config, dict) else None)
     weights, buffers = read_weights(folder), read_buffers(folder)
     try:
         checked = check_config(config or {})
         weights, section = create_objective(checked).finished(weights, buffers)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder} is of a run that this version cannot read: {error}") from error
-    objective = section.model_dump(mode="json")
-    # Other formats have these among the fields of the model.
-    model = model | {name: objective[name] for name in ("mask_ratio", "norm_pix_loss") if name in objective}
-    return StoredModel(weights, model, class_names, "unmask", {**to_dict(checked), "objective": objective})
+    values = {**to_dict(checked), "objective": section.model_dump(mode="json")}
+    data = {name: values["data"][name] for name in OF_DATA}
+    objective = {name: values["objective"][name] for name in OF_OBJECTIVE if name in values["objective"]}
+    return StoredModel(weights, values["model"], class_names, "unmask", values, data, objective)

@@ -1,56 +1,88 @@
-"""The container of the official MAE code: torch.save({"model": state_dict, ...}). Our names are the official ones."""
+"""Files of torch.save as the official repositories write them: a state dict, or one in a dictionary of other things."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, written_aside
-from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.files import cause, written_aside
+from unmask.interchange.official import told
+from unmask.interchange.stored_model import StoredModel, as_float32, extra_json, fields_from_shapes, from_extra
 from unmask.interchange.torch_file import TorchFile
-from unmask.interchange.unpickle import TensorRecord
+from unmask.interchange.unpickle import Global, Opaque, TensorRecord
+from unmask.interchange.vit import check, from_state_dict
 
 EXTRA = "unmask"
-"""Beside "model", in files written here: the fields and class names as JSON. The official code ignores it."""
+"""Beside "model", in files written here: what the tensors do not tell, as JSON. The official code ignores it."""
+
+CONTAINERS = ("model_ema", "state_dict_ema", "teacher", "model", "state_dict", "student")
+"""Where a state dict may be. The first that is there is taken: a moving average before what it is of, as timm does and
+as DINO's own evaluation does."""
 
 
 def read_facebook(path: Path) -> StoredModel:
-    """A pretrained or fine-tuned .pth; optimizer, scaler and arguments are left alone. Raises CheckpointError."""
+    """Weights of MAE, DINO, DINOv2, DeiT, DeiT III or MoCo-v3, of timm's ViTs, or written here, with what the file
+    tells; optimizer and scaler are left alone. Raises CheckpointError."""
     with TorchFile(path) as file:
-        weights = read_state_dict(file)
-        extra = file.content.get(EXTRA)
-    ours = parse_json(path, extra.encode()) if isinstance(extra, str) else {}
-    model, class_names = stated(path, ours, ours.get("model", {}))
-    return StoredModel(weights, fields_from_shapes(weights) | model, class_names, "facebook")
+        taken, tensors = _state_dict(file)
+        content = file.content
+    if isinstance(extra := content.get(EXTRA), str):
+        check(str(path), tensors)
+        ours = from_extra(path, extra)
+        return StoredModel(tensors, format="facebook", **{**ours, "model": fields_from_shapes(tensors) | ours["model"]})
+    weights = from_state_dict(str(path), tensors, taken)
+    fields = fields_from_shapes(weights)
+    beside = told(path, tensors, content, fields)
+    return StoredModel(
+        weights, fields | beside["model"], None, "facebook", data=beside["data"], objective=beside["objective"]
+    )
 
 
 def read_state_dict(file: TorchFile) -> Tensors:
-    """The tensors of a state dict, be it under "model" or the whole file; float32."""
-    content = file.content
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    """The tensors of a state dict, wherever in the file it is, under their names there; float32."""
+    return _state_dict(file)[1]
+
+
+def _state_dict(file: TorchFile) -> tuple[str, Tensors]:
+    """Which was taken, where there were several; and its tensors, float32."""
+    content, taken = file.content, ""
+    found = [name for name in CONTAINERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
+    if found:
+        content = content[found[0]]
+        taken = f"{found[0]} is taken, not {' or '.join(found[1:])}" if found[1:] else ""
+    if isinstance(content, dict) and isinstance(whole := content.get("model"), Opaque):
+        content = whole
+    if isinstance(content, Opaque):
+        raise CheckpointError(
+            f"{file.path} holds a Python object, {content.name}, which would have to be executed; "
+            "save the state_dict() of the model in its place"
+        )
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{file.path} holds no model: neither a state dict nor one under 'model'")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, TensorRecord)]
+        raise CheckpointError(f"{file.path} holds no model: neither a state dict nor one under {', '.join(CONTAINERS)}")
+    strangers = [f"{name} {_what(value)}" for name, value in content.items() if not isinstance(value, TensorRecord)]
     if strangers or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{file.path} holds no state dict: {', '.join(strangers[:5])} is not a tensor")
-    return as_float32({name: file.array(record) for name, record in content.items()})
+        raise CheckpointError(f"{file.path} holds no state dict: {', '.join(strangers[:5]) or 'a name is no text'}")
+    return taken, as_float32({name: file.array(record) for name, record in content.items()})
 
 
-def write_facebook(path: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None) -> None:
+def _what(value: Any) -> str:
+    if isinstance(value, Opaque | Global):
+        quantised = "; it looks like a quantised model" if "qtensor" in value.name else ""
+        return f"is a {value.name}, not a tensor{quantised}"
+    return "is not a tensor"
+
+
+def write_facebook(path: Path, model: StoredModel) -> None:
     """Write a file that the official code and torch.load(weights_only=True) read. Raises CheckpointError."""
     try:
         import torch
     except ImportError as error:
         raise CheckpointError("writing a .pth needs PyTorch: pip install 'unmask[torch]'") from error
-    extra = json.dumps({"model": dict(model), "class_names": class_names and list(class_names)})
-    tensors = {name: torch.tensor(tensor) for name, tensor in weights.items()}
+    tensors = {name: torch.tensor(tensor) for name, tensor in model.weights.items()}
     try:
         with written_aside(path) as aside:
-            torch.save({"model": tensors, EXTRA: extra}, aside)
+            torch.save({"model": tensors, EXTRA: extra_json(model)}, aside)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f"cannot write {path}: {cause(error)}") from error

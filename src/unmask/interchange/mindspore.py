@@ -7,10 +7,9 @@ left alone.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,18 @@ from safetensors import SafetensorError
 from unmask.checkpoint.tensors import write_tensors
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, written_aside
+from unmask.files import cause, written_aside
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 from unmask.interchange.mindspore_zoo import from_zoo, is_from_zoo, to_zoo
 from unmask.interchange.naming import listed
-from unmask.interchange.stored_model import StoredModel, as_float32, fields_from_shapes, stated
+from unmask.interchange.stored_model import (
+    StoredModel,
+    as_float32,
+    extra_json,
+    fields_from_shapes,
+    from_extra,
+    published_heads,
+)
 
 log = logging.getLogger("unmask")
 
@@ -38,11 +44,11 @@ _STATE = re.compile(
     r"|epoch_num|step_num|cur_rank|batch_num"
 )
 _OURS = re.compile(
-    r"cls_token|mask_token|(decoder_)?pos_embed"
-    r"|(patch_embed\.proj|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
+    r"cls_token|reg_token|mask_token|(decoder_)?pos_embed|blocks\.[0-9]+\.ls[12]\.gamma"
+    r"|(patch_embed\.(proj|norm)|norm_pre|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
     r"|(decoder_)?blocks\.[0-9]+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias)"
 )
-_OF_NORM = re.compile(r"(.*norm[12]?)\.(gamma|beta|weight|bias)")
+_OF_NORM = re.compile(r"(.*norm(?:[12]|_pre)?)\.(gamma|beta|weight|bias)")
 _TO_OURS = {"gamma": "weight", "beta": "bias"}
 _TO_MINDSPORE = {"weight": "gamma", "bias": "beta"}
 
@@ -54,13 +60,13 @@ def read_mindspore(path: Path) -> StoredModel:
 
 def is_from_mindspore(tensors: Tensors) -> bool:
     """Whether the names, of a .safetensors file, are MindSpore's."""
-    return any(name.endswith((".gamma", ".beta")) for name in tensors)
+    return any(name.endswith(("norm.gamma", "norm1.gamma", "norm2.gamma")) for name in tensors)
 
 
 def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
     """The model in tensors read from `path`. Raises CheckpointError naming everything that our model does not have."""
     extra = tensors.get(EXTRA)
-    ours = {} if extra is None else parse_json(path, extra.tobytes())
+    ours: dict[str, Any] = {"class_names": None} if extra is None else from_extra(path, extra.tobytes())
     tensors = {name: tensor for name, tensor in tensors.items() if _of_model(name) and name != EXTRA}
     weights = _with_norms(as_float32(tensors), _TO_OURS)
     if len(weights) < len(tensors) or not weights:
@@ -72,23 +78,20 @@ def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
             log.warning("%s does not hold the class token and mask token it was trained with", path)
     if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
         raise CheckpointError(f"{path} has tensors that our model does not have: {listed(unknown)}")
-    model, class_names = stated(path, ours, ours.get("model", {}))
-    return StoredModel(
-        weights, fields_from_shapes(weights) | model, class_names, "mindspore-zoo" if zoo else "mindspore"
-    )
+    fields = fields_from_shapes(weights)
+    ours["model"] = fields | published_heads(fields) | ours.get("model", {})
+    return StoredModel(weights, format="mindspore-zoo" if zoo else "mindspore", **ours)
 
 
-def write_mindspore(
-    path: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None, *, zoo: bool = False
-) -> None:
+def write_mindspore(path: Path, model: StoredModel, *, zoo: bool = False) -> None:
     """Write a .ckpt or .safetensors, by the name of `path`, for mindspore.load_checkpoint. Raises CheckpointError."""
     if path.suffix not in (".ckpt", ".safetensors"):
         raise CheckpointError(f"{path} must end in .ckpt or .safetensors: MindSpore reads no other")
+    weights = model.weights
     if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
         raise CheckpointError(f"the format has no place for {listed(unknown)}")
     named = _with_norms(to_zoo(weights) if zoo else weights, _TO_MINDSPORE)
-    extra = json.dumps({"model": dict(model), "class_names": class_names and list(class_names)})
-    named[EXTRA] = np.frombuffer(extra.encode(), np.uint8)
+    named[EXTRA] = np.frombuffer(extra_json(model).encode(), np.uint8)
     if path.suffix == ".ckpt":
         write_ckpt(path, named)
         return

@@ -75,8 +75,46 @@ class Naming:
             else:
                 unknown.append(f"an incomplete {name}")
         if unknown:
-            raise CheckpointError(f"{source} has tensors that our model does not have: {listed(unknown)}")
+            raise misplaced(source, unknown)
         return weights
+
+
+_LOOKS_LIKE = [
+    (r"lora_[AB]|lora_(up|down|embedding)|adapter", "a model with LoRA or adapters, which are to be merged first"),
+    (r"weight_scale|\.SCB$|qweight|qzeros|absmax|zero_point|_packed_params", "a quantised model"),
+    (r"rope|inv_freq|storage_tokens|freqs_cis", "DINOv3 or another ViT with rotary positions"),
+    (r"q_norm|k_norm", "a ViT with QK norm"),
+    (r"relative_position|rel_pos|attn\.(q_bias|v_bias)", "BEiT, Swin or another model with relative positions"),
+    (r"dist_token|head_dist|distillation", "a distilled DeiT"),
+    (r"(visual|vision_model)\.|resblocks|text_model|logit_scale|token_embedding", "CLIP or OpenCLIP"),
+    (r"attn_pool|probe|MAPHead", "SigLIP or another ViT with attention pooling"),
+    (r"layers\.\d+\.(blocks|downsample)", "Swin"),
+    (r"layers?\.\d+\.(ln1|ffn)|bbox_head|decode_head", "a model of mmpretrain or another OpenMMLab project"),
+    (r"stages\.\d+|dwconv|grn", "ConvNeXt"),
+    (r"layer[1-4]\.\d+|bn1|conv1|running_mean|num_batches_tracked", "a ResNet or another model with BatchNorm"),
+    (
+        r"(embeddings|encoder\.layer|layernorm_before)",
+        "a transformers model, which is read as a folder with config.json",
+    ),
+    (r"embeds\.", "NaFlexViT"),
+    (r"local_cls|token_embed|cpe|pos_block", "a ViT with convolutions"),
+    (r"gamma_[0-9]|ls[0-9]\.", "a ViT with another layer scale, such as CaiT"),
+    (r"attns?\.\d+\.|ffns?\.\d+\.", "a ViT with parallel blocks"),
+    (r"mlp\.norm|attn\.norm|inner_attn_ln|ffn_layernorm", "a ViT with sub-layer norms, such as BEiT-3 or EVA-02"),
+    (r"mlp\.w[0-9]|fc1_[gx]|\.w12", "a ViT with another gated MLP"),
+    (r"predictor|projector|prototypes|momentum|queue", "a self-supervised training of another kind"),
+    (r"decoder", "an autoencoder with another decoder"),
+    (r"pre_logits", "a ViT with a representation layer before its head"),
+]
+"""Part of a tensor's name, and the kind of model that has it; the first that is found counts."""
+
+
+def misplaced(source: str, names: Iterable[str]) -> CheckpointError:
+    """The error for tensors that have no place in our model: which they are, and what kind of model they look like."""
+    names = sorted(names)
+    kind = next((kind for part, kind in _LOOKS_LIKE if any(re.search(part, name) for name in names)), None)
+    like = f"; it looks like {kind}" if kind else ""
+    return CheckpointError(f"{source} has tensors that our model does not have: {listed(names)}{like}")
 
 
 def listed(names: Iterable[str]) -> str:

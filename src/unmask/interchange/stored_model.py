@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ValidationError
 
+from unmask.config.schema import DataConfig, ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
+from unmask.files import parse_json
 
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 """Attention heads by width of the published MAE models: they cannot be seen in the weights."""
 
 PUBLISHED_DECODER_HEADS = {512: 16}
 
+OF_DATA = ("mean", "std", "eval_crop", "eval_fit", "interpolation", "dtype")
+"""Fields of DataConfig that say how images are prepared for a model."""
+
+OF_OBJECTIVE = ("mask_ratio", "norm_pix_loss")
+"""Fields of an objective that other tools keep with an autoencoder."""
+
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model from a run, a checkpoint or another tool, in canonical names."""
+    """A model from a run, a checkpoint or another tool, in canonical names: weights, and what goes with them.
+
+    What the source does not tell is absent, never guessed.
+    """
 
     weights: Tensors
-    """Floating-point tensors are float32. Not checked for completeness: an encoder may come without its decoder."""
+    """Floating-point tensors are float32. The encoder is there; decoder and head where the source has them."""
     model: dict[str, Any]
-    """The fields of ModelConfig that the source tells; `heads` is absent where neither it nor publication does."""
+    """Fields of ModelConfig."""
     class_names: tuple[str, ...] | None
     format: str
-    """unmask, safetensors, facebook, transformers, mindspore or mindspore-zoo."""
+    """unmask, safetensors, facebook, timm, transformers, mindspore or mindspore-zoo."""
     config: dict[str, Any] | None = None
     """The whole config, if a run of ours wrote the model."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of DataConfig that say how images are prepared (OF_DATA)."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """Of an autoencoder (OF_OBJECTIVE)."""
+
+    @property
+    def kind(self) -> Literal["classifier", "autoencoder", "encoder"]:
+        """An encoder with a head, with the decoder of masked autoencoding, or with neither that other tools know."""
+        if "head.weight" in self.weights:
+            return "classifier"
+        name = "mae" if self.config is None else self.config["objective"]["name"]
+        return "autoencoder" if name == "mae" and "decoder_pred.weight" in self.weights else "encoder"
 
 
 def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, Any], tuple[str, ...] | None]:
@@ -40,6 +65,60 @@ def stated(where: Path, source: dict[str, Any], model: Any) -> tuple[dict[str, A
     if not isinstance(model, dict) or not (names is None or _are_texts(names)):
         raise CheckpointError(f"{where} does not hold model settings and class names as unmask writes them")
     return model, None if names is None else tuple(names)
+
+
+def extra_json(model: StoredModel) -> str:
+    """All but weights and format as JSON, which our writers put beside the tensors where other tools pass it over."""
+    return json.dumps(
+        {
+            "model": model.model,
+            "class_names": model.class_names and list(model.class_names),
+            "data": {name: model.data[name] for name in OF_DATA if name in model.data},
+            "objective": {name: model.objective[name] for name in OF_OBJECTIVE if name in model.objective},
+        }
+    )
+
+
+def from_extra(path: Path, text: str | bytes) -> dict[str, Any]:
+    """`model`, `class_names`, `data` and `objective` of a StoredModel, from what `extra_json` wrote into `path`.
+
+    The file may be a stranger's: of data and objective only what says how images are prepared and masked is taken.
+    Raises CheckpointError.
+    """
+    extra = parse_json(path, text)
+    model, class_names = stated(path, extra, extra.get("model", {}))
+    # Earlier versions wrote these among the fields of the model.
+    objective = {name: model[name] for name in OF_OBJECTIVE if name in model} | _section(path, extra, "objective")
+    data = _section(path, extra, "data")
+    if strange := [name for name in data if name not in OF_DATA] + [
+        name for name in objective if name not in OF_OBJECTIVE
+    ]:
+        raise CheckpointError(f"{path} has {', '.join(map(repr, strange))} among its settings, which no model needs")
+    return {
+        "model": {name: value for name, value in model.items() if name not in OF_OBJECTIVE},
+        "class_names": class_names,
+        "data": checked_data(path, data),
+        "objective": objective,
+    }
+
+
+def checked_data(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Fields of DataConfig in the form it has them. Raises CheckpointError for values that it refuses."""
+    try:
+        checked = DataConfig.model_validate(data)
+    except ValidationError as error:
+        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
+        raise CheckpointError(f"{path} prepares images in a way that is none: {flaws}") from error
+    return {name: getattr(checked, name) for name in data}
+
+
+def checked_model(what: str, model: Mapping[str, Any]) -> ModelConfig:
+    """Fields of ModelConfig in the form it has them. Raises CheckpointError for values that it refuses."""
+    try:
+        return ModelConfig.model_validate(model)
+    except ValidationError as error:
+        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
+        raise CheckpointError(f"{what} is not one of our models: {flaws}") from error
 
 
 def as_float32(weights: Tensors) -> Tensors:
@@ -51,25 +130,41 @@ def as_float32(weights: Tensors) -> Tensors:
 
 
 def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
-    """The fields of ModelConfig that shapes tell; patches are taken for a square where their number allows it."""
+    """The fields of ModelConfig that names and shapes tell; patches are taken for a square where their number allows.
+
+    They do not tell heads; see `published_heads`.
+    """
     shapes = {name: tensor.shape for name, tensor in weights.items()}
     fields: dict[str, Any] = {}
+    if "blocks.0.attn.qkv.weight" in shapes:
+        fields |= {
+            "cls_token": "cls_token" in shapes,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "patch_norm": "patch_embed.norm.weight" in shapes,
+            "pre_norm": "norm_pre.weight" in shapes,
+        }
     match shapes.get("patch_embed.proj.weight"):
         case (width, channels, patch_size, _):
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
-            fields |= {"heads": PUBLISHED_HEADS[width]} if width in PUBLISHED_HEADS else {}
             pos_embed = shapes.get("pos_embed", ())
-            patches = pos_embed[1] - 1 if len(pos_embed) == 3 else 0
+            patches = pos_embed[1] - ("cls_token" in shapes) if len(pos_embed) == 3 else 0
             side = math.isqrt(max(patches, 0))
             if side and side**2 == patches:
                 fields["image_size"] = (side * patch_size, side * patch_size)
         case _:
             pass
+    match shapes.get("reg_token"):
+        case (_, tokens, _):
+            fields["register_tokens"] = tokens
+        case _:
+            pass
+    if "blocks.0.ls1.gamma" in shapes:
+        fields["layer_scale"] = 1e-5  # where a fresh one starts; these have long left it
     if depth := _depth(shapes, "blocks."):
         fields["depth"] = depth
-    match shapes.get("blocks.0.mlp.fc1.weight"):
-        case (hidden, width) if width:
-            fields["mlp_ratio"] = mlp_ratio(hidden, width)
+    match shapes.get("blocks.0.mlp.fc1.weight"), shapes.get("blocks.0.mlp.fc2.weight"):
+        case (rows, width), (_, hidden) if width:
+            fields |= {"mlp_ratio": mlp_ratio(hidden, width), "mlp": "swiglu" if rows == 2 * hidden else "gelu"}
         case _:
             pass
     if depth := _depth(shapes, "decoder_blocks."):
@@ -77,15 +172,30 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
     match shapes.get("decoder_embed.weight"):
         case (width, _):
             fields["decoder_width"] = width
-            fields |= {"decoder_heads": PUBLISHED_DECODER_HEADS[width]} if width in PUBLISHED_DECODER_HEADS else {}
         case _:
             pass
     match shapes.get("head.weight"):
-        case (classes, _):
-            fields |= {"num_classes": classes, "pool": "mean" if "fc_norm.weight" in shapes else "cls"}
+        case (classes, features):
+            both = features == 2 * fields.get("width", features)
+            fields["num_classes"] = classes
+            fields["pool"] = "mean" if "fc_norm.weight" in shapes else "mean+cls" if both else "cls"
         case _:
             pass
     return fields
+
+
+def published_heads(fields: Mapping[str, Any]) -> dict[str, int]:
+    """Attention heads of the published MAE models with these widths, for files that can only be of those."""
+    heads = {"heads": PUBLISHED_HEADS.get(fields.get("width", 0))}
+    heads |= {"decoder_heads": PUBLISHED_DECODER_HEADS.get(fields.get("decoder_width", 0))}
+    return {name: number for name, number in heads.items() if number is not None}
+
+
+def _section(where: Path, extra: dict[str, Any], name: str) -> dict[str, Any]:
+    section = extra.get(name, {})
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{where} does not hold {name} settings as unmask writes them")
+    return section
 
 
 def _are_texts(value: Any) -> bool:

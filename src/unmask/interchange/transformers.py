@@ -1,64 +1,40 @@
-"""Folders of transformers' ViTMAEForPreTraining and ViTForImageClassification: config.json and model.safetensors.
+"""Folders of transformers' plain Vision Transformers: config.json, preprocessor_config.json and the tensors.
 
-Written with the names that transformers 4 has and 5 translates; read with those of either.
+ViT, ViTMAE and DINOv2 with or without registers, as encoder, classifier or autoencoder. Written with the names that
+transformers 4 has and 5 translates; read with those of either.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import numpy as np
 from safetensors import SafetensorError
 
 from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.config.schema import ModelConfig
-from unmask.engines.base import EngineState, Tensors, check_names_and_shapes
+from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause, parse_json, read_bytes, written_aside
+from unmask.interchange.adapt import interpolate_position_embedding
 from unmask.interchange.facebook import read_state_dict
-from unmask.interchange.naming import Naming
-from unmask.interchange.stored_model import StoredModel, as_float32, mlp_ratio
+from unmask.interchange.naming import listed
+from unmask.interchange.stored_model import OF_OBJECTIVE, StoredModel, as_float32, checked_model, mlp_ratio
 from unmask.interchange.torch_file import TorchFile
+from unmask.interchange.transformers_images import FILE, preparation_json, read_preparation
+from unmask.interchange.transformers_names import FAMILIES, Family
+from unmask.interchange.vit import check_shapes
 from unmask.objectives.classify import Classification, ClassifySection
+from unmask.objectives.encoder import EncoderAlone, EncoderSection
 from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
-_NAMING = Naming(
-    outside={
-        "cls_token": "vit.embeddings.cls_token",
-        "pos_embed": "vit.embeddings.position_embeddings",
-        "patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
-        "norm": "vit.layernorm",
-        "head": "classifier",
-        "decoder_embed": "decoder.decoder_embed",
-        "mask_token": "decoder.mask_token",
-        "decoder_pos_embed": "decoder.decoder_pos_embed",
-        "decoder_norm": "decoder.decoder_norm",
-        "decoder_pred": "decoder.decoder_pred",
-    },
-    stacks={"blocks": "vit.encoder.layer", "decoder_blocks": "decoder.decoder_layers"},
-    in_block={
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.output.dense",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    },
-    qkv=("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-)
-_NEWER = [  # what transformers 5 calls it: what 4 does
-    (r"^vit\.layers\.", "vit.encoder.layer."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),  # 5.23 writes this by mistake
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-]
+log = logging.getLogger("unmask")
+
 _FIELDS = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -66,116 +42,238 @@ _FIELDS = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
     "heads": "num_attention_heads",
+    "qkv_bias": "qkv_bias",
+    "norm_eps": "layer_norm_eps",
 }
 _DECODER_FIELDS = {
     "decoder_width": "decoder_hidden_size",
     "decoder_depth": "decoder_num_hidden_layers",
     "decoder_heads": "decoder_num_attention_heads",
 }
-_MAE_FIELDS = {**_DECODER_FIELDS, "mask_ratio": "mask_ratio", "norm_pix_loss": "norm_pix_loss"}
-_ARCHITECTURES = {"vit_mae": "ViTMAEForPreTraining", "vit": "ViTForImageClassification"}
-_FIXED = {"hidden_act": "gelu", "qkv_bias": True}
-"""What a model must have to be ours, in any of the ways config.json says it; these are also the defaults."""
-_MAX_EPS = 1e-5
-"""Ours is 1e-6, transformers' default 1e-12: the difference cannot be seen. More changes what the model computes."""
+_DEFAULTS: dict[str, Any] = {
+    "image_size": 224,
+    "patch_size": 16,
+    "num_channels": 3,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "qkv_bias": True,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "intermediate_size": 3072,
+    "decoder_hidden_size": 512,
+    "decoder_num_hidden_layers": 8,
+    "decoder_num_attention_heads": 16,
+    "decoder_intermediate_size": 2048,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+    "mlp_ratio": 4,
+    "use_swiglu_ffn": False,
+    "layerscale_value": 1.0,
+    "num_register_tokens": 4,
+}
+"""What config.json leaves out, as transformers does with what has its default."""
+_DEFAULTS_DINOV2 = {"layer_norm_eps": 1e-6}
+_DEFAULT_PATCH = {"dinov2": 14}
 
 
 def read_transformers(folder: Path) -> StoredModel:
-    """Raises CheckpointError naming everything in it that our model does not have."""
+    """The model, brought to the size of the images that its preprocessor_config.json makes.
+
+    Raises CheckpointError naming everything in it that our model does not have.
+    """
     path = folder / "config.json"
     config = parse_json(path, read_bytes(path))
-    mae = _check_architecture(path, config)
-    model = _read_fields(path, config, mae)
-    theirs = {_to_version_4(name): tensor for name, tensor in _read_weights(folder).items()}
-    weights = as_float32(_NAMING.ours(str(folder), theirs))
-    if mae:
-        return StoredModel(weights, model, None, "transformers")
-    if "head.weight" in weights:
-        model["num_classes"] = len(weights["head.weight"])
-    return StoredModel(weights, {**model, "pool": "cls"}, _class_names(path, config), "transformers")
+    family, told = _family(path, config)
+    weights, left_out = family.ours(str(folder), as_float32(_read_weights(folder)))
+    if left_out:
+        log.warning("%s: %s, which no read-out needs, is left out", folder, listed(left_out))
+    kind = told or _kind(weights)
+    model = _fields(path, config, family, weights, kind)
+    objective = {name: config.get(name, _DEFAULTS[name]) for name in OF_OBJECTIVE} if kind == "autoencoder" else {}
+    if kind == "autoencoder" and not model.qkv_bias:  # of decoders ours always has them
+        for i in range(model.decoder_depth):
+            bias = np.zeros(3 * model.decoder_width, np.float32)
+            weights.setdefault(f"decoder_blocks.{i}.attn.qkv.bias", bias)
+    check_shapes(str(folder), weights, _shapes(model, kind))
+    if kind == "classifier" and family.dinov2:
+        weights["head.weight"] = _halves_swapped(weights["head.weight"])
+    data, size = read_preparation(folder, str(config["model_type"]), model.channels)
+    if size is not None and size != model.image_size:
+        model = _resized(folder, weights, model, size, antialias=bool(model.register_tokens))
+    fields = model.model_dump(exclude={"drop_path"} | _of_others(kind))
+    names = _class_names(path, config) if kind == "classifier" else None
+    return StoredModel(weights, fields, names, "transformers", data=data, objective=objective)
 
 
-def write_transformers(
-    folder: Path, weights: Tensors, model: Mapping[str, Any], class_names: Sequence[str] | None
-) -> None:
-    """Write a folder that from_pretrained loads with nothing missing or left over. Raises CheckpointError."""
-    mae = "head.weight" not in weights
-    if "fc_norm.weight" in weights:
-        raise CheckpointError(
-            "ViTForImageClassification pools by its cls token: a model.pool=mean classifier has no place there"
-        )
-    for needed in ("heads", "decoder_heads") if mae else ("heads",):
-        if needed not in model:
+def write_transformers(folder: Path, stored: StoredModel) -> None:
+    """Write a folder that from_pretrained loads with nothing missing or left over, but for a pooler.
+
+    Raises CheckpointError if transformers has no such model.
+    """
+    for needed in ("heads", "decoder_heads") if stored.kind == "autoencoder" else ("heads",):
+        if needed not in stored.model:
             raise CheckpointError(f"the number of attention heads is not known: the source does not tell {needed}")
-    classes = None if mae else len(weights["head.weight"])
-    checked = _checked("the model", {**model, "num_classes": classes, "pool": "cls"})
-    mae_section = MaeSection(**{name: model[name] for name in ("mask_ratio", "norm_pix_loss") if mae and name in model})
-    objective = MaskedAutoencoding(checked, mae_section) if mae else Classification(checked, ClassifySection())
-    check_names_and_shapes(objective.shapes(), EngineState(weights), ())
-    if mae and checked.grid[0] != checked.grid[1]:
-        raise CheckpointError(f"transformers' ViTMAE is square; this one has image_size={list(checked.image_size)}")
-    config = _config_json(checked, mae_section if mae else None, class_names)
+    model = checked_model("the model", stored.model)
+    check_shapes("the model", stored.weights, _shapes(model, stored.kind, fc_norm="fc_norm.weight" in stored.weights))
+    model_type = _type_for(stored, model)
+    config, weights = _config_json(stored, model, model_type), stored.weights
+    if model_type == "vit_mae":
+        weights = _with_biases(weights, model)
+    elif model_type != "vit":
+        weights = _as_dinov2(weights, model)
+    tensors = FAMILIES[model_type].theirs(weights, gated=model.mlp == "swiglu", prefixed=stored.kind != "encoder")
+    if model_type.startswith("dinov2"):
+        prefix = "" if stored.kind == "encoder" else FAMILIES[model_type].prefix
+        tensors[f"{prefix}embeddings.mask_token"] = np.zeros((1, model.width), np.float32)  # from_pretrained misses it
+    processor, unsaid = preparation_json(model, stored.data)
+    if unsaid:
+        log.warning("%s: %s", folder / FILE, unsaid if processor else f"not written: {unsaid}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "model.safetensors") as aside:
-            write_tensors(aside, _NAMING.theirs(weights), metadata={"format": "pt"})  # from_pretrained asks for it
-        with written_aside(folder / "config.json") as aside:
-            aside.write_text(json.dumps(config, indent=2) + "\n")
+            write_tensors(aside, tensors, metadata={"format": "pt"})  # from_pretrained asks for it
+        for name, content in (("config.json", config), (FILE, processor)):
+            if content is None:
+                (folder / name).unlink(missing_ok=True)
+                continue
+            with written_aside(folder / name) as aside:
+                aside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
 
 
-def _check_architecture(path: Path, config: dict[str, Any]) -> bool:
-    """True for the autoencoder, False for the classifier."""
-    kind = str(config.get("model_type"))
-    architectures = config.get("architectures") or [_ARCHITECTURES.get(kind)]
-    if architectures != [_ARCHITECTURES.get(kind)] or kind not in _ARCHITECTURES:
-        raise CheckpointError(
-            f"{path} is of {kind} {architectures}; can be read: {' and '.join(_ARCHITECTURES.values())}"
-        )
-    return kind == "vit_mae"
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read_fields(path: Path, config: dict[str, Any], mae: bool) -> dict[str, Any]:
-    names = _FIELDS | (_MAE_FIELDS if mae else {})
-    # What config.json leaves out has transformers' default, which is ViT-B/16 as ours is, but for norm_pix_loss.
-    defaults = {**ModelConfig().model_dump(), "mask_ratio": 0.75, "norm_pix_loss": False}
-    model: dict[str, Any] = {ours: config.get(theirs, defaults[ours]) for ours, theirs in names.items()}
-    if isinstance(model["patch_size"], list) and len(set(model["patch_size"])) == 1:
-        model["patch_size"] = model["patch_size"][0]
+def _family(path: Path, config: dict[str, Any]) -> tuple[Family, str | None]:
+    """The family, and what kind of model it is of that, if config.json tells."""
+    model_type, architectures = str(config.get("model_type")), config.get("architectures")
+    family = FAMILIES.get(model_type)
+    if family is not None and not architectures:
+        return family, None
+    for kind, name in family.architectures.items() if family else ():
+        if architectures == [name]:
+            return FAMILIES[model_type], kind
+    known = [name for family in FAMILIES.values() for name in family.architectures.values()]
+    raise CheckpointError(f"{path} is of {model_type} {architectures}; can be read: {', '.join(known)}")
+
+
+def _kind(weights: Tensors) -> str:
+    if "head.weight" in weights:
+        return "classifier"
+    return "autoencoder" if any(name.startswith("decoder_") for name in weights) else "encoder"
+
+
+def _fields(path: Path, config: dict[str, Any], family: Family, weights: Tensors, kind: str) -> ModelConfig:
+    model_type = str(config["model_type"])
+    defaults = _DEFAULTS | (_DEFAULTS_DINOV2 if family.dinov2 else {})
+    defaults["patch_size"] = _DEFAULT_PATCH.get(model_type, 16)
+    config = defaults | {name: value for name, value in config.items() if value is not None}
+    names = _FIELDS | (_DECODER_FIELDS if kind == "autoencoder" else {})
+    fields: dict[str, Any] = {ours: config[theirs] for ours, theirs in names.items()}
+    if isinstance(fields["patch_size"], list) and len(set(map(str, fields["patch_size"]))) == 1:
+        fields["patch_size"] = fields["patch_size"][0]
+    gated = family.dinov2 and config["use_swiglu_ffn"] is True
+    if config["hidden_act"] != "gelu" and not gated:
+        raise CheckpointError(f"{path} has hidden_act={config['hidden_act']}, which our model does not have")
     try:
-        eps = float(config.get("layer_norm_eps", 1e-12))
-        model["mlp_ratio"] = mlp_ratio(config.get("intermediate_size", 3072), model["width"])
-        decoder_ratio = (
-            mlp_ratio(config.get("decoder_intermediate_size", 2048), model["decoder_width"]) if mae else None
+        fields["mlp_ratio"] = mlp_ratio(
+            _hidden(config, gated) if family.dinov2 else config["intermediate_size"], fields["width"]
         )
+        if kind == "autoencoder":
+            expected, found = int(fields["decoder_width"] * fields["mlp_ratio"]), config["decoder_intermediate_size"]
+            if found != expected:
+                raise CheckpointError(
+                    f"{path} has decoder_intermediate_size={found}, where our model, whose decoder has the encoder's "
+                    f"ratio, has {expected}"
+                )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} has a number that is none: {cause(error)}") from error
-    wrong = [f"{name}={config[name]}" for name, value in _FIXED.items() if config.get(name, value) != value]
-    wrong += [f"layer_norm_eps={eps}"] if eps > _MAX_EPS else []
-    wrong += ["an MLP ratio of the decoder's own"] if decoder_ratio not in (None, model["mlp_ratio"]) else []
-    if wrong:
-        raise CheckpointError(f"{path} has {', '.join(wrong)}, which our model does not have")
-    return {**model, "image_size": _checked(str(path), model).image_size}
+    if family.dinov2:
+        fields |= {"layer_scale": config["layerscale_value"], "mlp": "swiglu" if gated else "gelu"}
+    if model_type == "dinov2_with_registers":
+        fields["register_tokens"] = config["num_register_tokens"]
+    if kind == "classifier":
+        head = weights["head.weight"] if "head.weight" in weights else np.empty(0)
+        fields |= {"num_classes": len(head) if head.ndim else 0, "pool": "mean+cls" if family.dinov2 else "cls"}
+    return checked_model(str(path), fields)
 
 
-def _checked(what: str, model: Mapping[str, Any]) -> ModelConfig:
-    try:
-        return ModelConfig.model_validate(
-            {key: value for key, value in model.items() if key in ModelConfig.model_fields}
-        )
-    except ValidationError as error:
-        flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
-        raise CheckpointError(f"{what} is not one of ours: {flaws}") from error
+def _hidden(config: dict[str, Any], gated: bool) -> int:
+    """Hidden units of a DINOv2 block; with SwiGLU two thirds, up to a multiple of 8."""
+    hidden = int(config["hidden_size"] * config["mlp_ratio"])
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
+
+
+def _shapes(model: ModelConfig, kind: str, *, fc_norm: bool = False) -> dict[str, tuple[int, ...]]:
+    if kind == "classifier":
+        return Classification(model, ClassifySection()).shapes()
+    if kind == "autoencoder":
+        return MaskedAutoencoding(model, MaeSection()).shapes()
+    return EncoderAlone(model, EncoderSection(fc_norm=fc_norm)).shapes()
+
+
+def _of_others(kind: str) -> set[str]:
+    """Fields of ModelConfig that a model of this kind says nothing about."""
+    decoder = set[str]() if kind == "autoencoder" else set(_DECODER_FIELDS)
+    return decoder | (set[str]() if kind == "classifier" else {"num_classes", "pool"})
+
+
+def _halves_swapped(head: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """DINOv2's head takes cls, then the mean of the patches; ours the mean first."""
+    first, second = np.split(head, 2, axis=1)
+    return np.concatenate([second, first], axis=1)
+
+
+def _resized(
+    folder: Path, weights: Tensors, model: ModelConfig, size: tuple[int, int], *, antialias: bool
+) -> ModelConfig:
+    """The model for images of `size`; its position embeddings are interpolated as transformers does at each image."""
+    resized = checked_model(str(folder / FILE), model.model_dump() | {"image_size": size})
+    for name in weights.keys() & {"pos_embed", "decoder_pos_embed"}:
+        weights[name] = interpolate_position_embedding(weights[name], model.grid, resized.grid, antialias=antialias)
+    log.warning(
+        "%s: images are brought to %dx%d; the position embedding, for %dx%d, is interpolated",
+        folder, *size, *model.image_size,
+    )  # fmt: skip
+    return resized
 
 
 def _read_weights(folder: Path) -> Tensors:
-    if (folder / "model.safetensors").is_file():
-        return read_tensors(folder / "model.safetensors")
-    if (folder / "pytorch_model.bin").is_file():
-        with TorchFile(folder / "pytorch_model.bin") as file:
-            return read_state_dict(file)
-    raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    """All tensors of the first form that is there, in the order of from_pretrained."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            return _read_shards(folder / f"{name}.index.json")
+    raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin, nor an index of them")
+
+
+def _read_file(path: Path) -> Tensors:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    with TorchFile(path) as file:
+        return read_state_dict(file)
+
+
+def _read_shards(index: Path) -> Tensors:
+    places = parse_json(index, read_bytes(index)).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(map(_is_beside, places.values())):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files beside it")
+    found: Tensors = {}
+    for name in sorted(set(places.values())):
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent / name} is missing, which {index.name} names")
+        shard = _read_file(index.parent / name)
+        if differing := shard.keys() ^ {tensor for tensor, place in places.items() if place == name}:
+            raise CheckpointError(f"{index.parent / name} and {index.name} differ in {listed(differing)}")
+        found |= shard
+    return found
+
+
+def _is_beside(name: Any) -> bool:
+    return isinstance(name, str) and name.endswith((".safetensors", ".bin")) and not set(name) & set("/\\:")
 
 
 def _class_names(path: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
@@ -190,33 +288,105 @@ def _class_names(path: Path, config: dict[str, Any]) -> tuple[str, ...] | None:
     return None if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
 
-def _config_json(model: ModelConfig, mae: MaeSection | None, class_names: Sequence[str] | None) -> dict[str, Any]:
-    kind = "vit_mae" if mae else "vit"
-    fields = _FIELDS | (_DECODER_FIELDS if mae else {})
-    config: dict[str, Any] = {"architectures": [_ARCHITECTURES[kind]], "model_type": kind, **_FIXED}
-    config |= {theirs: getattr(model, ours) for ours, theirs in fields.items()}
-    height, width = model.image_size
-    config |= {
-        "image_size": height if height == width else [height, width],
-        "intermediate_size": int(model.width * model.mlp_ratio),
-        "layer_norm_eps": 1e-6,
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _type_for(stored: StoredModel, model: ModelConfig) -> str:
+    """The `model_type` that computes what the model does. Raises CheckpointError if there is none."""
+    of_dinov2 = {
+        "model.layer_scale": model.layer_scale is not None,
+        f"model.register_tokens={model.register_tokens}": model.register_tokens > 0,
+        "model.mlp=swiglu": model.mlp == "swiglu",
+        "model.pool=mean+cls": stored.kind == "classifier" and model.pool == "mean+cls",
+    }
+    foreign = {
+        "model.pool=mean, whose norm comes after the pooling": "fc_norm.weight" in stored.weights,
+        "model.cls_token=false": not model.cls_token,
+        "model.patch_norm": model.patch_norm,
+        "model.pre_norm": model.pre_norm,
+    }
+    if stored.kind == "autoencoder":
+        foreign |= of_dinov2
+        foreign[f"model.image_size={list(model.image_size)}, not square"] = model.grid[0] != model.grid[1]
+    elif any(of_dinov2.values()):
+        foreign[f"model.image_size={list(model.image_size)}, not square"] = model.grid[0] != model.grid[1]
+    if has := [what for what, here in foreign.items() if here]:
+        raise CheckpointError(
+            f"transformers has no {stored.kind} with {' and '.join(has)}; "
+            "try --to timm, whose folders transformers loads too"
+        )
+    if stored.kind == "autoencoder":
+        return "vit_mae"
+    if not any(of_dinov2.values()):
+        return "vit"
+    return "dinov2_with_registers" if model.register_tokens else "dinov2"
+
+
+def _with_biases(weights: Tensors, model: ModelConfig) -> Tensors:
+    """With those of query, key and value, which an autoencoder of transformers has in both stacks or in neither."""
+    if model.qkv_bias:
+        return weights
+    zeros = np.zeros(3 * model.width, np.float32)
+    return weights | {f"blocks.{i}.attn.qkv.bias": zeros for i in range(model.depth)}
+
+
+def _as_dinov2(weights: Tensors, model: ModelConfig) -> Tensors:
+    """With a layer scale of 1 if there is none, and a head of cls and mean, zeros for a mean that ours ignores."""
+    if model.layer_scale is None:
+        ones = np.ones(model.width, np.float32)
+        weights = weights | {f"blocks.{i}.{each}.gamma": ones for i in range(model.depth) for each in ("ls1", "ls2")}
+    if "head.weight" in weights:
+        head = weights["head.weight"]
+        head = np.concatenate([head, np.zeros_like(head)], 1) if model.pool == "cls" else _halves_swapped(head)
+        weights = weights | {"head.weight": head}
+    return weights
+
+
+def _config_json(stored: StoredModel, model: ModelConfig, model_type: str) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "architectures": [FAMILIES[model_type].architectures[stored.kind]],
+        "model_type": model_type,
+        "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    if mae:
-        config |= {"mask_ratio": mae.mask_ratio, "norm_pix_loss": mae.norm_pix_loss}
-        return {**config, "decoder_intermediate_size": int(model.decoder_width * model.mlp_ratio)}
-    names = class_names or [f"LABEL_{i}" for i in range(model.num_classes or 0)]
-    if len(names) != model.num_classes:
-        raise CheckpointError(f"{len(names)} class names for a head of {model.num_classes} classes")
+    names = _FIELDS | (_DECODER_FIELDS if model_type == "vit_mae" else {})
+    config |= {theirs: getattr(model, ours) for ours, theirs in names.items()}
+    height, width = model.image_size
+    config["image_size"] = height if height == width else [height, width]
+    hidden = int(model.width * model.mlp_ratio)
+    if model_type in ("vit", "vit_mae"):
+        config["intermediate_size"] = hidden
+    else:
+        config |= {"use_swiglu_ffn": model.mlp == "swiglu", "layerscale_value": model.layer_scale or 1.0}
+        config["mlp_ratio"] = _whole_ratio(model, hidden)
+        config |= {"num_register_tokens": model.register_tokens} if model.register_tokens else {}
+    if model_type == "vit_mae":
+        config["qkv_bias"] = True
+        config["decoder_intermediate_size"] = int(model.decoder_width * model.mlp_ratio)
+        config |= {name: stored.objective[name] for name in OF_OBJECTIVE if name in stored.objective}
+    if stored.kind == "classifier":
+        config |= _labels_json(model.num_classes or 0, stored.class_names)
+    return config
+
+
+def _whole_ratio(model: ModelConfig, hidden: int) -> int:
+    """What transformers computes the hidden units of DINOv2 from."""
+    gated = model.mlp == "swiglu"
+    for ratio in range(1, 2 * math.ceil(model.mlp_ratio) + 2):
+        if _hidden({"hidden_size": model.width, "mlp_ratio": ratio}, gated) == hidden:
+            return ratio
+    raise CheckpointError(
+        f"transformers' DINOv2 has whole mlp_ratios, which none gives {hidden} hidden units (model.mlp_ratio="
+        f"{model.mlp_ratio:g}); try --to timm"
+    )
+
+
+def _labels_json(classes: int, class_names: Sequence[str] | None) -> dict[str, Any]:
+    names = class_names or [f"LABEL_{i}" for i in range(classes)]
+    if len(names) != classes:
+        raise CheckpointError(f"{len(names)} class names for a head of {classes} classes")
     return {
-        **config,
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-
-
-def _to_version_4(name: str) -> str:
-    for pattern, replacement in _NEWER:
-        name = re.sub(pattern, replacement, name)
-    return name

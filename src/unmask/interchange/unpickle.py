@@ -1,12 +1,16 @@
 """The pickle inside a torch file, read without the pickle module: nothing in it is ever called.
 
-The opcodes are interpreted on inert values. A global is but a name, and the few names a model file needs are given a
-meaning here; whatever else the file wants is refused by name before anything is done with it.
+The opcodes are interpreted on inert values. A global is but a name. The few that tensors need are given a meaning here;
+the objects that real training checkpoints hold beside their tensors, such as paths, NumPy scalars and classes of other
+packages, become an `Opaque`, which has a name and nothing else. Whatever else the file wants, above all anything of the
+standard library that runs code, is refused by name before anything is done with it.
 """
 
 from __future__ import annotations
 
 import pickletools
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +52,13 @@ class Global:
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """An object that was passed over: only what it was an instance of is known."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class StorageRecord:
     """A run of numbers in another record of the file."""
 
@@ -73,7 +84,8 @@ class _PickleError(Exception):
 
 
 def unpickle(program: bytes) -> Any:
-    """The value a pickle describes, of dict, list, tuple, str, bytes, numbers, None, Namespace, Global, TensorRecord.
+    """The value a pickle describes, of dict, list, tuple, str, bytes, numbers, None, Namespace, Global, Opaque,
+    TensorRecord.
 
     Raises CheckpointError naming what it wanted to call, or that it is malformed.
     """
@@ -119,6 +131,40 @@ _CALLS: dict[str, Callable[..., Any]] = {
 }
 _NAMES = frozenset([*_CALLS, *STORAGES, *_DTYPES])
 
+_OPAQUE = {
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
+    *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"collections.{name}" for name in ("defaultdict", "Counter", "deque")),
+    *(
+        f"{module}.{name}"
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset", "complex", "slice", "range", "bytearray", "object", "dict", "list", "tuple",
+                     "int", "float", "str", "bool", "bytes")
+    ),
+    *(
+        f"numpy.{module}.multiarray.{name}"
+        for module in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    "numpy.dtype", "numpy.ndarray",
+    "_codecs.encode",  # bytes, as protocol 2 has them
+    "functools.partial", "types.SimpleNamespace", "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
+    "torch.device", "torch._utils._rebuild_qtensor", "torch._utils._rebuild_sparse_tensor",
+    "torch._utils._rebuild_wrapper_subclass", "torch._tensor._rebuild_from_type_v2",
+}  # fmt: skip
+"""Of the standard library, NumPy and PyTorch: what training checkpoints were seen to hold, all of it data."""
+_CLASS = re.compile(r"_?[A-Z]\w*(\._?[A-Z]\w*)*")
+
+
+def _is_opaque(module: str, name: str) -> bool:
+    """Whether a global is known to be data, or by its capital letter a class of a package that is not Python's own."""
+    if f"{module}.{name}" in _OPAQUE:
+        return True
+    root = module.partition(".")[0]
+    return root not in sys.stdlib_module_names and _CLASS.fullmatch(name) is not None
+
+
 _LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE",
     "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
@@ -130,8 +176,10 @@ _NEW: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
+    "EMPTY_SET": lambda: Opaque("builtins.set"),
 }
 _MARK = object()
+_KEYS = (str, int, float, bool, type(None), Opaque)
 
 
 class _Machine:
@@ -178,6 +226,12 @@ class _Machine:
                 items = self.since_mark()
                 stack.append({})
                 self.update(items)
+            case "ADDITEMS":
+                self.since_mark()
+                self.of_set()
+            case "FROZENSET":
+                self.since_mark()
+                stack.append(Opaque("builtins.frozenset"))
             case "SETITEM":
                 self.update(self.pop(2))
             case "SETITEMS":
@@ -190,6 +244,9 @@ class _Machine:
                 stack.append(_storage(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 self.call(*self.pop(2))
+            case "NEWOBJ_EX":
+                function, arguments, _ = self.pop(3)
+                self.make_opaque(function, arguments)
             case "BUILD":
                 self.build(stack.pop())
             case _:
@@ -209,34 +266,50 @@ class _Machine:
         return values[::-1]
 
     def extend(self, values: list[Any]) -> None:
-        if type(self.stack[-1]) is not list:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(values)
+        elif type(target) is not Opaque:
             raise _PickleError("appends to what is no list")
-        self.stack[-1].extend(values)
 
     def update(self, items: list[Any]) -> None:
         keys, values = items[::2], items[1::2]
+        target = self.stack[-1]
+        if type(target) is Opaque:
+            return
         # The hash of a tuple of tuples of … can take longer than the age of the universe.
-        if type(self.stack[-1]) is not dict or any(type(key) not in (str, int) for key in keys):
+        if type(target) is not dict or any(type(key) not in _KEYS for key in keys):
             raise _PickleError("sets an item of what is no dictionary of names or numbers")
-        self.stack[-1].update(zip(keys, values, strict=True))
+        target.update(zip(keys, values, strict=True))
+
+    def of_set(self) -> None:
+        if type(self.stack[-1]) is not Opaque:
+            raise _PickleError("adds to what is no set")
 
     def name_global(self, module: Any, name: Any) -> None:
-        # Python 2's pickles and old torch say __builtin__ and the like; none of them is needed.
+        # Python 2's pickles and old torch say __builtin__ and the like; none of its functions is needed.
         full = f"{module}.{name}"
-        if full not in _NAMES:
+        if full not in _NAMES and not _is_opaque(str(module), str(name)):
             raise _PickleError(f"wants {' '.join(full.split())[:200]!r}, which is never called here")
         self.stack.append(Global(full))
 
     def call(self, function: Any, arguments: Any) -> None:
-        if not isinstance(function, Global) or function.name not in _CALLS or type(arguments) is not tuple:
+        if isinstance(function, Global) and function.name in _CALLS and type(arguments) is tuple:
+            self.stack.append(_CALLS[function.name](*arguments))
+        else:
+            self.make_opaque(function, arguments)
+
+    def make_opaque(self, function: Any, arguments: Any) -> None:
+        if not isinstance(function, Global) or function.name in _NAMES or type(arguments) is not tuple:
             raise _PickleError("calls what is no function")
-        self.stack.append(_CALLS[function.name](*arguments))
+        self.stack.append(Opaque(function.name))
 
     def build(self, state: Any) -> None:
         target = self.stack[-1]
         if type(target) is Namespace and type(state) is dict and all(type(key) is str for key in state):
             target.update(state)
-        elif type(target) is not dict:  # an OrderedDict's attributes (torch puts `_metadata` there) are dropped
+        # An OrderedDict's attributes (torch puts `_metadata` there) are dropped.
+        elif type(target) not in (dict, Opaque):
             raise _PickleError("sets the state of an object")
 
 
@@ -247,6 +320,8 @@ def _storage(identity: Any) -> StorageRecord:
             name in STORAGES and key.isascii() and key.isdecimal() and size >= 0
         ):
             return StorageRecord(key, STORAGES[name], int(size))
+        case ("storage", Global(name), *_) if name.startswith("torch.") and name not in _CALLS:
+            raise _PickleError(f"has tensors of type {name}, which is not supported")
         case _:
             pass
     raise _PickleError("refers to a storage that torch would not write")

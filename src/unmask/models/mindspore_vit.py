@@ -1,6 +1,6 @@
 """The Vision Transformer: single-device mathematics in MindSpore.
 
-Shapes: B images, L patches, K kept, T tokens, D width, H heads, P values in a patch.
+Shapes: B images, L patches, K kept, T tokens (cls, registers, patches), D width, H heads, P values in a patch.
 Weights are fp32; every layer computes in the dtype of its input, so the dtype the patches are given decides.
 Nothing here is random. The PyTorch twin has the same names in the same order.
 """
@@ -18,8 +18,6 @@ from unmask.data.batch import Pixels
 from unmask.data.masking import drop_path_rates
 from unmask.models.mindspore_operators import Cell, NormalCdf, Normalize, Softmax
 
-EPS = 1e-6
-
 Pool = Literal["mean", "cls", "mean+cls"]
 """How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
 
@@ -33,21 +31,22 @@ def parameter(*shape: int) -> Parameter:
 
 
 class Linear(Cell):
-    def __init__(self, fan_in: int, fan_out: int) -> None:
+    def __init__(self, fan_in: int, fan_out: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = parameter(fan_out, fan_in)
-        self.bias = parameter(fan_out)
+        self.bias = parameter(fan_out) if bias else None
 
     def construct(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype))
+        bias = None if self.bias is None else self.bias.astype(x.dtype)
+        return linear(x, self.weight.astype(x.dtype), bias)
 
 
 class LayerNorm(Cell):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = parameter(dim)
         self.bias = parameter(dim)
-        self.normalize = Normalize(EPS)
+        self.normalize = Normalize(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
@@ -55,10 +54,10 @@ class LayerNorm(Cell):
 
 
 class Attention(Cell):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
         self.split3, self.split2 = ops.Split(-1, 3), ops.Split(-1, 2)
         self.matmul, self.matmul_transposed = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True)
@@ -67,8 +66,9 @@ class Attention(Cell):
     def construct(self, x_BTD: Tensor, queries: int) -> Tensor:
         """Attention of the last `queries` tokens to all."""
         B, T, D = x_BTD.shape
-        if queries == T:
+        if queries == T or self.qkv.bias is None:  # a layer without bias is not worth a path of its own
             q, k, v = self.split3(self.qkv(x_BTD))
+            q = last(q, queries)
         else:
             weight, bias = self.qkv.weight.astype(x_BTD.dtype), self.qkv.bias.astype(x_BTD.dtype)
             q = linear(last(x_BTD, queries), weight[:D], bias[:D])
@@ -101,26 +101,80 @@ class Mlp(Cell):
         return self.fc2(x * self.normal_cdf(x))
 
 
+class SwiGlu(Cell):
+    """An MLP whose hidden values are products: the first half of what fc1 gives, through silu, opens the second."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, 2 * hidden)
+        self.fc2 = Linear(hidden, dim)
+        self.split2 = ops.Split(-1, 2)
+
+    def construct(self, x: Tensor) -> Tensor:
+        gate, value = self.split2(self.fc1(x))
+        return self.fc2(gate * ops.sigmoid(gate) * value)
+
+
+class LayerScale(Cell):
+    """A learned factor on each value of a branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = parameter(dim)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return x * self.gamma.astype(x.dtype)
+
+
 class Block(Cell):
-    def __init__(self, dim: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        *,
+        drop_path: float = 0.0,
+        swiglu: bool = False,
+        qkv_bias: bool = True,
+        layer_scale: bool = False,
+    ) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, heads)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden)
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = SwiGlu(dim, hidden) if swiglu else Mlp(dim, hidden)
+        self.ls1 = LayerScale(dim) if layer_scale else None
+        self.ls2 = LayerScale(dim) if layer_scale else None
 
     def construct(self, x_BTD: Tensor, keep_path_B2: Tensor | None = None, queries: int | None = None) -> Tensor:
         """Pre-norm block; with `queries`, only the last tokens come out, the others serve as context."""
         queries = x_BTD.shape[1] if queries is None else queries
-        attended = self.attn(self.norm1(x_BTD), queries)
-        x = last(x_BTD, queries) + self._drop(attended, keep_path_B2, 0)
-        return x + self._drop(self.mlp(self.norm2(x)), keep_path_B2, 1)
+        branch = self.attn(self.norm1(x_BTD), queries)
+        branch = branch if self.ls1 is None else self.ls1(branch)
+        x = last(x_BTD, queries) + self._drop(branch, keep_path_B2, 0)
+        branch = self.mlp(self.norm2(x))
+        branch = branch if self.ls2 is None else self.ls2(branch)
+        return x + self._drop(branch, keep_path_B2, 1)
 
     def _drop(self, branch: Tensor, keep_path_B2: Tensor | None, which: int) -> Tensor:
         if keep_path_B2 is None or self.drop_path == 0:
             return branch
         return branch * (keep_path_B2[:, which].astype(branch.dtype) / (1 - self.drop_path)).reshape(-1, 1, 1)
+
+
+def encoder_block(model: ModelConfig, drop_path: float) -> Block:
+    return Block(
+        model.width,
+        model.heads,
+        int(model.width * model.mlp_ratio),
+        model.norm_eps,
+        drop_path=drop_path,
+        swiglu=model.mlp == "swiglu",
+        qkv_bias=model.qkv_bias,
+        layer_scale=model.layer_scale is not None,
+    )
 
 
 class PatchProjection(Cell):
@@ -140,9 +194,11 @@ class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.proj = PatchProjection(model)
+        self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def construct(self, x_BLP: Tensor) -> Tensor:
-        return self.proj(x_BLP)
+        x = self.proj(x_BLP)
+        return x if self.norm is None else self.norm(x)
 
 
 class VisionTransformer(Cell):
@@ -159,19 +215,23 @@ class VisionTransformer(Cell):
     def __init__(self, model: ModelConfig, pixels: Pixels, dtype: Any, *, pool: Pool, fc_norm: bool) -> None:
         """With `fc_norm` the last norm comes after the pooling, by the name fc_norm; else before, by the name norm."""
         super().__init__()
-        D, hidden = model.width, int(model.width * model.mlp_ratio)
+        D, eps = model.width, model.norm_eps
         self.image_size, self.patch_size, self.grid = model.image_size, model.patch_size, model.grid
         self.pool: Pool = pool
         self.full_range, self.dtype = pixels.full_range, dtype
         self.mean = Tensor(np.array(pixels.mean, np.float32))
         self.std = Tensor(np.array(pixels.std, np.float32))
-        self.cls_token = parameter(1, 1, D)
-        self.pos_embed = parameter(1, model.num_patches + 1, D)
+        self.cls_tokens, self.register_tokens = int(model.cls_token), model.register_tokens
+        self.prefix_tokens = model.prefix_tokens
+        self.cls_token = parameter(1, 1, D) if model.cls_token else None
+        self.reg_token = parameter(1, model.register_tokens, D) if model.register_tokens else None
+        self.pos_embed = parameter(1, self.cls_tokens + model.num_patches, D)
         self.patch_embed = PatchEmbed(model)
+        self.norm_pre = LayerNorm(D, eps) if model.pre_norm else None
         rates = drop_path_rates(model.drop_path, model.depth)
-        self.blocks = nn.CellList([Block(D, model.heads, hidden, rate) for rate in rates])
-        self.norm = None if fc_norm else LayerNorm(D)
-        self.fc_norm = LayerNorm(D) if fc_norm else None
+        self.blocks = nn.CellList([encoder_block(model, rate) for rate in rates])
+        self.norm = None if fc_norm else LayerNorm(D, eps)
+        self.fc_norm = LayerNorm(D, eps) if fc_norm else None
 
     # --- for everyone: normalised images (B, C, H, W) ---
 
@@ -180,7 +240,10 @@ class VisionTransformer(Cell):
         return self.pooled(self.encode(self._patches_of(images_BCHW)), self.pool)
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """Tokens (B, 1 + L, D) after the last norm, cls first, then the patches row by row."""
+        """Tokens (B, T, D) after the last norm: cls, registers, then the patches row by row.
+
+        The patches are those from `prefix_tokens` on.
+        """
         return self._last_norm(self.encode(self._patches_of(images_BCHW)))
 
     def get_intermediate_layers(
@@ -195,8 +258,10 @@ class VisionTransformer(Cell):
         """Patch tokens (B, L, D) after the last `n` blocks, or after the blocks of these numbers; as in DINOv2.
 
         With `reshape` they are (B, D, h, w); with `return_class_token` each comes with its cls token (B, D); with
-        `norm` the last norm is applied to all of them.
+        `norm` the last norm is applied to all of them. Raises ValueError for the cls token of a network without one.
         """
+        if return_class_token:
+            self._check_cls_token()
         wanted = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
         x = self._embed(self._patches_of(images_BCHW), None)
         found: dict[int, Tensor] = {}
@@ -204,7 +269,7 @@ class VisionTransformer(Cell):
             x = block(x)
             found[number] = x
         outputs = [self._last_norm(found[number]) if norm else found[number] for number in wanted]
-        patches = [output[:, 1:] for output in outputs]
+        patches = [output[:, self.prefix_tokens :] for output in outputs]
         if reshape:
             B, _, D = patches[0].shape
             patches = [each.transpose(0, 2, 1).reshape(B, D, *self.grid) for each in patches]
@@ -213,23 +278,26 @@ class VisionTransformer(Cell):
         return tuple(patches)
 
     def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
-        """(B, H, 1 + L, 1 + L) fp32 of each of these blocks: the share of its attention each token (row) gives."""
+        """(B, H, T, T) fp32 of each of these blocks: the share of its attention each token (row) gives to each other.
+
+        Tokens are those of `forward_features`.
+        """
         x = self._embed(self._patches_of(images_BCHW), None)
         return tuple([self._attention(x, block) for block in blocks])
 
     # --- for the engine: pixels (B, H, W, C) as they are stored ---
 
     def features(self, pixels_BHWC: Tensor, *, pool: Pool | None = None) -> Tensor:
-        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own."""
+        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own. Errors as for `pooled`."""
         return self.pooled(self.encode(self.patches(pixels_BHWC)), pool or self.pool)
 
     def patch_features(self, pixels_BHWC: Tensor) -> Tensor:
         """(B, h, w, D): the patch tokens after the last norm, in their places."""
-        x = self._last_norm(self.encode(self.patches(pixels_BHWC)))[:, 1:]
+        x = self._last_norm(self.encode(self.patches(pixels_BHWC)))[:, self.prefix_tokens :]
         return x.reshape(x.shape[0], *self.grid, x.shape[-1])
 
     def attention(self, pixels_BHWC: Tensor, *, block: int = -1) -> Tensor:
-        """(B, H, 1 + L, 1 + L) fp32; see `attention_maps`."""
+        """(B, H, T, T) fp32; see `attention_maps`."""
         return self._attention(self._embed(self.patches(pixels_BHWC), None), block)
 
     def patches(self, pixels_BHWC: Tensor) -> Tensor:
@@ -246,28 +314,36 @@ class VisionTransformer(Cell):
     # --- what both share ---
 
     def encode(self, x_BLP: Tensor, ids: Tensor | None = None, keep_path: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + L, D) before the last norm, cls first; `ids` (B, L) says which patches these are."""
+        """Tokens (B, T, D) before the last norm: cls, registers, patches; `ids` (B, L) says which patches these are."""
         x = self._embed(x_BLP, ids)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keep_path is None else keep_path[:, i])
         return x
 
     def pooled(self, x_BTD: Tensor, pool: Pool) -> Tensor:
-        """Features of tokens before the last norm: (B, D), or (B, 2 D)."""
+        """Features of tokens before the last norm: (B, D), or (B, 2 D). Raises ValueError without the cls token."""
+        if pool != "mean":
+            self._check_cls_token()
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
         parts = ("mean", "cls") if pool == "mean+cls" else (pool,)
-        chosen = [x_BTD[:, 1:].mean(1) if part == "mean" else x_BTD[:, 0] for part in parts]
+        chosen = [x_BTD[:, self.prefix_tokens :].mean(1) if part == "mean" else x_BTD[:, 0] for part in parts]
         if self.fc_norm is not None:
             chosen = [self.fc_norm(part) for part in chosen]
         return chosen[0] if len(chosen) == 1 else ops.cat(chosen, 1)
 
     def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
         pos_embed = self.pos_embed.astype(x_BLP.dtype)
-        pos_LD = pos_embed[0, 1:]
+        pos_LD = pos_embed[0, self.cls_tokens :]
         x = self.patch_embed(x_BLP) + (pos_LD if ids is None else ops.gather(pos_LD, ids, 0))
-        cls = self.cls_token.astype(x.dtype) + pos_embed[:, :1]
-        return ops.cat((ops.broadcast_to(cls, (x.shape[0], 1, x.shape[2])), x), 1)
+        B, _, D = x.shape
+        prefix = ()
+        if self.cls_token is not None:
+            prefix += (ops.broadcast_to(self.cls_token.astype(x.dtype) + pos_embed[:, :1], (B, 1, D)),)
+        if self.reg_token is not None:
+            prefix += (ops.broadcast_to(self.reg_token.astype(x.dtype), (B, self.register_tokens, D)),)
+        x = ops.cat((*prefix, x), 1)
+        return x if self.norm_pre is None else self.norm_pre(x)
 
     def _attention(self, x_BTD: Tensor, number: int) -> Tensor:
         """Of one block, from what enters the first: graphs (MindSpore 2.10) fail with blocks whose result is unused."""
@@ -281,6 +357,10 @@ class VisionTransformer(Cell):
         norm = self.norm if self.norm is not None else self.fc_norm
         return x_BTD if norm is None else norm(x_BTD)
 
+    def _check_cls_token(self) -> None:
+        if self.cls_token is None:
+            raise ValueError("this network has no cls token")
+
     def _patches_of(self, images_BCHW: Tensor) -> Tensor:
         if tuple(images_BCHW.shape[2:]) != tuple(self.image_size):
             found, wanted = tuple(images_BCHW.shape), tuple(self.image_size)
@@ -288,10 +368,11 @@ class VisionTransformer(Cell):
         return patchify(images_BCHW.transpose(0, 2, 3, 1), self.patch_size)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias over the last axis."""
-    x_NF = x.reshape(-1, x.shape[-1])
-    return (matmul_transposed(x_NF, weight) + bias).reshape(*x.shape[:-1], weight.shape[0])
+    y_NF = matmul_transposed(x.reshape(-1, x.shape[-1]), weight)
+    y_NF = y_NF if bias is None else y_NF + bias
+    return y_NF.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def last(x_BTD: Tensor, count: int) -> Tensor:

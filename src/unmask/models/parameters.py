@@ -26,14 +26,30 @@ POSITIONS = frozenset({"pos_embed", "decoder_pos_embed"})
 def encoder_shapes(model: ModelConfig) -> Shapes:
     """Every weight of the Vision Transformer up to its last norm, in the order of the forward pass."""
     D = model.width
-    shapes: Shapes = {
-        "cls_token": (1, 1, D),
-        "pos_embed": (1, model.num_patches + 1, D),
+    shapes: Shapes = {"cls_token": (1, 1, D)} if model.cls_token else {}
+    shapes |= {"reg_token": (1, model.register_tokens, D)} if model.register_tokens else {}
+    shapes |= {
+        "pos_embed": (1, model.num_patches + int(model.cls_token), D),
         "patch_embed.proj.weight": (D, model.channels, model.patch_size, model.patch_size),
         "patch_embed.proj.bias": (D,),
     }
+    shapes |= norm_shapes("patch_embed.norm", D) if model.patch_norm else {}
+    shapes |= norm_shapes("norm_pre", D) if model.pre_norm else {}
     for i in range(model.depth):
-        shapes |= block_shapes(f"blocks.{i}", D, int(D * model.mlp_ratio))
+        shapes |= encoder_block_shapes(f"blocks.{i}", model)
+    return shapes
+
+
+def encoder_block_shapes(name: str, model: ModelConfig) -> Shapes:
+    """A block of the encoder, with what public weights need."""
+    D, hidden = model.width, int(model.width * model.mlp_ratio)
+    shapes = block_shapes(name, D, hidden)
+    if not model.qkv_bias:
+        del shapes[f"{name}.attn.qkv.bias"]
+    if model.mlp == "swiglu":  # silu(first half) * second half
+        shapes |= linear_shapes(f"{name}.mlp.fc1", D, 2 * hidden)
+    if model.layer_scale is not None:
+        shapes |= {f"{name}.{branch}.gamma": (D,) for branch in ("ls1", "ls2")}
     return shapes
 
 
@@ -60,12 +76,16 @@ def draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> ND
     """The first value of one weight, fp32, as the official MAE code initialises it.
 
     Linear layers and the patch projection: Xavier uniform, the fused qkv counted as one matrix; biases 0; norms 1;
-    cls and mask token: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal, std 2e-5.
+    cls, mask and register tokens: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal,
+    std 2e-5.
     """
     rng = generator(seed, 0, zlib.crc32(name.encode()), Op.INIT)
     if name in POSITIONS:
-        return sincos_position_embedding(shape[-1], model.grid)[None]
-    if name in ("cls_token", "mask_token"):
+        positions = sincos_position_embedding(shape[-1], model.grid)
+        return positions[None, -shape[1] :]  # without the row of cls where there is none
+    if name.endswith(".gamma"):
+        return np.full(shape, model.layer_scale, np.float32)
+    if name in ("cls_token", "mask_token", "reg_token"):
         return 0.02 * rng.standard_normal(shape, np.float32)
     if name == "head.weight":
         return 2e-5 * rng.standard_normal(shape, np.float32)

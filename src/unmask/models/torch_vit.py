@@ -1,6 +1,6 @@
 """The Vision Transformer: single-device mathematics in PyTorch.
 
-Shapes: B images, L patches, K kept, T tokens, D width, H heads, P values in a patch.
+Shapes: B images, L patches, K kept, T tokens (cls, registers, patches), D width, H heads, P values in a patch.
 Weights are fp32; every layer computes in the dtype of its input, so the dtype the patches are given decides.
 Nothing here is random. The MindSpore twin has the same names in the same order.
 """
@@ -18,25 +18,32 @@ from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.data.masking import drop_path_rates
 
-EPS = 1e-6
-
 Pool = Literal["mean", "cls", "mean+cls"]
 """How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
 
 
+def parameter(*shape: int) -> nn.Parameter:
+    """NaN until the engine loads weights: one that is forgotten shows."""
+    return nn.Parameter(torch.full(shape, torch.nan))
+
+
 class Linear(nn.Linear):
+    bias: nn.Parameter | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def reset_parameters(self) -> None:
-        """NaN until the engine loads weights: one that is forgotten shows."""
+        """As `parameter`."""
         nn.init.constant_(self.weight, torch.nan)
-        nn.init.constant_(self.bias, torch.nan)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, torch.nan)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.to(input.dtype), self.bias.to(input.dtype))
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
 
 
 class LayerNorm(nn.LayerNorm):
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=EPS)
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__(dim, eps=eps)
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, torch.nan)
@@ -48,16 +55,17 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
 
     def forward(self, x_BTD: Tensor, queries: int) -> Tensor:
         """Attention of the last `queries` tokens to all."""
         B, T, D = x_BTD.shape
-        if queries == T or type(self.qkv) is not Linear:  # an adapter or quantiser may have replaced it
+        # An adapter or quantiser may have replaced the layer; one without bias is not worth a path of its own.
+        if queries == T or type(self.qkv) is not Linear or self.qkv.bias is None:
             q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, -1).unbind(2)
             q = q if queries == T else q[:, -queries:]  # the gradient of a slice is a copy, even of the whole
         else:
@@ -84,26 +92,79 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGlu(nn.Module):
+    """An MLP whose hidden values are products: the first half of what fc1 gives, through silu, opens the second."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, 2 * hidden)
+        self.fc2 = Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor on each value of a branch."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = parameter(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma.to(x.dtype)
+
+
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, hidden: int, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        *,
+        drop_path: float = 0.0,
+        swiglu: bool = False,
+        qkv_bias: bool = True,
+        layer_scale: bool = False,
+    ) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, heads)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden)
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = SwiGlu(dim, hidden) if swiglu else Mlp(dim, hidden)
+        self.ls1 = LayerScale(dim) if layer_scale else None
+        self.ls2 = LayerScale(dim) if layer_scale else None
 
     def forward(self, x_BTD: Tensor, keep_path_B2: Tensor | None = None, queries: int | None = None) -> Tensor:
         """Pre-norm block; with `queries`, only the last tokens come out, the others serve as context."""
         queries = x_BTD.shape[1] if queries is None else queries
-        attended = self.attn(self.norm1(x_BTD), queries)
-        x = x_BTD[:, -queries:] + self._drop(attended, keep_path_B2, 0)
-        return x + self._drop(self.mlp(self.norm2(x)), keep_path_B2, 1)
+        branch = self.attn(self.norm1(x_BTD), queries)
+        branch = branch if self.ls1 is None else self.ls1(branch)
+        x = x_BTD[:, -queries:] + self._drop(branch, keep_path_B2, 0)
+        branch = self.mlp(self.norm2(x))
+        branch = branch if self.ls2 is None else self.ls2(branch)
+        return x + self._drop(branch, keep_path_B2, 1)
 
     def _drop(self, branch: Tensor, keep_path_B2: Tensor | None, which: int) -> Tensor:
         if keep_path_B2 is None or self.drop_path == 0:
             return branch
         return branch * (keep_path_B2[:, which].to(branch.dtype) / (1 - self.drop_path))[:, None, None]
+
+
+def encoder_block(model: ModelConfig, drop_path: float) -> Block:
+    return Block(
+        model.width,
+        model.heads,
+        int(model.width * model.mlp_ratio),
+        model.norm_eps,
+        drop_path=drop_path,
+        swiglu=model.mlp == "swiglu",
+        qkv_bias=model.qkv_bias,
+        layer_scale=model.layer_scale is not None,
+    )
 
 
 class PatchProjection(nn.Conv2d):
@@ -128,9 +189,11 @@ class PatchEmbed(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.proj = PatchProjection(model)
+        self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def forward(self, x_BLP: Tensor) -> Tensor:
-        return self.proj(x_BLP)
+        x = self.proj(x_BLP)
+        return x if self.norm is None else self.norm(x)
 
 
 class VisionTransformer(nn.Module):
@@ -147,19 +210,23 @@ class VisionTransformer(nn.Module):
     def __init__(self, model: ModelConfig, pixels: Pixels, dtype: torch.dtype, *, pool: Pool, fc_norm: bool) -> None:
         """With `fc_norm` the last norm comes after the pooling, by the name fc_norm; else before, by the name norm."""
         super().__init__()
-        D, hidden = model.width, int(model.width * model.mlp_ratio)
+        D, eps = model.width, model.norm_eps
         self.image_size, self.patch_size, self.grid = model.image_size, model.patch_size, model.grid
         self.pool: Pool = pool
         self.full_range, self.dtype = pixels.full_range, dtype
         self.register_buffer("mean", torch.tensor(pixels.mean), persistent=False)
         self.register_buffer("std", torch.tensor(pixels.std), persistent=False)
-        self.cls_token = nn.Parameter(torch.full((1, 1, D), torch.nan))
-        self.pos_embed = nn.Parameter(torch.full((1, model.num_patches + 1, D), torch.nan))
+        self.cls_tokens, self.register_tokens = int(model.cls_token), model.register_tokens
+        self.prefix_tokens = model.prefix_tokens
+        self.cls_token = parameter(1, 1, D) if model.cls_token else None
+        self.reg_token = parameter(1, model.register_tokens, D) if model.register_tokens else None
+        self.pos_embed = parameter(1, self.cls_tokens + model.num_patches, D)
         self.patch_embed = PatchEmbed(model)
+        self.norm_pre = LayerNorm(D, eps) if model.pre_norm else None
         rates = drop_path_rates(model.drop_path, model.depth)
-        self.blocks = nn.ModuleList([Block(D, model.heads, hidden, rate) for rate in rates])
-        self.norm = None if fc_norm else LayerNorm(D)
-        self.fc_norm = LayerNorm(D) if fc_norm else None
+        self.blocks = nn.ModuleList([encoder_block(model, rate) for rate in rates])
+        self.norm = None if fc_norm else LayerNorm(D, eps)
+        self.fc_norm = LayerNorm(D, eps) if fc_norm else None
 
     # --- for everyone: normalised images (B, C, H, W) ---
 
@@ -168,7 +235,10 @@ class VisionTransformer(nn.Module):
         return self.pooled(self.encode(self._patches_of(images_BCHW)), self.pool)
 
     def forward_features(self, images_BCHW: Tensor) -> Tensor:
-        """Tokens (B, 1 + L, D) after the last norm, cls first, then the patches row by row."""
+        """Tokens (B, T, D) after the last norm: cls, registers, then the patches row by row.
+
+        The patches are those from `prefix_tokens` on.
+        """
         return self._last_norm(self.encode(self._patches_of(images_BCHW)))
 
     def get_intermediate_layers(
@@ -183,8 +253,10 @@ class VisionTransformer(nn.Module):
         """Patch tokens (B, L, D) after the last `n` blocks, or after the blocks of these numbers; as in DINOv2.
 
         With `reshape` they are (B, D, h, w); with `return_class_token` each comes with its cls token (B, D); with
-        `norm` the last norm is applied to all of them.
+        `norm` the last norm is applied to all of them. Raises ValueError for the cls token of a network without one.
         """
+        if return_class_token:
+            self._check_cls_token()
         wanted = range(len(self.blocks) - n, len(self.blocks)) if isinstance(n, int) else n
         x = self._embed(self._patches_of(images_BCHW), None)
         found: dict[int, Tensor] = {}
@@ -192,7 +264,7 @@ class VisionTransformer(nn.Module):
             x = block(x)
             found[number] = x
         outputs = [self._last_norm(found[number]) if norm else found[number] for number in wanted]
-        patches = [output[:, 1:] for output in outputs]
+        patches = [output[:, self.prefix_tokens :] for output in outputs]
         if reshape:
             patches = [each.transpose(1, 2).unflatten(2, self.grid) for each in patches]
         if return_class_token:
@@ -200,21 +272,25 @@ class VisionTransformer(nn.Module):
         return tuple(patches)
 
     def attention_maps(self, images_BCHW: Tensor, blocks: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
-        """(B, H, 1 + L, 1 + L) fp32 of each of these blocks: the share of its attention each token (row) gives."""
+        """(B, H, T, T) fp32 of each of these blocks: the share of its attention each token (row) gives to each other.
+
+        Tokens are those of `forward_features`.
+        """
         return self._attention(self._patches_of(images_BCHW), blocks)
 
     # --- for the engine: pixels (B, H, W, C) as they are stored ---
 
     def features(self, pixels_BHWC: Tensor, *, pool: Pool | None = None) -> Tensor:
-        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own."""
+        """(B, D), or (B, 2 D) for mean+cls; `pool` defaults to the network's own. Errors as for `pooled`."""
         return self.pooled(self.encode(self.patches(pixels_BHWC)), pool or self.pool)
 
     def patch_features(self, pixels_BHWC: Tensor) -> Tensor:
         """(B, h, w, D): the patch tokens after the last norm, in their places."""
-        return self._last_norm(self.encode(self.patches(pixels_BHWC)))[:, 1:].unflatten(1, self.grid)
+        x = self._last_norm(self.encode(self.patches(pixels_BHWC)))
+        return x[:, self.prefix_tokens :].unflatten(1, self.grid)
 
     def attention(self, pixels_BHWC: Tensor, *, block: int = -1) -> Tensor:
-        """(B, H, 1 + L, 1 + L) fp32; see `attention_maps`."""
+        """(B, H, T, T) fp32; see `attention_maps`."""
         return self._attention(self.patches(pixels_BHWC), (block,))[0]
 
     def patches(self, pixels_BHWC: Tensor) -> Tensor:
@@ -230,17 +306,19 @@ class VisionTransformer(nn.Module):
     # --- what both share ---
 
     def encode(self, x_BLP: Tensor, ids: Tensor | None = None, keep_path: Tensor | None = None) -> Tensor:
-        """Tokens (B, 1 + L, D) before the last norm, cls first; `ids` (B, L) says which patches these are."""
+        """Tokens (B, T, D) before the last norm: cls, registers, patches; `ids` (B, L) says which patches these are."""
         x = self._embed(x_BLP, ids)
         for i, block in enumerate(self.blocks):
             x = block(x, None if keep_path is None else keep_path[:, i])
         return x
 
     def pooled(self, x_BTD: Tensor, pool: Pool) -> Tensor:
-        """Features of tokens before the last norm: (B, D), or (B, 2 D)."""
+        """Features of tokens before the last norm: (B, D), or (B, 2 D). Raises ValueError without the cls token."""
+        if pool != "mean":
+            self._check_cls_token()
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
-        parts = {"mean": x_BTD[:, 1:].mean(1), "cls": x_BTD[:, 0]}
+        parts = {"mean": x_BTD[:, self.prefix_tokens :].mean(1), "cls": x_BTD[:, 0]}
         chosen = [parts[part] for part in pool.split("+")]
         if self.fc_norm is not None:
             chosen = [self.fc_norm(part) for part in chosen]
@@ -248,10 +326,15 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
         pos_embed = self.pos_embed.to(x_BLP.dtype)
-        pos_LD = pos_embed[0, 1:]
+        pos_LD = pos_embed[0, self.cls_tokens :]
         x = self.patch_embed(x_BLP) + (pos_LD if ids is None else pos_LD[ids])
-        cls = self.cls_token.to(x.dtype) + pos_embed[:, :1]
-        return torch.cat([cls.expand(len(x), -1, -1), x], dim=1)
+        prefix: list[Tensor] = []
+        if self.cls_token is not None:
+            prefix.append(self.cls_token.to(x.dtype) + pos_embed[:, :1])
+        if self.reg_token is not None:
+            prefix.append(self.reg_token.to(x.dtype))
+        x = torch.cat([*(tokens.expand(len(x), -1, -1) for tokens in prefix), x], dim=1)
+        return x if self.norm_pre is None else self.norm_pre(x)
 
     def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
         wanted = [range(len(self.blocks))[number] for number in blocks]
@@ -267,6 +350,10 @@ class VisionTransformer(nn.Module):
     def _last_norm(self, x_BTD: Tensor) -> Tensor:
         norm = self.norm if self.norm is not None else self.fc_norm
         return x_BTD if norm is None else norm(x_BTD)
+
+    def _check_cls_token(self) -> None:
+        if self.cls_token is None:
+            raise ValueError("this network has no cls token")
 
     def _patches_of(self, images_BCHW: Tensor) -> Tensor:
         if tuple(images_BCHW.shape[2:]) != tuple(self.image_size):

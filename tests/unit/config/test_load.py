@@ -54,7 +54,6 @@ def test_a_config_survives_yaml_and_json() -> None:
         ("train.accumulate=3", ["batch_size=4096", "accumulate=3"]),
         ("engine=jax", ["engine", "'jax' is no engine; there are torch, mindspore"]),
         ("data.crop_scale=[0.5,0.2]", ["crop_scale=[0.5, 0.2]"]),
-        ("init=somewhere", ["init is for fine-tuning"]),
         ("epochs", ["'epochs' is not of the form key=value"]),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from unmask.config.schema import DataConfig
 from unmask.data.augment.crop import center_crop, random_resized_crop_box
 from unmask.data.decode.picture import Picture
 from unmask.data.rng import Op, generator
@@ -76,7 +77,7 @@ def test_center_crop_is_the_usual_evaluation(height: int, width: int, resized: t
     source, image = picture(height, width)
     whole = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))
     top, left = round((whole.shape[0] - 224) / 2), round((whole.shape[1] - 224) / 2)
-    cropped = center_crop(source, (224, 224), 224 / 256, Image.Resampling.BICUBIC)
+    cropped = center_crop(source, (224, 224), DataConfig(eval_crop=224 / 256))
     difference = np.abs(cropped.astype(int) - whole[top : top + 224, left : left + 224])
     assert difference.mean() <= 0.3
     assert difference[..., :2].max() <= 2  # the last channel is noise
@@ -84,11 +85,11 @@ def test_center_crop_is_the_usual_evaluation(height: int, width: int, resized: t
 
 def test_center_crop_without_margin_is_the_whole_image():
     source, image = picture(28, 28)
-    assert_array_equal(center_crop(source, (28, 28), 1.0, Image.Resampling.BICUBIC), np.asarray(image))
+    assert_array_equal(center_crop(source, (28, 28), DataConfig(eval_crop=1)), np.asarray(image))
 
 
 @pytest.mark.parametrize("size", [(96, 224), (224, 96), (100, 300)])
 @pytest.mark.parametrize("image", [(375, 500), (500, 120), (30, 31)])
 def test_center_crop_of_another_shape_covers_it(size: tuple[int, int], image: tuple[int, int]):
     source, _ = picture(*image)
-    assert center_crop(source, size, 0.875, Image.Resampling.BICUBIC).shape == (*size, 3)
+    assert center_crop(source, size, DataConfig(eval_crop=0.875)).shape == (*size, 3)

@@ -27,7 +27,7 @@ def pretrained(**fields: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_takes_what_a_classifier_has_of_an_autoencoder(pool: str):
     weights = pretrained()
-    taken = adapt_encoder(weights, config(pool=pool), source="x")
+    taken = adapt_encoder(weights, config(pool=pool), source="x", fc_norm=pool == "mean")
     fresh = {"head.weight", "head.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if pool == "mean" else set())
     assert taken.keys() == objective_of("classify", **SMALL, pool=pool).shapes().keys() - fresh
     for name, tensor in taken.items():
@@ -108,7 +108,7 @@ def test_every_difference_is_listed_in_one_line():
     with pytest.raises(CheckpointError) as raised:
         adapt_encoder(pretrained(), target, source="some.pth", known={"heads": 2})
     assert str(raised.value) == (
-        "some.pth does not fit the model: channels is 3 there and 1 here; "
+        "some.pth does not fit the model: "
         "width is 16 there and 32 here; depth is 2 there and 4 here; heads is 2 there and 4 here; "
         "mlp_ratio is 4.0 there and 2.0 here"
     )
@@ -116,13 +116,13 @@ def test_every_difference_is_listed_in_one_line():
 
 def test_missing_and_misshapen_tensors_are_all_listed():
     weights = pretrained()
-    del weights["blocks.1.norm2.bias"], weights["cls_token"]
+    del weights["blocks.1.norm2.bias"], weights["norm.weight"]
     weights["blocks.0.attn.proj.weight"] = np.zeros((16, 15), np.float32)
     with pytest.raises(CheckpointError) as raised:
         adapt_encoder(weights, config(), source="x")
     assert str(raised.value) == (
         "x does not fit the model: blocks.0.attn.proj.weight is [16, 15] there and [16, 16] here; "
-        "blocks.1.norm2.bias is missing; cls_token is missing"
+        "blocks.1.norm2.bias is missing; norm.weight is missing"
     )
 
 

@@ -28,7 +28,8 @@ def test_a_run_gives_its_newest_checkpoint_and_its_config(run: Path):
     found = read_model(str(run))
     assert found.weights["norm.bias"].tolist() == [3, 3]
     assert (found.format, found.config) == ("unmask", to_dict(check_config(CONFIG)))
-    assert found.model == {**MODEL, "mask_ratio": 0.5, "norm_pix_loss": True}
+    assert found.model == to_dict(check_config(CONFIG))["model"]
+    assert found.objective == {"mask_ratio": 0.5, "norm_pix_loss": True}
     assert found.class_names == ("a", "b")
 
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, meta: dict[st
 def test_what_is_no_model_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="does not exist"):
         read_model(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="neither a run, a checkpoint nor a transformers folder"):
+    with pytest.raises(CheckpointError, match="neither a run, a checkpoint nor a folder of timm or transformers"):
         read_model(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=r"x\.safetensors cannot be read"):

@@ -15,6 +15,8 @@ import pytest
 
 from unmask.errors import CheckpointError
 from unmask.interchange import read_model
+from unmask.interchange.facebook import read_state_dict
+from unmask.interchange.torch_file import TorchFile
 
 Program = Callable[[Path], bytes]
 """A pickle that would create the file at the path, if it were executed."""
@@ -272,7 +274,8 @@ def assert_refused(path: Path, sentinel: Path) -> str:
 def test_a_call_is_refused_by_name(tmp_path: Path, name: str):
     sentinel = tmp_path / "fired"
     message = assert_refused(container(tmp_path / "x.pth", CALLS[name](sentinel)), sentinel)
-    assert f"wants '{name}', which is never called here" in message
+    called, held = f"wants '{name}', which is never called here", f"holds a Python object, {name}, "
+    assert called in message or held in message
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -312,7 +315,8 @@ def test_the_payloads_are_live(tmp_path: Path, name: str):
 
 
 def test_the_sound_file_that_the_hostile_ones_vary_is_read(tmp_path: Path):
-    weights = read_model(container(tmp_path / "x.pth", model_of(tensor(), tensor(shape=b"K\x02\x85")))).weights
+    with TorchFile(container(tmp_path / "x.pth", model_of(tensor(), tensor(shape=b"K\x02\x85")))) as file:
+        weights = read_state_dict(file)
     assert {name: tensor.shape for name, tensor in weights.items()} == {"t0": (4,), "t1": (2,)}
 
 

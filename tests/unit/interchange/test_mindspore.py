@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from mindspore_models import EVERY_TYPE, SMALL, Task, assert_equal, mindspore, needs_mindspore, weights_of
 from unmask.errors import CheckpointError
-from unmask.interchange import Format, read_model, write_model
+from unmask.interchange import Format, StoredModel, read_model, write_model
 from unmask.interchange.mindspore import from_mindspore
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 from unmask.interchange.mindspore_zoo import to_zoo
@@ -19,14 +19,15 @@ from unmask.interchange.mindspore_zoo import to_zoo
 def test_our_names_with_gamma_and_beta(tmp_path: Path, task: Task, pool: str, suffix: str):
     weights, path = weights_of(task, pool=pool), tmp_path / f"x{suffix}"
     names = ("a", "ö", "c") if task == "finetune" else None
-    write_model("mindspore", path, weights, SMALL, names)
+    write_model("mindspore", path, StoredModel(weights, SMALL, names, "unmask"))
     written = read_ckpt(path) if suffix == ".ckpt" else load_file(path)
     norms = {name for name in weights if "norm" in name}
     renamed = {name.replace(".weight", ".gamma").replace(".bias", ".beta") for name in norms}
     assert written.keys() == (weights.keys() - norms) | renamed | {"unmask"}
     found = read_model(path)
     assert_equal(found.weights, weights)
-    assert found.model == SMALL | {"image_size": [16, 16], "num_classes": 3} | ({"pool": pool} if names else {})
+    expected = SMALL | {"image_size": [16, 16], "num_classes": 3} | ({"pool": pool} if names else {})
+    assert {name: found.model[name] for name in expected} == expected
     assert (found.format, found.class_names) == ("mindspore", names)
 
 
@@ -50,7 +51,7 @@ def test_half_precision_becomes_float32_and_a_torch_ckpt_is_still_read(tmp_path:
     expected = {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights.items()}
     assert_equal(read_model(tmp_path / "x.ckpt").weights, expected)
     pytest.importorskip("torch")
-    write_model("facebook", tmp_path / "y.ckpt", weights, SMALL, None)
+    write_model("facebook", tmp_path / "y.ckpt", StoredModel(weights, SMALL, None, "unmask"))
     assert_equal(read_model(tmp_path / "y.ckpt").weights, weights)
 
 
@@ -69,13 +70,19 @@ def test_tensors_of_another_model_are_listed(tmp_path: Path):
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"must end in \.ckpt"):
-        write_model("mindspore", tmp_path / "x.pth", weights_of("pretrain"), SMALL, None)
+        write_model("mindspore", tmp_path / "x.pth", StoredModel(weights_of("pretrain"), SMALL, None, "unmask"))
     with pytest.raises(CheckpointError, match="no place for strange"):
-        write_model("mindspore", tmp_path / "x.ckpt", {"strange": np.ones(1, np.float32)}, SMALL, None)
+        write_model(
+            "mindspore", tmp_path / "x.ckpt", StoredModel({"strange": np.ones(1, np.float32)}, SMALL, None, "unmask")
+        )
     with pytest.raises(CheckpointError, match=r"cls_token: a \.ckpt has no place"):
-        write_model("mindspore", tmp_path / "x.ckpt", {"cls_token": np.ones(1, np.complex64)}, SMALL, None)
+        write_model(
+            "mindspore",
+            tmp_path / "x.ckpt",
+            StoredModel({"cls_token": np.ones(1, np.complex64)}, SMALL, None, "unmask"),
+        )
     with pytest.raises(CheckpointError, match="cannot write"):
-        write_model("mindspore", tmp_path / "no" / "x.ckpt", weights_of("pretrain"), SMALL, None)
+        write_model("mindspore", tmp_path / "no" / "x.ckpt", StoredModel(weights_of("pretrain"), SMALL, None, "unmask"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +92,7 @@ def test_tensors_of_any_shape_or_missing_are_refused_or_read(
     tmp_path: Path, format: Format, shape: tuple[int, ...] | None
 ):
     path = tmp_path / "x.ckpt"
-    write_model(format, path, weights_of("pretrain"), SMALL, None)
+    write_model(format, path, StoredModel(weights_of("pretrain"), SMALL, None, "unmask"))
     sound = read_ckpt(path)
     for name in sound:
         tensors = {key: tensor for key, tensor in sound.items() if key != name}
@@ -140,7 +147,9 @@ def test_what_is_written_loads_in_mindspore_bit_by_bit(tmp_path: Path):
     write_ckpt(tmp_path / "split.ckpt", tensors, slice_bytes=4096)
     for task in ("pretrain", "finetune"):
         for suffix in ("ckpt", "safetensors"):
-            write_model("mindspore", tmp_path / f"{task}.{suffix}", weights_of(task), SMALL, None)
+            write_model(
+                "mindspore", tmp_path / f"{task}.{suffix}", StoredModel(weights_of(task), SMALL, None, "unmask")
+            )
         np.savez(tmp_path / f"{task}.npz", **read_ckpt(tmp_path / f"{task}.ckpt"))
     mindspore(
         """

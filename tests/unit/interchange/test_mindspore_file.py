@@ -9,7 +9,7 @@ import pytest
 
 from mindspore_models import EVERY_TYPE, SMALL, assert_equal, weights_of
 from unmask.errors import CheckpointError
-from unmask.interchange import read_model, write_model
+from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 
 
@@ -169,7 +169,7 @@ def test_thousands_of_damaged_files_are_refused_or_read(tmp_path: Path):
     weights = weights_of("pretrain", depth=1, width=4, heads=2, decoder_width=4)
     sound: list[bytes] = []
     for format in ("mindspore", "mindspore-zoo"):
-        write_model(format, tmp_path / "x.ckpt", weights, SMALL, None)
+        write_model(format, tmp_path / "x.ckpt", StoredModel(weights, SMALL, None, "unmask"))
         sound.append((tmp_path / "x.ckpt").read_bytes())
     rng = random.Random(0)
     refusals: list[str] = []

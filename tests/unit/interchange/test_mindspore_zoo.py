@@ -13,7 +13,7 @@ from unmask.cli import main
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.errors import CheckpointError
-from unmask.interchange import read_model, write_model
+from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 
 
@@ -179,7 +179,7 @@ def test_what_is_written_in_the_names_of_the_zoo_comes_back(
     tmp_path: Path, task: Task, pool: str, caplog: pytest.LogCaptureFixture
 ):
     weights, path = weights_of(task, pool=pool), tmp_path / "x.ckpt"
-    write_model("mindspore-zoo", path, weights, SMALL, None)
+    write_model("mindspore-zoo", path, StoredModel(weights, SMALL, None, "unmask"))
     used = {name: tensor.shape for name, tensor in zoo(task).items() if "cross_attention" not in name}
     if task == "finetune":
         used = {name: shape for name, shape in used.items() if ("fc_norm" if pool == "cls" else "r.norm") not in name}
@@ -196,12 +196,14 @@ def test_a_position_of_the_class_token_in_the_decoder_has_no_place(tmp_path: Pat
     weights = weights_of("pretrain")
     weights["decoder_pos_embed"][0, 0, 0] = 1
     with pytest.raises(CheckpointError, match="no place for a decoder position embedding of the class token"):
-        write_model("mindspore-zoo", tmp_path / "x.ckpt", weights, SMALL, None)
+        write_model("mindspore-zoo", tmp_path / "x.ckpt", StoredModel(weights, SMALL, None, "unmask"))
 
 
 def test_convert_from_one_naming_to_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     weights = weights_of("finetune")
-    write_model("mindspore", tmp_path / "a.ckpt", weights, SMALL, ("a", "b", "c"))
+    data = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.1), "eval_crop": 0.9}
+    model = StoredModel(weights, SMALL, ("a", "b", "c"), "unmask", data=data)
+    write_model("mindspore", tmp_path / "a.ckpt", model)
     first, second, third = (str(tmp_path / name) for name in ("a.ckpt", "b.safetensors", "c.ckpt"))
     assert main(["convert", first, second, "--to", "mindspore-zoo"]) == 0
     assert main(["convert", second, third, "--to", "mindspore"]) == 0
@@ -209,3 +211,4 @@ def test_convert_from_one_naming_to_the_other(tmp_path: Path, capsys: pytest.Cap
     found = read_model(third)
     assert_equal({**found.weights, "cls_token": 0, "pos_embed": 0}, {**weights, "cls_token": 0, "pos_embed": 0})
     assert found.class_names == ("a", "b", "c")
+    assert {name: found.data[name] for name in data} == data

@@ -48,6 +48,37 @@ def test_tokens_norms_biases_and_head() -> None:
     assert all(value.dtype == np.float32 for value in weights.values())
 
 
+def test_what_public_weights_need_of_the_encoder() -> None:
+    model = MODEL | {
+        "mlp": "swiglu", "qkv_bias": False, "layer_scale": 1e-4, "patch_norm": True, "pre_norm": True,
+        "cls_token": False, "register_tokens": 3,
+    }  # fmt: skip
+    weights, plain = (objective_of("mae", **fields).initial_weights(0) for fields in (model, MODEL))
+    assert plain.keys() - weights.keys() == {"cls_token", "blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"}
+    scales = {f"blocks.{block}.{branch}.gamma" for block in (0, 1) for branch in ("ls1", "ls2")}
+    norms = {f"{name}.{what}" for name in ("patch_embed.norm", "norm_pre") for what in ("weight", "bias")}
+    assert weights.keys() - plain.keys() == scales | norms | {"reg_token"}
+    assert all((weights[name] == np.float32(1e-4)).all() for name in scales)
+    assert weights["reg_token"].shape == (1, 3, 64)
+    assert weights["blocks.0.mlp.fc1.weight"].shape == (2 * 256, 64)
+    for name in ("pos_embed", "decoder_pos_embed"):
+        np.testing.assert_array_equal(weights[name], plain[name][:, 1:])
+    decoder = {name for name in plain if name.startswith("decoder_blocks.")}
+    assert all(weights[name].shape == plain[name].shape for name in decoder)
+
+
+@pytest.mark.parametrize("objective", ["classify", "linear_probe"])
+@pytest.mark.parametrize(
+    ("pool", "norm", "width"), [("mean", "fc_norm", 64), ("cls", "norm", 64), ("mean+cls", "norm", 128)]
+)
+def test_the_head_is_as_wide_as_what_is_pooled(objective: str, pool: str, norm: str, width: int) -> None:
+    made = objective_of(objective, **MODEL, num_classes=7, pool=pool)
+    shapes = made.shapes()
+    assert shapes["head.weight"] == (7, width)
+    assert {"norm.weight", "fc_norm.weight"} & shapes.keys() == {f"{norm}.weight"}
+    assert all(shape == (width,) for shape in made.buffers().values())
+
+
 def test_position_embedding_is_x_then_y_sine_then_cosine() -> None:
     embedding = sincos_position_embedding(8, (2, 3))
     assert embedding.shape == (7, 8)

@@ -55,21 +55,22 @@ def random_resized_crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def center_crop(
-    picture: Picture | Raster, size: tuple[int, int], eval_crop: float, resample: Image.Resampling
-) -> NDArray[Any]:
+def center_crop(picture: Picture | Raster, size: tuple[int, int], data: DataConfig) -> NDArray[Any]:
     """Evaluation: resize so that the image just covers size / eval_crop, then take the centre: (height, width, C).
 
-    For a square `size` this is the usual resize of the short side and centre crop. The image is decoded and resized
-    as a whole, which is what published accuracies were measured with. Raises DecodeError.
+    For a square `size` this is the usual resize of the short side and centre crop; with eval_fit=squash the image is
+    resized to size / eval_crop. It is decoded and resized as a whole, which is what published accuracies were measured
+    with. Raises DecodeError.
     """
-    height, width = (round(side / eval_crop) for side in size)
-    # The side that just fits is exact, the other is rounded down, as in torchvision.
-    if height * picture.width >= width * picture.height:
-        width = height * picture.width // picture.height
-    else:
-        height = width * picture.height // picture.width
-    pixels = picture.crop((0, 0, picture.width, picture.height), (height, width), resample, reduce=False)
+    height, width = (round(side / data.eval_crop) for side in size)
+    if data.eval_fit == "crop":  # the side that just fits is exact, the other is rounded down, as in torchvision
+        if height * picture.width >= width * picture.height:
+            width = height * picture.width // picture.height
+        else:
+            height = width * picture.height // picture.width
+    pixels = picture.crop(
+        (0, 0, picture.width, picture.height), (height, width), RESAMPLING[data.interpolation], reduce=False
+    )
     top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
     return pixels[top : top + size[0], left : left + size[1]]
 

@@ -204,5 +204,4 @@ class EvalSamples(Samples):
         return arrays
 
     def _crop(self, index: int) -> NDArray[Any]:
-        resample = RESAMPLING[self.data.interpolation]
-        return center_crop(self._picture(index), self.model.image_size, self.data.eval_crop, resample)
+        return center_crop(self._picture(index), self.model.image_size, self.data)

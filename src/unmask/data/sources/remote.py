@@ -147,7 +147,8 @@ def _open(url: str) -> tuple[Any, str]:
         return url_to_fs(url, use_listings_cache=False, **_options(protocol))
     except ImportError:
         package = _PACKAGES.get(protocol, f"fsspec's package for {protocol}")
-        extra = " (pip install unmask[remote])" if package == "s3fs" or protocol.startswith("http") else ""
+        remote = package == "s3fs" or protocol.startswith("http")
+        extra = " (pip install unmask[remote])" if remote else " (pip install unmask[hub])" if protocol == "hf" else ""
         needed = "fsspec and aiohttp" if protocol.startswith("http") else package
         raise DataError(f"{printable(url)} needs {needed}{extra}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any
 
 import mindspore as ms
@@ -60,8 +60,11 @@ class MindSporeEngine:
         self.loss_scale = self._initial_loss_scale()
         self.good_steps = untrained("good_steps", 0)
         self._optimizer_config = optimizer
-        self._loss_signature = signature(self.network.loss)
         self._graphs: dict[tuple[Any, ...], Graph] = {}
+
+    @cached_property
+    def _loss_signature(self) -> Signature:
+        return signature(self.network.loss)  # an encoder alone has none
 
     # --- graphs, each compiled when it is first called ---
 

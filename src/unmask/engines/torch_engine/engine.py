@@ -56,8 +56,13 @@ class TorchEngine:
         self.loss_scale, self.good_steps = self._initial_loss_scale()
         self._optimizer_config = optimizer
         self._replicas = None if world == 1 else Replicas(self.network)
+        self._compile = train.compile
+
+    @cached_property
+    def _loss(self) -> Callable[..., dict[str, Tensor]]:
+        """When training needs it: an encoder alone has none."""
         loss: Callable[..., dict[str, Tensor]] = self._replicas or self.network.loss
-        self._loss: Callable[..., dict[str, Tensor]] = torch.compile(loss, dynamic=False) if train.compile else loss
+        return torch.compile(loss, dynamic=False) if self._compile else loss
 
     @cached_property
     def optimizer(self) -> Optimizer:

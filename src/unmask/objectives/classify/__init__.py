@@ -59,7 +59,7 @@ class Classification(Objective):
         if model.num_classes is None:
             raise ValueError("model.num_classes is not set")
         norm = norm_shapes("fc_norm" if model.pool == "mean" else "norm", model.width)
-        return encoder_shapes(model) | norm | linear_shapes("head", model.width, model.num_classes)
+        return encoder_shapes(model) | norm | linear_shapes("head", model.feature_width, model.num_classes)
 
     def needs(self, *, training: bool) -> Needs:
         drop_path = (DropPath(self.model.depth, self.model.drop_path),) if training and self.model.drop_path else ()

@@ -18,7 +18,7 @@ class Classifier(VisionTransformer):
         if model.num_classes is None:
             raise ValueError("model.num_classes is not set")
         self.binary = getattr(section, "loss", None) == "bce"  # a linear probe has no choice
-        self.head = Linear(model.width, model.num_classes)
+        self.head = Linear(model.feature_width, model.num_classes)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images."""

@@ -63,7 +63,7 @@ class CrossMaskedAutoencoding(MaskedAutoencoding):
         if self.section.weighted_features:
             shapes |= {f"{FEATURES}.weight": (model.decoder_depth, 1 + model.depth)}
         shapes |= norm_shapes("norm", D)
-        shapes |= {"mask_token": (1, 1, E), "decoder_pos_embed": (1, model.num_patches + 1, E)}
+        shapes |= {"mask_token": (1, 1, E), "decoder_pos_embed": (1, model.num_patches + int(model.cls_token), E)}
         for i in range(model.decoder_depth):
             block = f"decoder_blocks.{i}"
             shapes |= norm_shapes(f"{block}.norm1", E) | linear_shapes(f"{block}.attn.q", E, E)

@@ -35,11 +35,11 @@ class CrossAttention(nn.Module):
 class CrossBlock(nn.Module):
     """Pre-norm, without attention among the queries."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, eps)
         self.attn = CrossAttention(dim, context_dim, heads)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim, eps)
         self.mlp = Mlp(dim, hidden)
 
     def forward(self, x_BQE: Tensor, context_BTD: Tensor) -> Tensor:
@@ -63,26 +63,32 @@ class CrossMaskedAutoencoder(MaskedAutoencoder):
     def __init__(self, model: ModelConfig, section: CrossMaeSection, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__(model, section, pixels, dtype)
         D, E, J = model.width, model.decoder_width, model.decoder_depth
-        hidden = int(E * model.mlp_ratio)
+        heads, hidden = model.decoder_heads, int(E * model.mlp_ratio)
         del self.decoder_embed  # keys and values come from the encoder's width
         self.decoder_features = FeatureSums(1 + model.depth, J) if section.weighted_features else None
-        self.decoder_blocks = nn.ModuleList([CrossBlock(E, D, model.decoder_heads, hidden) for _ in range(J)])
+        self.decoder_blocks = nn.ModuleList([CrossBlock(E, D, heads, hidden, model.norm_eps) for _ in range(J)])
 
     def encode_kept(self, patches_BLP: Tensor, ids_keep: Tensor) -> Tensor:
-        """What each decoder block attends to: (J, B, 1 + K, D)."""
+        """What each decoder block attends to, cls and kept patches: (J, B, 1 + K, D)."""
         x = self._embed(self.normalize(select(patches_BLP, ids_keep)).to(self.dtype), ids_keep)
-        features = [x]
+        features = [self._without_registers(x)]
         for block in self.blocks:
             x = block(x)
-            features.append(x)
+            features.append(self._without_registers(x))
         if self.decoder_features is None:
-            return self.norm(x).expand(len(self.decoder_blocks), -1, -1, -1)
+            return self.norm(features[-1]).expand(len(self.decoder_blocks), -1, -1, -1)
         return self.norm(self.decoder_features(features))
+
+    def _without_registers(self, x_BTD: Tensor) -> Tensor:
+        if not self.register_tokens:
+            return x_BTD
+        patches = x_BTD[:, self.prefix_tokens :]
+        return torch.cat([x_BTD[:, :1], patches], dim=1) if self.cls_tokens else patches
 
     def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
         """Prediction of the last `queries` patches in the order [kept, masked]; `x_BTD` is what `encode_kept` gives."""
         ids = torch.cat([ids_keep_BK, ids_mask_BM], dim=1)[:, -queries:]
-        x = (self.mask_token + self.decoder_pos_embed[0, 1:][ids]).to(x_BTD.dtype)
+        x = (self.mask_token + self.decoder_pos_embed[0, self.cls_tokens :][ids]).to(x_BTD.dtype)
         for i, block in enumerate(self.decoder_blocks):
             x = block(x, x_BTD[i])
         return self.decoder_pred(self.decoder_norm(x))

@@ -15,6 +15,8 @@ from unmask.objectives.base import READ_OUTS, MaskingSection
 from unmask.objectives.mae import MaskedAutoencoding
 
 ORIENTATIONS = 9
+EPS = 1e-6
+"""Smallest length that a histogram is divided by."""
 
 
 def cells(model: ModelConfig) -> int:

@@ -23,9 +23,10 @@ from pydantic import Field
 from unmask.config.schema import ModelConfig, ObjectiveSection
 from unmask.data.batch import Arrays, Needs
 from unmask.data.rng import Op, generator
-from unmask.models.parameters import Shapes, encoder_shapes, linear_shapes, norm_shapes
+from unmask.models.parameters import Shapes, Tensors, encoder_shapes, linear_shapes, norm_shapes
 from unmask.objectives.base import Objective, PaintingSection
-from unmask.objectives.mae import MaskedAutoencoding
+from unmask.objectives.encoder import EncoderSection
+from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
 KNOTS = np.linspace(0, 3, 17)
 """Where the statistic compares; the half of its range, because what it integrates is even."""
@@ -94,6 +95,10 @@ class ViewAgreement(Objective):
             return Needs()
         return Needs(views=section.views, step=Directions(section.projection_width, section.directions))
 
+    def finished(self, weights: Tensors, buffers: Tensors) -> tuple[Tensors, ObjectiveSection]:
+        """The encoder; the projector has done its work."""
+        return without_projector(weights), EncoderSection()
+
 
 class MaskedViewAgreement(MaskedAutoencoding):
     """Masked views, each painted again, whose visible tokens agree. Evaluated by the reconstruction alone."""
@@ -114,6 +119,17 @@ class MaskedViewAgreement(MaskedAutoencoding):
         if not training:
             return masks
         return Needs(masks.rows, views=section.views, step=Directions(section.projection_width, section.directions))
+
+    def finished(self, weights: Tensors, buffers: Tensors) -> tuple[Tensors, ObjectiveSection]:
+        """A masked autoencoder; the projector has done its work."""
+        section = self.section
+        return without_projector(weights), MaeSection(
+            mask_ratio=section.mask_ratio, norm_pix_loss=section.norm_pix_loss
+        )
+
+
+def without_projector(weights: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("projector.")}
 
 
 def projector_shapes(model: ModelConfig, section: AgreementSection) -> Shapes:

@@ -19,13 +19,13 @@ from unmask.objectives.mae.mindspore import MaskedAutoencoder
 
 
 class Projector(Cell):
-    def __init__(self, dim: int, section: AgreementSection) -> None:
+    def __init__(self, model: ModelConfig, section: AgreementSection) -> None:
         super().__init__()
-        hidden = section.projector_width
-        self.fc1 = Linear(dim, hidden)
-        self.norm1 = LayerNorm(hidden)
+        hidden, eps = section.projector_width, model.norm_eps
+        self.fc1 = Linear(model.width, hidden)
+        self.norm1 = LayerNorm(hidden, eps)
         self.fc2 = Linear(hidden, hidden)
-        self.norm2 = LayerNorm(hidden)
+        self.norm2 = LayerNorm(hidden, eps)
         self.fc3 = Linear(hidden, section.projection_width)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ViewEncoder(VisionTransformer):
 
     def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
         self.agreement = Agreement(section.gaussian_weight)
 
     def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
@@ -85,7 +85,7 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
     def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, section, pixels, dtype)
         self.agreement_weight = section.agreement_weight
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
         self.agreement = Agreement(section.gaussian_weight)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -17,13 +17,13 @@ from unmask.objectives.mae.torch import MaskedAutoencoder
 
 
 class Projector(nn.Module):
-    def __init__(self, dim: int, section: AgreementSection) -> None:
+    def __init__(self, model: ModelConfig, section: AgreementSection) -> None:
         super().__init__()
-        hidden = section.projector_width
-        self.fc1 = Linear(dim, hidden)
-        self.norm1 = LayerNorm(hidden)
+        hidden, eps = section.projector_width, model.norm_eps
+        self.fc1 = Linear(model.width, hidden)
+        self.norm1 = LayerNorm(hidden, eps)
         self.fc2 = Linear(hidden, hidden)
-        self.norm2 = LayerNorm(hidden)
+        self.norm2 = LayerNorm(hidden, eps)
         self.fc3 = Linear(hidden, section.projection_width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class ViewEncoder(VisionTransformer):
     def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
         self.gaussian_weight = section.gaussian_weight
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
 
     def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> dict[str, Tensor]:
         features = self.features(pixels_BVHWC.flatten(0, 1))
@@ -48,7 +48,7 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
     def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__(model, section, pixels, dtype)
         self.gaussian_weight, self.agreement_weight = section.gaussian_weight, section.agreement_weight
-        self.projector = Projector(model.width, section)
+        self.projector = Projector(model, section)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +30,7 @@ class LinearProbe(Classification):
 
     def buffers(self) -> Shapes:
         """Statistics of the BatchNorm."""
-        return {f"head_norm.running_{what}": (self.model.width,) for what in ("mean", "var")}
+        return {f"head_norm.running_{what}": (self.model.feature_width,) for what in ("mean", "var")}
 
     def first_value(self, name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
         """As the official code: the head's weights are normal, std 0.01."""
@@ -42,6 +44,11 @@ class LinearProbe(Classification):
         """A plain classifier: the BatchNorm becomes part of the head."""
         tensors = weights | buffers  # earlier versions had the statistics among the weights
         mean, var = tensors.pop("head_norm.running_mean"), tensors.pop("head_norm.running_var")
-        weight = (tensors["head.weight"] / np.sqrt(var + EPS)).astype(np.float32)
-        bias = (tensors["head.bias"] - weight @ mean).astype(np.float32)
-        return tensors | {"head.weight": weight, "head.bias": bias}, ClassifySection()
+        return without_norm(tensors, mean, var), ClassifySection()
+
+
+def without_norm(weights: Tensors, mean: NDArray[Any], var: NDArray[Any]) -> Tensors:
+    """The same classifier without the BatchNorm before its head, whose statistics (width,) are given."""
+    weight = (weights["head.weight"] / np.sqrt(var + EPS)).astype(np.float32)
+    bias = (weights["head.bias"] - weight @ mean).astype(np.float32)
+    return weights | {"head.weight": weight, "head.bias": bias}

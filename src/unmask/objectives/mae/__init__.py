@@ -13,6 +13,9 @@ from unmask.data.masking import RandomMask
 from unmask.models.parameters import Shapes, block_shapes, encoder_shapes, linear_shapes, norm_shapes
 from unmask.objectives.base import READ_OUTS, MaskingSection, Objective, PaintingSection, valid_rows
 
+EPS = 1e-6
+"""What `norm_pix_loss` adds to the variance of a patch."""
+
 
 class MaeSection(PaintingSection):
     name: str = "mae"
@@ -45,9 +48,10 @@ class MaskedAutoencoding(Objective):
 
 
 def decoder_shapes(model: ModelConfig) -> Shapes:
+    """Of plain blocks, whatever those of the encoder are, which are given cls and patches but no registers."""
     E = model.decoder_width
     shapes = linear_shapes("decoder_embed", model.width, E)
-    shapes |= {"mask_token": (1, 1, E), "decoder_pos_embed": (1, model.num_patches + 1, E)}
+    shapes |= {"mask_token": (1, 1, E), "decoder_pos_embed": (1, model.num_patches + int(model.cls_token), E)}
     for i in range(model.decoder_depth):
         shapes |= block_shapes(f"decoder_blocks.{i}", E, int(E * model.mlp_ratio))
     return shapes | norm_shapes("decoder_norm", E) | linear_shapes("decoder_pred", E, model.patch_dim)

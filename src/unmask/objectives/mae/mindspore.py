@@ -12,7 +12,6 @@ from mindspore import Tensor, float32, nn, ops
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.models.mindspore_vit import (
-    EPS,
     Block,
     LayerNorm,
     Linear,
@@ -22,6 +21,7 @@ from unmask.models.mindspore_vit import (
     select,
 )
 from unmask.objectives.base import MaskingSection, PaintingSection
+from unmask.objectives.mae import EPS
 
 
 class MaskedAutoencoder(VisionTransformer):
@@ -29,14 +29,14 @@ class MaskedAutoencoder(VisionTransformer):
 
     def __init__(self, model: ModelConfig, section: MaskingSection, pixels: Pixels, dtype: Any) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
-        D, E = model.width, model.decoder_width
+        D, E, eps = model.width, model.decoder_width, model.norm_eps
         self.norm_pix_loss = isinstance(section, PaintingSection) and section.norm_pix_loss
         self.decoder_embed = Linear(D, E)
         self.mask_token = parameter(1, 1, E)
-        self.decoder_pos_embed = parameter(1, model.num_patches + 1, E)
-        hidden = int(E * model.mlp_ratio)
-        self.decoder_blocks = nn.CellList([Block(E, model.decoder_heads, hidden) for _ in range(model.decoder_depth)])
-        self.decoder_norm = LayerNorm(E)
+        self.decoder_pos_embed = parameter(1, self.cls_tokens + model.num_patches, E)
+        heads, hidden = model.decoder_heads, int(E * model.mlp_ratio)
+        self.decoder_blocks = nn.CellList([Block(E, heads, hidden, eps) for _ in range(model.decoder_depth)])
+        self.decoder_norm = LayerNorm(E, eps)
         self.decoder_pred = Linear(E, model.patch_dim)
 
     def loss(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ class MaskedAutoencoder(VisionTransformer):
         return ops.square(prediction.astype(float32) - target)
 
     def encode_kept(self, patches_BLP: Tensor, ids_keep: Tensor) -> Tensor:
-        """What the decoder is given of the kept ones of all patches, which are not yet normalised: (B, 1 + K, D)."""
+        """The encoder's tokens (B, T, D) of the kept ones of all patches, which are not yet normalised."""
         return self.encode(self.normalize(select(patches_BLP, ids_keep)).astype(self.dtype), ids_keep)
 
     def decode(self, x_BTD: Tensor, ids_keep_BK: Tensor, ids_mask_BM: Tensor, queries: int) -> Tensor:
@@ -73,15 +73,11 @@ class MaskedAutoencoder(VisionTransformer):
         """
         x = self.decoder_embed(self.norm(x_BTD))
         pos_embed = self.decoder_pos_embed.astype(x.dtype)
-        pos_LE = pos_embed[0, 1:]
-        x = ops.cat(
-            (
-                x[:, :1] + pos_embed[:, :1],
-                x[:, 1:] + ops.gather(pos_LE, ids_keep_BK, 0),
-                self.mask_token.astype(x.dtype) + ops.gather(pos_LE, ids_mask_BM, 0),
-            ),
-            1,
-        )
+        pos_LE = pos_embed[0, self.cls_tokens :]
+        cls = (x[:, :1] + pos_embed[:, :1],) if self.cls_tokens else ()
+        kept = x[:, self.prefix_tokens :] + ops.gather(pos_LE, ids_keep_BK, 0)
+        masked = self.mask_token.astype(x.dtype) + ops.gather(pos_LE, ids_mask_BM, 0)
+        x = ops.cat((*cls, kept, masked), 1)
         for block in self.decoder_blocks[:-1]:
             x = block(x)
         x = self.decoder_blocks[-1](x, None, queries)
