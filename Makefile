@@ -23,11 +23,12 @@ export PYTEST_DEBUG_TEMPROOT := $(CACHE)
 ENGINE ?= torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all lint clean
 
 help:
 	@echo 'make demo    pretrain, fine-tune and compare on 5,000 real digits; make demo ENGINE=mindspore ARGS="seed=1"'
 	@echo 'make test    what CI runs: ruff, pyright, pytest; options for pytest: make test ARGS="-k name"'
+	@echo 'make test-all  the same and the campaigns, which take minutes each'
 	@echo 'make lint    the part of it that runs nothing: ruff, pyright'
 	@echo 'make clean   remove .venv, caches and build folders; keeps runs'
 	@echo
@@ -39,6 +40,9 @@ demo: $(VENV)/.demo-$(ENGINE)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
+
+test-all: ARGS := -m "campaign or not campaign" $(ARGS)
+test-all: test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check
