@@ -19,10 +19,8 @@ from unmask.errors import CheckpointError
 from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.timm import _HEADS, _OTHER_HEADS, _check_architecture
 
-torch = pytest.importorskip("torch")
-timm = pytest.importorskip(
-    "timm", reason="timm needs torchvision, which does not load beside the CPU build of torch that CI installs"
-)
+torch = pytest.importorskip("torch", reason="timm needs PyTorch")
+timm = pytest.importorskip("timm", reason="timm, which the tests' extra installs, is not there")
 
 DATA: dict[str, Any] = {
     "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "eval_crop": 0.875, "eval_fit": "crop", "interpolation": "bicubic",
