@@ -131,16 +131,13 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("probe", commands.probe, "accuracy of a linear classifier on the frozen model's features")
     sub.description = (
         "Accuracy of a linear classifier on the frozen model's features, which are computed once, without "
-        "augmentation. Several learning rates are fitted at once; the one that counts is chosen on a fifth of TRAIN "
-        "held out for that, never on VAL. The published probe, with augmentation, is a recipe of `unmask finetune`."
+        "augmentation: logistic regression, its L2 strength chosen by cross-validation on TRAIN, never on VAL. The "
+        "published probe, with augmentation, is a recipe of `unmask finetune`."
     )
     _add_model(sub)
     _add_labelled(sub)
     sub.add_argument("--labels-per-class", type=int, metavar="N", help="train on a balanced subset of TRAIN")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that subset and of the order (default 0)")
-    sub.add_argument(
-        "--learning-rates", type=float, nargs="+", metavar="LR", help="default: 9 from 0.0001 to 1, for batches of 256"
-    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that subset and of the folds (default 0)")
 
     sub = command(
         "sweep-labels",

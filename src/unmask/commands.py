@@ -72,7 +72,7 @@ def knn(options: Namespace) -> None:
 
 
 def probe(options: Namespace) -> None:
-    from unmask.evaluate.fast_probe import LEARNING_RATES, probe
+    from unmask.evaluate.fast_probe import probe
     from unmask.report.progress import say, table
 
     result = probe(
@@ -81,19 +81,22 @@ def probe(options: Namespace) -> None:
         options.val,
         labels_per_class=options.labels_per_class,
         seed=options.seed,
-        learning_rates=options.learning_rates or LEARNING_RATES,
         pool=options.pool,
         cache=options.cache,
     )
-    table(
+    rows = [
         [
-            [f"{rate:g}", f"{held_out:.3f}", f"{val:.3f}", "chosen" if number == result.chosen else ""]
-            for number, (rate, held_out, val) in enumerate(
-                zip(result.learning_rates, result.held_out, result.val, strict=True)
-            )
-        ],
-        ["learning rate", "held out of train", "val", ""],
-    )
+            f"{one.strength:g}",
+            f"{one.accuracy:.3f}",
+            f"{one.loss:.3f}",
+            "chosen" if one.strength == result.strength else "",
+        ]
+        for one in result.tried
+    ]
+    if rows:
+        table(rows, ["L2 strength", "cross-validated accuracy", "loss", ""])
+    else:
+        say(f"one image a class: nothing to choose the L2 strength on, it is {result.strength:g}")
     say(f"accuracy={result.accuracy:.3f}")
 
 

@@ -268,7 +268,7 @@ def test_knn_and_probe_share_the_features(
     scores = np.stack([(weight * (labels[0][best] == label)).sum(1) for label in range(10)], axis=1)
     assert accuracy == f"accuracy={(scores.argmax(1) == labels[1]).mean():.3f}"
 
-    assert main(["probe", str(mae), str(train), str(val), "--learning-rates", "0.01", "0.1", *cache]) == 0
+    assert main(["probe", str(mae), str(train), str(val), *cache]) == 0
     out = capsys.readouterr().out
     assert "embed train: 200 of 200 images are done already" in out
     assert sum("chosen" in line for line in out.splitlines()) >= 1

@@ -202,16 +202,18 @@ def test_a_classifier_that_does_not_tell_classes_apart_is_never_right(build: Bui
     assert (values["top1"], values["top5"]) == (0, 0)
 
 
-def test_frozen_blocks_and_what_is_before_them_stay(build: Build) -> None:
-    engine = build(config := make_config("finetune", optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
+@pytest.mark.parametrize(("task", "trained"), [("finetune", "head.weight"), ("pretrain", "decoder_pred.bias")])
+def test_frozen_blocks_and_what_is_before_them_stay(build: Build, task: str, trained: str) -> None:
+    engine = build(config := make_config(task, optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
     start = engine.state().weights
     for index in range(2):
         engine.train_step([make_batch(config, index=index)], {"lr": LR})
     state = engine.state()
     changed = {name for name, weight in state.weights.items() if not np.array_equal(weight, start[name])}
-    assert "head.weight" in changed
+    assert trained in changed
     assert not {n for n in changed if n.startswith(("blocks.0.", "patch_embed.", "pos_embed", "cls_token"))}
-    assert not {n for n in state.optimizer if "blocks.0." in n or "_embed" in n or "cls_token" in n}
+    moments = {name for name in state.optimizer if "decoder" not in name}
+    assert not {n for n in moments if "blocks.0." in n or "_embed" in n or "cls_token" in n}
 
 
 def test_rows_that_fill_up_a_batch_do_not_count(build: Build) -> None:

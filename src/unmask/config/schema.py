@@ -243,9 +243,9 @@ class OptimizerConfig(Section):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Fine-tuning: the learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
+    """The learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
     frozen_blocks: int = Field(default=0, ge=0)
-    """Fine-tuning: this many blocks, and the embeddings before them, are not trained."""
+    """This many blocks of the encoder, and the embeddings before them, are not trained."""
     clip_grad: float | None = Field(default=None, gt=0)
     """Largest global norm of the gradient."""
 
@@ -378,8 +378,6 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.frozen_blocks={self.optimizer.frozen_blocks} of model.depth={self.model.depth}"
             )
-        if self.objective.task == "pretrain" and self.optimizer.frozen_blocks:
-            raise ValueError("optimizer.frozen_blocks is for fine-tuning; set it to 0")
         if not self.objective.labelled and (self.augment.mixes or self.augment.erase_prob):
             raise ValueError("augment: mixup, cutmix and erasing are for training with labels; set them to 0")
         self.objective.check(self)

@@ -1,53 +1,62 @@
-"""The fast linear probe: embed once, then fit the softmax head on the cached features.
+"""The fast linear probe: embed once, then logistic regression on the cached features.
 
 The images are centre-cropped and not augmented, which is what makes it fast; the published probe trains through the
 loop with augmentation. The features are standardised by the training images' mean and variance, which is what a
-BatchNorm without affine parameters does. All learning rates are fitted at once, as one batched product.
+BatchNorm without affine parameters does. The loss is convex and is brought to its minimum, so the only choice is how
+strongly the weights are held small: with few labels, all of it. Cross-validation on the training images makes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from unmask.data.rng import Op, generator
 from unmask.data.sources.subset import subset
-from unmask.errors import ConfigError, DataError
+from unmask.errors import DataError
 from unmask.evaluate.features import Features, features_of, labelled
 from unmask.evaluate.inference import Images, Model, Pool
-from unmask.metrics import rank_of_true
-from unmask.report.progress import progress, say
+from unmask.metrics import classification_sums, log_softmax
+from unmask.report.progress import progress
 
-LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-EPOCHS = 100
-MIN_STEPS = 1000
-"""Least number of updates: for few images, more epochs than EPOCHS."""
-HELD_OUT = 0.2
-"""Share of each class of the training images on which the learning rate is chosen, at least one image."""
-_BATCH, _MOMENTUM, _EPS = 256, 0.9, 1e-6
+STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(2, -11, -1))
+"""What is tried: s in mean cross entropy + s/2 |W|^2, from 10 to 1e-5. scikit-learn's C is 1 / (s N)."""
+ONE_LABEL = 1.0
+"""The strength where no class has two images, so that nothing is left to choose it on."""
+FOLDS = 5
+MANY = 20_000
+"""From this number of training images on, one fold is enough."""
+_PATIENCE = 2
+"""Strengths in a row that are worse than the best one, after which the weaker ones are not tried."""
+_EPS = 1e-6
 _PART = 4096
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One strength, on training images that it was not fitted on."""
+
+    strength: float
+    accuracy: float
+    loss: float
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    learning_rates: tuple[float, ...]
-    held_out: tuple[float, ...]
-    """Accuracy of each learning rate on the held-out part of the training images, fitted on the others."""
-    val: tuple[float, ...]
-    """Accuracy of each on the validation images, fitted on all training images."""
-    chosen: int
-    """The learning rate that was best on the held-out part; val had no say."""
-
-    @property
-    def accuracy(self) -> float:
-        """On the validation images, with the chosen learning rate."""
-        return self.val[self.chosen]
+    accuracy: float
+    """On the validation images, which had no say in anything."""
+    strength: float
+    """The strength that was chosen."""
+    tried: tuple[Tried, ...]
+    """Empty where no class has two images."""
 
 
 def probe(
@@ -57,158 +66,135 @@ def probe(
     *,
     labels_per_class: int | None = None,
     seed: int = 0,
-    learning_rates: Sequence[float] = LEARNING_RATES,
     pool: Pool | None = None,
     cache: Path | None = None,
 ) -> ProbeResult:
     """Accuracy on `val` of a linear classifier on the frozen model's features of `train`.
 
     `labels_per_class` takes a balanced subset of `train` drawn by `seed`, the same as `data.labels_per_class` does.
-    `pool`: see `Model.embed`; `cache`: see `features_of`, as for errors. Raises DataError too when a class has fewer
-    than two images.
+    `pool`: see `Model.embed`; `cache`: see `features_of`, as for errors.
     """
-    if not learning_rates or min(learning_rates) <= 0:
-        raise ConfigError("the learning rates of a probe must be positive")
     source = labelled(train, "train", model.config.data.dtype)
     if labels_per_class is not None:
         source = subset(source, labels_per_class, seed)
     with features_of(model, source, val, cache, pool=pool) as (train_features, val_features, classes):
-        result = fit_probe(train_features, val_features, classes, seed=seed, learning_rates=learning_rates)
-    if len(learning_rates) > 1 and result.chosen in (0, len(learning_rates) - 1):
-        chosen = learning_rates[result.chosen]
-        say(f"the chosen learning rate, {chosen:g}, is at the edge; a wider sweep may do better")
-    return result
+        return fit_probe(train_features, val_features, classes, seed=seed)
 
 
-def fit_probe(
-    train: Features,
-    val: Features,
-    classes: int,
-    *,
-    seed: int = 0,
-    learning_rates: Sequence[float] = LEARNING_RATES,
-) -> ProbeResult:
-    """The same on features. Rows whose label is -1 do not count."""
-    rates = np.array(learning_rates, np.float32)
-    kept, held_out = _split(train.labels, classes, seed)
-    choosing = _Heads.fit(train, kept, classes, rates, seed, "choose the learning rate")
-    held = choosing.accuracy(train, held_out)
-    # Accuracy first; a handful of held-out images leave many equal, and the loss decides.
-    chosen = int(np.lexsort((choosing.loss(train, held_out), -held))[0])
-    final = _Heads.fit(train, np.flatnonzero(train.labels >= 0), classes, rates, seed, "fit the probe")
-    result = final.accuracy(val, np.flatnonzero(val.labels >= 0))
-    return ProbeResult(tuple(learning_rates), tuple(held.tolist()), tuple(result.tolist()), chosen)
+def fit_probe(train: Features, val: Features, classes: int, *, seed: int = 0) -> ProbeResult:
+    """The same on features. Rows whose label is -1 do not count. Raises DataError for a class without an image."""
+    rows = np.flatnonzero(train.labels >= 0)
+    if missing := sorted({*range(classes)} - {*train.labels[rows].tolist()}):
+        raise DataError(f"train: class {missing[0]} has no readable image; a linear probe needs one of each class")
+    with progress("fit the probe", total=len(STRENGTHS) + 1, unit="strength") as bar:
+        tried: list[Tried] = []
+        for one in _cross_validated(train, rows, classes, seed):
+            tried.append(one)
+            bar.update()
+        strength = min(tried, key=lambda one: one.loss).strength if tried else ONE_LABEL
+        head = LinearHead.fit(train, rows, classes, strength)
+        bar.update(len(STRENGTHS) + 1 - len(tried))
+    accuracy, _ = head.measure(val, np.flatnonzero(val.labels >= 0))
+    return ProbeResult(accuracy, strength, tuple(tried))
 
 
 @dataclass(frozen=True)
-class _Heads:
-    """R linear classifiers on standardised features, one a learning rate."""
+class LinearHead:
+    """A linear classifier on standardised features."""
 
     mean: Floats
     """(D,) of the training features."""
     scale: Floats
     """(D,) one over their standard deviation."""
     weight: Floats
-    """(D, R, C)"""
+    """(D, C)"""
     bias: Floats
-    """(R, C)"""
+    """(C,)"""
 
     @classmethod
     def fit(
-        cls, features: Features, rows: NDArray[np.int64], classes: int, rates_R: Floats, seed: int, title: str
-    ) -> _Heads:
-        """SGD with momentum and a cosine schedule on cross entropy, from zero; the problem is convex."""
-        mean_D, scale_D = _statistics(features.values, rows)
-        D, R, C = len(mean_D), len(rates_R), classes
-        batch = min(_BATCH, len(rows))
-        steps = max(MIN_STEPS, EPOCHS * len(rows) // batch)
-        heads = cls(mean_D, scale_D, np.zeros((D, R, C), np.float32), np.zeros((R, C), np.float32))
-        momentum_DRC, momentum_RC = np.zeros_like(heads.weight), np.zeros_like(heads.bias)
-        rates_R1 = rates_R[:, None]
-        order = _batches(rows, batch, seed)
-        with progress(title, total=steps, images_per_unit=batch) as bar:
-            for step in range(steps):
-                chosen = next(order)
-                x_BD = heads._standardise(features.values[chosen])
-                error_BRC = _softmax(heads._logits(x_BD))
-                error_BRC[np.arange(batch), :, features.labels[chosen]] -= 1
-                error_BRC *= np.float32((1 + np.cos(np.pi * step / steps)) / (2 * batch)) * rates_R1
-                momentum_DRC *= np.float32(_MOMENTUM)
-                momentum_DRC += (x_BD.T @ error_BRC.reshape(batch, -1)).reshape(D, R, C)
-                momentum_RC *= np.float32(_MOMENTUM)
-                momentum_RC += error_BRC.sum(0)
-                np.subtract(heads.weight, momentum_DRC, out=heads.weight)
-                np.subtract(heads.bias, momentum_RC, out=heads.bias)
-                bar.update()
-        return heads
+        cls, features: Features, rows: NDArray[np.int64], classes: int, strength: float, start: LinearHead | None = None
+    ) -> LinearHead:
+        """The minimum of mean cross entropy + strength/2 |W|^2 over the rows, by L-BFGS from `start` or from zero."""
+        mean_D, scale_D = (start.mean, start.scale) if start else _statistics(features.values, rows)
+        D, C, N = len(mean_D), classes, len(rows)
 
-    def accuracy(self, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(R,) shares of the rows that are classified correctly."""
-        right = np.zeros(len(self.bias))
+        def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
+            head = cls(mean_D, scale_D, flat[: D * C].reshape(D, C), flat[D * C :])
+            loss, gradient_DC, gradient_C = (
+                strength / 2 * np.vdot(head.weight, head.weight),
+                strength * head.weight,
+                0.0,
+            )
+            for part in _parts(rows):
+                x_BD = head._standardise(features.values[part])
+                log_p_BC = log_softmax(x_BD @ head.weight + head.bias)
+                each, labels_B = np.arange(len(part)), features.labels[part]
+                loss -= log_p_BC[each, labels_B].sum() / N
+                error_BC = np.exp(log_p_BC)
+                error_BC[each, labels_B] -= 1
+                error_BC /= N
+                gradient_DC += x_BD.T @ error_BC
+                gradient_C += error_BC.sum(0)
+            return float(loss), np.concatenate([gradient_DC.ravel(), gradient_C])
+
+        first = np.concatenate([start.weight.ravel(), start.bias]) if start else np.zeros(D * C + C)
+        options = {"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
+        found = minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x
+        return cls(mean_D, scale_D, found[: D * C].reshape(D, C), found[D * C :])
+
+    def measure(self, features: Features, rows: NDArray[np.int64]) -> tuple[float, float]:
+        """Accuracy and mean cross entropy on the rows."""
+        total = Counter[str]()
         for part in _parts(rows):
-            logits_BRC = self._logits(self._standardise(features.values[part]))
-            right += [(rank_of_true(logits_BRC[:, r], features.labels[part]) < 1).sum() for r in range(len(right))]
-        return right / len(rows)
+            logits_BC = self._standardise(features.values[part]) @ self.weight + self.bias
+            total.update(classification_sums(logits_BC, features.labels[part]))
+        return total["top1"] / len(rows), total["loss"] / len(rows)
 
-    def loss(self, features: Features, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(R,) mean cross entropies."""
-        total = np.zeros(len(self.bias))
-        for part in _parts(rows):
-            p_BRC = _softmax(self._logits(self._standardise(features.values[part])))
-            p_BR = p_BRC[np.arange(len(part)), :, features.labels[part]]
-            total -= np.log(np.maximum(p_BR, np.finfo(np.float32).tiny)).sum(0)
-        return total / len(rows)
-
-    def _standardise(self, x_BD: Floats) -> Floats:
+    def _standardise(self, x_BD: NDArray[np.float32]) -> Floats:
         return (x_BD - self.mean) * self.scale
 
-    def _logits(self, x_BD: Floats) -> Floats:
-        D, R, C = self.weight.shape
-        return (x_BD @ self.weight.reshape(D, R * C)).reshape(-1, R, C) + self.bias
+
+def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, seed: int) -> Iterator[Tried]:
+    """The strengths from the strongest on, each fold's fit starting from its last; none where nothing can be held out.
+
+    It ends when weaker ones have become worse: they take longest, and fit noise.
+    """
+    fold = _folds(features.labels[rows], seed)
+    held_out = [rows[fold == number] for number in range(FOLDS if len(rows) < MANY else 1)]
+    held_out = [held for held in held_out if len(held)]
+    heads: list[LinearHead | None] = [None] * len(held_out)
+    best, worse = np.inf, 0
+    for strength in STRENGTHS if held_out else ():
+        heads = [
+            LinearHead.fit(features, np.setdiff1d(rows, held), classes, strength, head)
+            for held, head in zip(held_out, heads, strict=True)
+        ]
+        shares = np.array([len(held) for held in held_out]) / sum(map(len, held_out))
+        found = [head.measure(features, held) for held, head in zip(held_out, heads, strict=True) if head]
+        accuracy, loss = (float(value) for value in shares @ np.array(found))
+        yield Tried(strength, accuracy, loss)
+        best, worse = (loss, 0) if loss < best else (best, worse + 1)
+        if worse == _PATIENCE:
+            return
 
 
-def _statistics(values: Floats, rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """(N,) the fold in which each row is held out, the same share of each class; -1 for the only one of its class."""
+    folds = np.full(len(labels), -1)
+    for label in np.unique(labels):
+        members = generator(seed, 1, int(label), Op.SUBSET).permutation(np.flatnonzero(labels == label))
+        if len(members) > 1:
+            folds[members] = (np.arange(len(members)) + label) % FOLDS
+    return folds
+
+
+def _statistics(values: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Mean, and one over the root of the variance + 1e-6, of each feature; in two passes, part by part."""
-    mean_D = sum(values[part].sum(0, dtype=np.float64) for part in _parts(rows)) / len(rows)
-    var_D = sum(((values[part] - mean_D) ** 2).sum(0) for part in _parts(rows)) / len(rows)
-    return np.asarray(mean_D, np.float32), np.asarray(1 / np.sqrt(var_D + _EPS), np.float32)
-
-
-def _split(labels: NDArray[np.int64], classes: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to fit and rows to choose on, the same share of each class."""
-    kept: list[NDArray[np.int64]] = []
-    held: list[NDArray[np.int64]] = []
-    for label in range(classes):
-        members = generator(seed, 1, label, Op.SUBSET).permutation(np.flatnonzero(labels == label))
-        if len(members) < 2:
-            raise DataError(
-                f"class {label} has {len(members)} readable training images; choosing the learning rate needs two"
-            )
-        count = max(1, round(HELD_OUT * len(members)))
-        held.append(members[:count])
-        kept.append(members[count:])
-    return np.sort(np.concatenate(kept)), np.sort(np.concatenate(held))
-
-
-def _batches(rows: NDArray[np.int64], size: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Endless batches of `size` rows, in a new order each epoch, the few left over at its end going to the next."""
-    epoch = 0
-    waiting = np.empty(0, np.int64)
-    while True:
-        while len(waiting) < size:
-            waiting = np.concatenate([waiting, generator(seed, epoch, 0, Op.ORDER).permutation(rows)])
-            epoch += 1
-        yield np.sort(waiting[:size])  # in the order of the file
-        waiting = waiting[size:]
+    mean_D = sum((values[part].sum(0, dtype=np.float64) for part in _parts(rows)), np.float64(0)) / len(rows)
+    var_D = sum((((values[part] - mean_D) ** 2).sum(0) for part in _parts(rows)), np.float64(0)) / len(rows)
+    return np.asarray(mean_D), np.asarray(1 / np.sqrt(var_D + _EPS))
 
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + _PART] for start in range(0, len(rows), _PART))
-
-
-def _softmax(logits: Floats) -> Floats:
-    """Over the last axis, in place."""
-    logits -= logits.max(-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(-1, keepdims=True)
-    return logits

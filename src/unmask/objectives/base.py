@@ -88,10 +88,10 @@ class Objective(ABC):
         return {name: self.first_value(name, shape, seed) for name, shape in self.buffers().items()}
 
     def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
-        """Whether a weight is trained at all. Position embeddings stay sines and cosines while pretraining;
+        """Whether a weight is trained at all. Position embeddings stay as they are while pretraining;
         `frozen_blocks` freezes what comes before them too."""
-        if self.section.task == "pretrain":
-            return name not in POSITIONS
+        if self.section.task == "pretrain" and name in POSITIONS:
+            return False
         return not optimizer.frozen_blocks or layer_of(name, self.model.depth) > optimizer.frozen_blocks
 
     @abstractmethod

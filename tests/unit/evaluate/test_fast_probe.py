@@ -1,25 +1,23 @@
-"""The probe on features whose best linear classifier is known."""
+"""The probe on features whose best linear classifier is known, and against scikit-learn's logistic regression."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from unmask.errors import DataError
 from unmask.evaluate import fast_probe as module
-from unmask.evaluate.fast_probe import fit_probe
+from unmask.evaluate.fast_probe import FOLDS, ONE_LABEL, STRENGTHS, LinearHead, fit_probe
 from unmask.evaluate.features import Features
 
 
-@pytest.fixture(autouse=True)
-def _fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_STEPS", 300)
-
-
-def gaussians(count: int, seed: int, distance: float = 4.0) -> Features:
-    """Three classes of unit Gaussians in 8 dimensions, on scales from 0.001 to 1000 and far from zero."""
+def gaussians(count: int, seed: int, distance: float = 4.0, classes: int = 3) -> Features:
+    """Unit Gaussians in 8 dimensions, on scales from 0.001 to 1000 and far from zero, the classes in turns."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(3, size=count)
+    labels = np.arange(count) % classes
     values = rng.normal(size=(count, 8))
     values[np.arange(count), labels] += distance
     return Features((values * np.logspace(-3, 3, 8) + 100 * np.logspace(-3, 3, 8)).astype(np.float32), labels)
@@ -32,49 +30,84 @@ def test_it_comes_near_the_best_possible_whatever_the_scale_of_the_features() ->
     bayes = ((val.values[:, :3] / np.logspace(-3, 3, 8)[:3]).argmax(1) == val.labels).mean()
     assert 0.98 < bayes < 1
     assert result.accuracy == pytest.approx(bayes, abs=0.005)
-    assert result.accuracy == result.val[result.chosen]
-    assert result.held_out[result.chosen] == max(result.held_out)
 
 
-def test_the_gradient_leads_to_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full batches for long: the gradient of the cross entropy vanishes, for each learning rate separately."""
-    monkeypatch.setattr(module, "_BATCH", 1000)
-    monkeypatch.setattr(module, "MIN_STEPS", 1000)
-    features = gaussians(300, 0, distance=1.0)
-    rates = np.array([0.3, 0.1], np.float32)
-    heads = module._Heads.fit(features, np.arange(300), 3, rates, 0, "fit")
-    x = (features.values.astype(np.float64) - heads.mean) * heads.scale
-    np.testing.assert_allclose(x.mean(0), 0, atol=1e-3)
-    np.testing.assert_allclose(x.std(0)[1:], 1, atol=0.05)  # of the first, 1e-6 is half of the variance
-    for rate in range(2):
-        logits = x @ heads.weight[:, rate] + heads.bias[rate]
-        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        error = p - np.eye(3)[features.labels]
-        assert np.abs(x.T @ error / 300).max() < 1e-3
-        assert np.abs(error.mean(0)).max() < 1e-3
-    assert not np.array_equal(heads.weight[:, 0], heads.weight[:, 1])
+@pytest.mark.parametrize("strength", [1.0, 0.01])
+@pytest.mark.parametrize("count", [12, 300])
+def test_it_is_the_logistic_regression_of_scikit_learn(strength: float, count: int, monkeypatch: Any) -> None:
+    linear_model: Any = pytest.importorskip("sklearn.linear_model", reason="scikit-learn comes with the demo's extra")
+    monkeypatch.setattr(module, "_PART", 7)  # parts that do not divide the images
+    features = gaussians(count, 0, distance=1.0)
+    head = LinearHead.fit(features, np.arange(count), 3, strength)
+    x = (features.values.astype(np.float64) - head.mean) * head.scale
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(x.std(0)[1:], 1, atol=0.1)  # of the first, 1e-6 is half of the variance
+    reference = linear_model.LogisticRegression(C=1 / (strength * count), tol=1e-10, max_iter=10_000)
+    reference.fit(x, features.labels)
+    np.testing.assert_allclose(head.weight.T, reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(
+        head.bias - head.bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=1e-4
+    )
 
 
-def test_the_learning_rate_is_chosen_without_looking_at_val() -> None:
+def test_starting_elsewhere_leads_to_the_same_head() -> None:
+    features = gaussians(100, 0, distance=1.0)
+    stronger = LinearHead.fit(features, np.arange(100), 3, 1.0)
+    again = LinearHead.fit(features, np.arange(100), 3, 0.01, stronger)
+    np.testing.assert_allclose(again.weight, LinearHead.fit(features, np.arange(100), 3, 0.01).weight, atol=1e-4)
+
+
+def test_the_strength_is_chosen_without_looking_at_val() -> None:
     train, val = gaussians(600, 0), gaussians(600, 1)
     wrong = Features(val.values, (val.labels + 1) % 3)
     right_choice, wrong_choice = fit_probe(train, val, 3), fit_probe(train, wrong, 3)
-    assert wrong_choice.chosen == right_choice.chosen
-    assert wrong_choice.held_out == right_choice.held_out
+    assert dataclasses.replace(wrong_choice, accuracy=right_choice.accuracy) == right_choice
     assert wrong_choice.accuracy < 0.1
+
+
+def test_noise_is_fitted_strongly_and_what_is_certain_weakly() -> None:
+    noise, certain = gaussians(30, 0, distance=0.3), gaussians(600, 0, distance=4.0)
+    assert fit_probe(noise, noise, 3).strength > 10 * fit_probe(certain, certain, 3).strength
+
+
+def test_every_image_is_held_out_once_and_no_class_goes_missing_meanwhile() -> None:
+    labels = np.repeat([0, 1, 2, 3], [1, 2, 4, 23])
+    folds = module._folds(labels, seed=0)
+    assert folds[0] == -1, "the only image of its class is always fitted on"
+    for number in range(FOLDS):
+        held = folds == number
+        assert {*labels[~held]} == {0, 1, 2, 3}
+        assert 4 <= np.count_nonzero(held & (labels == 3)) <= 5
+    assert {*folds[1:]} == {*range(FOLDS)}
+
+
+def test_one_image_a_class_leaves_nothing_to_choose() -> None:
+    train, val = gaussians(3, 0), gaussians(300, 1)
+    result = fit_probe(train, val, 3)
+    assert (result.strength, result.tried) == (ONE_LABEL, ())
+    assert result.accuracy > 0.6
+
+
+def test_many_images_are_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY", 100)
+    fits: list[int] = []
+    fit = LinearHead.fit.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(LinearHead, "fit", classmethod(lambda cls, *a: fits.append(len(a[1])) or fit(cls, *a)))
+    result = fit_probe(gaussians(300, 0), gaussians(300, 1), 3)
+    assert {*fits} == {240, 300}
+    assert len(fits) == len(result.tried) + 1 <= len(STRENGTHS) + 1
 
 
 def test_images_that_cannot_be_decoded_do_not_count() -> None:
     train, val = gaussians(300, 0), gaussians(300, 1)
-    expected = fit_probe(train, val, 3)
 
     def with_gaps(features: Features) -> Features:
         values = np.insert(features.values, 5, np.nan, axis=0)
         return Features(values, np.insert(features.labels, 5, -1))
 
-    result = fit_probe(with_gaps(train), with_gaps(val), 3)
-    assert np.isfinite(result.val).all()
-    assert result.accuracy == pytest.approx(expected.accuracy, abs=0.02)
+    expected, result = fit_probe(train, val, 3), fit_probe(with_gaps(train), with_gaps(val), 3)
+    assert result.strength == expected.strength
+    assert result.accuracy == pytest.approx(expected.accuracy, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -82,7 +115,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     assert fit_probe(train, val, 3, seed=1) == fit_probe(train, val, 3, seed=1)
 
 
-def test_a_class_of_one_image_is_refused() -> None:
+def test_a_class_without_images_is_refused() -> None:
     train = gaussians(50, 0)
-    with pytest.raises(DataError, match="class 3 has 1"):
-        fit_probe(Features(train.values, np.where(np.arange(50) == 0, 3, train.labels)), train, 4)
+    with pytest.raises(DataError, match="class 3 has no readable image"):
+        fit_probe(train, train, 4)
