@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,11 @@ from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
-from unmask.engines.base import Engine, StepResult
+from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
+from unmask.evaluate.fast_probe import fit_head
+from unmask.evaluate.features import features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock
@@ -119,7 +121,18 @@ def train(
         data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
-        engine.load(starting_state(objective, config, start_model) if checkpoint is None else checkpoint.state)
+        share = {
+            "batch_size": config.train.batch_size // config.train.accumulate // world,
+            "rank": rank,
+            "world": world,
+        }
+        if checkpoint is not None:
+            engine.load(checkpoint.state)
+        else:
+            engine.load(state := starting_state(objective, config, start_model))
+            if config.objective.starts_at_probe and start_model is not None:
+                head = _probed_head(engine, config, source, **share)
+                engine.load(replace(state, weights={**state.weights, **head}))
         del start_model
         # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
         init = config.init and pinned(config.init) if checkpoint is None else checkpoint.meta["config"].get("init")
@@ -143,9 +156,7 @@ def train(
                 model=config.model,
                 data=config.data,
                 seed=config.seed,
-                batch_size=config.train.batch_size // config.train.accumulate // world,
-                rank=rank,
-                world=world,
+                **share,
             )
         return _Loop(
             config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
@@ -379,6 +390,31 @@ def _complete(config: Config, source: Source, architecture: dict[str, Any]) -> C
     if config.model.num_classes < classes:
         raise ConfigError(f"model.num_classes={config.model.num_classes}, but data.train has {classes} classes")
     return config
+
+
+def _probed_head(engine: Engine, config: Config, source: Source, *, batch_size: int, rank: int, world: int) -> Tensors:
+    """The linear probe of the network that `engine` holds, as its head."""
+    model, classes = config.model, len(source.class_names or ())
+    if model.num_classes != classes:
+        raise ConfigError(
+            f"objective.head=probe: data.train has {classes} classes of model.num_classes={model.num_classes}; "
+            "set objective.head=drawn"
+        )
+    features = features_by(
+        engine,
+        source,
+        width=model.feature_width,
+        model=model,
+        data=config.data,
+        seed=config.seed,
+        batch_size=batch_size,
+        rank=rank,
+        world=world,
+    )
+    head, strength, _ = fit_head(features, classes, seed=config.seed)
+    if rank == 0:
+        say(f"the head starts as the linear probe of {config.init}, L2 strength {strength:g}")
+    return head.parameters()
 
 
 def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> None:

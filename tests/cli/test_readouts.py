@@ -22,6 +22,9 @@ from runs import ENVIRONMENT, TINY_MODEL, start
 from runs import unmask as run_command
 from unmask.cli import main
 from unmask.data.sources import open_source
+from unmask.evaluate.fast_probe import fit_probe
+from unmask.evaluate.features import Features
+from unmask.interchange.adapt import interpolate_position_embedding
 
 pytest.importorskip("torch")
 
@@ -343,3 +346,32 @@ def test_a_sweep_that_cannot_be_is_refused_at_once(
     assert main(["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *arguments]) == code
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_takes_images_of_another_size(mae: Path, val: Path) -> None:
+    stated = unmask.load(mae)
+    larger = unmask.load(mae, settings={"model.image_size": 42})
+    assert stated.patch_features(val).shape[1:3] == (4, 4)
+    assert larger.patch_features(val).shape[1:3] == (6, 6)
+    positions = interpolate_position_embedding(stated.engine.state().weights["pos_embed"], (4, 4), (6, 6))
+    np.testing.assert_array_equal(larger.engine.state().weights["pos_embed"], positions)
+
+
+def test_fine_tuning_can_start_at_the_probe(
+    mae: Path, train: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a learning rate of zero it stays there: the accuracy is the probe's on the features of the classifier."""
+    arguments = ["finetune", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"init={mae}", "objective.head=probe"]
+    arguments += [f"data.train={train}", f"data.val={val}", "train.epochs=0.1", "optimizer.base_lr=0"]
+    arguments += ["optimizer.min_lr=0", f"output={tmp_path / 'run'}"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "the head starts as the linear probe of" in out
+    model = unmask.load(tmp_path / "run")
+    sources = [open_source(str(folder), key="x", labels=True) for folder in (train, val)]
+    features = [Features(model.embed(source), np.asarray(source.labels)) for source in sources]
+    expected = fit_probe(*features, 10).accuracy
+    assert expected > 0.3
+    assert f"val top1 {expected:.4f}" in out
+    assert main([*arguments[:-1], f"output={tmp_path / 'other'}", "model.num_classes=11"]) == 2
+    assert "data.train has 10 classes of model.num_classes=11" in capsys.readouterr().err

@@ -312,6 +312,11 @@ class ObjectiveSection(Section):
         """Whether an image may be of several classes, or of none."""
         return False
 
+    @property
+    def starts_at_probe(self) -> bool:
+        """Whether the head begins as the linear probe of what the network starts from."""
+        return False
+
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections do not go with this objective."""
 

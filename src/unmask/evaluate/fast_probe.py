@@ -19,6 +19,7 @@ from scipy.optimize import minimize
 
 from unmask.data.rng import Op, generator
 from unmask.data.sources.subset import subset
+from unmask.engines.base import Tensors
 from unmask.errors import DataError
 from unmask.evaluate.features import Features, features_of, labelled
 from unmask.evaluate.inference import Images, Model, Pool
@@ -83,6 +84,13 @@ def probe(
 
 def fit_probe(train: Features, val: Features, classes: int, *, seed: int = 0) -> ProbeResult:
     """The same on features. Rows whose label is -1 do not count. Raises DataError for a class without an image."""
+    head, strength, tried = fit_head(train, classes, seed=seed)
+    accuracy, _ = head.measure(val, np.flatnonzero(val.labels >= 0))
+    return ProbeResult(accuracy, strength, tried)
+
+
+def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHead, float, tuple[Tried, ...]]:
+    """The head, the strength it was fitted with, and what was tried. Arguments and errors as for `fit_probe`."""
     rows = np.flatnonzero(train.labels >= 0)
     if missing := sorted({*range(classes)} - {*train.labels[rows].tolist()}):
         raise DataError(f"train: class {missing[0]} has no readable image; a linear probe needs one of each class")
@@ -94,8 +102,7 @@ def fit_probe(train: Features, val: Features, classes: int, *, seed: int = 0) ->
         strength = min(tried, key=lambda one: one.loss).strength if tried else ONE_LABEL
         head = LinearHead.fit(train, rows, classes, strength)
         bar.update(len(STRENGTHS) + 1 - len(tried))
-    accuracy, _ = head.measure(val, np.flatnonzero(val.labels >= 0))
-    return ProbeResult(accuracy, strength, tuple(tried))
+    return head, strength, tuple(tried)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,12 @@ class LinearHead:
             logits_BC = self._standardise(features.values[part]) @ self.weight + self.bias
             total.update(classification_sums(logits_BC, features.labels[part]))
         return total["top1"] / len(rows), total["loss"] / len(rows)
+
+    def parameters(self) -> Tensors:
+        """The same head on features as they are, as `head.weight` (C, D) and `head.bias` (C,) of a classifier."""
+        weight_DC = self.weight * self.scale[:, None]
+        bias_C = self.bias - self.mean @ weight_DC
+        return {"head.weight": weight_DC.T.astype(np.float32), "head.bias": bias_C.astype(np.float32)}
 
     def _standardise(self, x_BD: NDArray[np.float32]) -> Floats:
         return (x_BD - self.mean) * self.scale

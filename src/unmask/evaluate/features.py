@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.batch import Needs
+from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
+from unmask.engines.base import Engine
 from unmask.errors import DataError
 from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.inference import Images, Model, Pool, as_source
@@ -89,6 +93,40 @@ def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, po
         say(f"{title}: {np.count_nonzero(~valid)} of {len(source)} images cannot be decoded and are left out")
     labels = np.where(valid, source.labels, -1) if source.labels is not None else np.full(len(source), -1)
     return Features(records["embedding"], labels)
+
+
+def features_by(
+    engine: Engine,
+    source: Source,
+    *,
+    width: int,
+    model: ModelConfig,
+    data: DataConfig,
+    seed: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Features:
+    """Features (N, width) of a network in training; each process computes a share, and all get all, in memory."""
+    values: NDArray[np.float64] = np.zeros((len(source), width))
+    found = np.zeros(len(source))
+    batches = eval_batches(
+        source,
+        needs=Needs(),
+        model=model,
+        data=data,
+        seed=seed,
+        batch_size=min(batch_size, len(source)),
+        rank=rank,
+        world=world,
+    )
+    for batch in batches:
+        valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
+        values[batch.index[valid]] = engine.output("features", batch)[valid]
+        found[batch.index[valid]] = 1
+    values, found = engine.sum(values), engine.sum(found)
+    labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+    return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from unmask.evaluate.classification import ClassificationReport, Tally
 from unmask.evaluate.measure import measure
 from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 from unmask.interchange import read_model
-from unmask.interchange.completion import config_of, how_to_tell
+from unmask.interchange.completion import at_size_of, config_of, how_to_tell
 from unmask.metrics import log_softmax
 from unmask.objectives.base import PaintingSection, create_objective
 
@@ -319,7 +319,7 @@ def load(
         # Loader processes cost a second to start, and threads load as fast as a model answers.
         data={**(stated.get("data") or found.data), "workers": 0},
     )
-    return Model(config, found.weights, found.class_names, batch_size, join=join, untold=untold)
+    return Model(config, at_size_of(found, config.model), found.class_names, batch_size, join=join, untold=untold)
 
 
 def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig, EvaluateConfig, ModelConfig
-from unmask.data.batch import Needs
-from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
 from unmask.data.sources.subset import spread
 from unmask.engines.base import Engine
 from unmask.errors import ConfigError
 from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
-from unmask.evaluate.features import Features, labelled
+from unmask.evaluate.features import Features, features_by, labelled
 from unmask.evaluate.knn import knn_of
 from unmask.metrics import effective_rank
 from unmask.report.progress import without_bars
@@ -69,25 +66,17 @@ class FeatureEvaluation:
             }
 
     def _features(self, source: Source) -> Features:
-        values: NDArray[np.float64] = np.zeros((len(source), self.model.width))
-        found = np.zeros(len(source))
-        batches = eval_batches(
+        return features_by(
+            self.engine,
             source,
-            needs=Needs(),
+            width=self.model.width,
             model=self.model,
             data=self.data,
             seed=self.seed,
-            batch_size=min(self.batch_size, len(source)),
+            batch_size=self.batch_size,
             rank=self.rank,
             world=self.world,
         )
-        for batch in batches:
-            valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
-            values[batch.index[valid]] = self.engine.output("features", batch)[valid]
-            found[batch.index[valid]] = 1
-        values, found = self.engine.sum(values), self.engine.sum(found)
-        labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-        return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
 
 
 def _rank_of(features: Features) -> float:

@@ -6,9 +6,12 @@ import dataclasses
 from typing import Any
 
 from unmask.config.load import Settings, apply_settings, check_config, to_dict
-from unmask.config.schema import Config
+from unmask.config.schema import Config, ModelConfig
+from unmask.engines.base import Tensors
 from unmask.errors import ConfigError
+from unmask.interchange.adapt import interpolate_position_embedding
 from unmask.interchange.stored_model import OF_DATA, StoredModel
+from unmask.models.parameters import POSITIONS
 
 NORM_PIX_LOSS = "objective.norm_pix_loss"
 _ASKED = {
@@ -46,6 +49,17 @@ def config_of(found: StoredModel, source: str, settings: Settings = (), **root: 
     return check_config(values, origins), untold
 
 
+def at_size_of(found: StoredModel, model: ModelConfig) -> Tensors:
+    """The weights for images of the size that settings ask for: position embeddings are interpolated."""
+    if "image_size" not in found.model:
+        return found.weights
+    old = ModelConfig.model_validate(found.model).grid
+    positions = {name: found.weights[name] for name in POSITIONS if name in found.weights}
+    return found.weights | {
+        n: interpolate_position_embedding(tensor, old, model.grid) for n, tensor in positions.items()
+    }
+
+
 def completed(found: StoredModel, source: str, settings: Settings = ()) -> StoredModel:
     """The same model with every field of `model`, and those of `data` and `objective` that belong to it.
 
@@ -55,6 +69,7 @@ def completed(found: StoredModel, source: str, settings: Settings = ()) -> Store
     values = to_dict(config)
     return dataclasses.replace(
         found,
+        weights=at_size_of(found, config.model),
         model=values["model"],
         data={name: values["data"][name] for name in OF_DATA},
         objective={k: v for k, v in values["objective"].items() if k != "name" and f"objective.{k}" not in untold},

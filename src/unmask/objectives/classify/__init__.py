@@ -32,13 +32,21 @@ class ClassifySection(LabelledSection):
     name: str = "classify"
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+    head: Literal["drawn", "probe"] = "drawn"
+    """What the head begins as; probe: fitted to the features of what `init` names (Kumar et al. 2022, LP-FT)."""
 
     @property
     def takes_several_classes(self) -> bool:
         return self.loss == "bce"
 
+    @property
+    def starts_at_probe(self) -> bool:
+        return self.head == "probe"
+
     def check(self, config: Config) -> None:
         super().check(config)
+        if self.head == "probe" and self.loss == "bce":
+            raise ValueError("objective.head=probe is for objective.loss=cross_entropy; set it to drawn")
         if self.class_weights is not None and self.loss == "bce":
             raise ValueError("objective.class_weights is for objective.loss=cross_entropy; leave it out")
 
