@@ -94,7 +94,7 @@ def probe(options: Namespace) -> None:
         for one in result.tried
     ]
     if rows:
-        table(rows, ["L2 strength", "cross-validated accuracy", "loss", ""])
+        table(rows, ["L2 strength", "cross-validated accuracy", "loss at its best temperature", ""])
     else:
         say(f"one image a class: nothing to choose the L2 strength on, it is {result.strength:g}")
     say(f"accuracy={result.accuracy:.3f}")

@@ -3,19 +3,22 @@
 The images are centre-cropped and not augmented, which is what makes it fast; the published probe trains through the
 loop with augmentation. The features are standardised by the training images' mean and variance, which is what a
 BatchNorm without affine parameters does. The loss is convex and is brought to its minimum, so the only choice is how
-strongly the weights are held small: with few labels, all of it. Cross-validation on the training images makes it.
+strongly the weights are held small: with few labels, all of it. Cross-validation on the training images makes it, by
+the cross entropy of what is held out at its best temperature. Without that temperature (Guo et al. 2017, section 4.2)
+the strength would also have to set how certain the head is, and with few labels that takes a stronger one than telling
+the classes apart does: docs/log.md, "The probe".
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 
 from unmask.data.rng import Op, generator
 from unmask.data.sources.subset import subset
@@ -33,6 +36,8 @@ ONE_LABEL = 1.0
 FOLDS = 5
 MANY = 20_000
 """From this number of training images on, one fold is enough."""
+FEW = 250
+"""Below this number the folds are drawn anew, up to five times, until as many images were held out."""
 _PATIENCE = 2
 """Strengths in a row that are worse than the best one, after which the weaker ones are not tried."""
 _EPS = 1e-6
@@ -48,6 +53,9 @@ class Tried:
     strength: float
     accuracy: float
     loss: float
+    """Mean cross entropy, the logits multiplied by `certainty`."""
+    certainty: float
+    """One over the temperature at which that is lowest."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,7 @@ def probe(
 def fit_probe(train: Features, val: Features, classes: int, *, seed: int = 0) -> ProbeResult:
     """The same on features. Rows whose label is -1 do not count. Raises DataError for a class without an image."""
     head, strength, tried = fit_head(train, classes, seed=seed)
-    accuracy, _ = head.measure(val, np.flatnonzero(val.labels >= 0))
-    return ProbeResult(accuracy, strength, tried)
+    return ProbeResult(head.accuracy(val, np.flatnonzero(val.labels >= 0)), strength, tried)
 
 
 def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHead, float, tuple[Tried, ...]]:
@@ -99,10 +106,11 @@ def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHea
         for one in _cross_validated(train, rows, classes, seed):
             tried.append(one)
             bar.update()
-        strength = min(tried, key=lambda one: one.loss).strength if tried else ONE_LABEL
-        head = LinearHead.fit(train, rows, classes, strength)
+        best = min(tried, key=lambda one: one.loss, default=Tried(ONE_LABEL, np.nan, np.nan, 1.0))
+        head = LinearHead.fit(train, rows, classes, best.strength)
         bar.update(len(STRENGTHS) + 1 - len(tried))
-    return head, strength, tuple(tried)
+    head = replace(head, weight=best.certainty * head.weight, bias=best.certainty * head.bias)
+    return head, best.strength, tuple(tried)
 
 
 @dataclass(frozen=True)
@@ -122,41 +130,57 @@ class LinearHead:
     def fit(
         cls, features: Features, rows: NDArray[np.int64], classes: int, strength: float, start: LinearHead | None = None
     ) -> LinearHead:
-        """The minimum of mean cross entropy + strength/2 |W|^2 over the rows, by L-BFGS from `start` or from zero."""
+        """The minimum of mean cross entropy + strength/2 |W|^2 over the rows, by L-BFGS from zero.
+
+        Or from `start`, a head that was fitted to the same rows.
+        """
         mean_D, scale_D = (start.mean, start.scale) if start else _statistics(features.values, rows)
-        D, C, N = len(mean_D), classes, len(rows)
+        (D,), C, N = mean_D.shape, classes, len(rows)
+        labels_N = features.labels[rows]
+
+        def x_of(part: slice) -> Floats:
+            return (features.values[rows[part]] - mean_D) * scale_D
+
+        # Few rows span all that the weights can use: there are only N numbers a class to find.
+        basis_DK, rows_KN = np.linalg.qr(x_of(slice(None)).T) if N < D else (None, None)
+        K = min(N, D)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
-            head = cls(mean_D, scale_D, flat[: D * C].reshape(D, C), flat[D * C :])
-            loss, gradient_DC, gradient_C = (
-                strength / 2 * np.vdot(head.weight, head.weight),
-                strength * head.weight,
-                0.0,
-            )
-            for part in _parts(rows):
-                x_BD = head._standardise(features.values[part])
-                log_p_BC = log_softmax(x_BD @ head.weight + head.bias)
-                each, labels_B = np.arange(len(part)), features.labels[part]
+            weight_KC, bias_C = flat[: K * C].reshape(K, C), flat[K * C :]
+            loss, gradient_KC, gradient_C = strength / 2 * np.vdot(weight_KC, weight_KC), strength * weight_KC, 0.0
+            for first in range(0, N, _PART):
+                part = slice(first, first + _PART)
+                x_BK = x_of(part) if rows_KN is None else rows_KN[:, part].T
+                log_p_BC = log_softmax(x_BK @ weight_KC + bias_C)
+                each, labels_B = np.arange(len(x_BK)), labels_N[part]
                 loss -= log_p_BC[each, labels_B].sum() / N
                 error_BC = np.exp(log_p_BC)
                 error_BC[each, labels_B] -= 1
                 error_BC /= N
-                gradient_DC += x_BD.T @ error_BC
+                gradient_KC += x_BK.T @ error_BC
                 gradient_C += error_BC.sum(0)
-            return float(loss), np.concatenate([gradient_DC.ravel(), gradient_C])
+            return float(loss), np.concatenate([gradient_KC.ravel(), gradient_C])
 
-        first = np.concatenate([start.weight.ravel(), start.bias]) if start else np.zeros(D * C + C)
-        options = {"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
+        first = np.zeros(K * C + C)
+        if start is not None:
+            weight_KC = start.weight if basis_DK is None else basis_DK.T @ start.weight
+            first = np.concatenate([weight_KC.ravel(), start.bias])
+        options = {"maxiter": 2000, "maxfun": 4000, "maxcor": 20, "gtol": 1e-5, "ftol": 1e-10}
         found = minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x
-        return cls(mean_D, scale_D, found[: D * C].reshape(D, C), found[D * C :])
+        weight_KC = found[: K * C].reshape(K, C)
+        return cls(mean_D, scale_D, weight_KC if basis_DK is None else basis_DK @ weight_KC, found[K * C :])
 
-    def measure(self, features: Features, rows: NDArray[np.int64]) -> tuple[float, float]:
-        """Accuracy and mean cross entropy on the rows."""
-        total = Counter[str]()
-        for part in _parts(rows):
-            logits_BC = self._standardise(features.values[part]) @ self.weight + self.bias
-            total.update(classification_sums(logits_BC, features.labels[part]))
-        return total["top1"] / len(rows), total["loss"] / len(rows)
+    def logits(self, features: Features, rows: NDArray[np.int64]) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
+        """(B, C) and the classes (B,), part by part."""
+        for first in range(0, len(rows), _PART):
+            part = rows[first : first + _PART]
+            x_BD = (features.values[part] - self.mean) * self.scale
+            yield x_BD @ self.weight + self.bias, features.labels[part]
+
+    def accuracy(self, features: Features, rows: NDArray[np.int64]) -> float:
+        return sum(classification_sums(logits, labels)["top1"] for logits, labels in self.logits(features, rows)) / len(
+            rows
+        )
 
     def parameters(self) -> Tensors:
         """The same head on features as they are, as `head.weight` (C, D) and `head.bias` (C,) of a classifier."""
@@ -164,18 +188,13 @@ class LinearHead:
         bias_C = self.bias - self.mean @ weight_DC
         return {"head.weight": weight_DC.T.astype(np.float32), "head.bias": bias_C.astype(np.float32)}
 
-    def _standardise(self, x_BD: NDArray[np.float32]) -> Floats:
-        return (x_BD - self.mean) * self.scale
-
 
 def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, seed: int) -> Iterator[Tried]:
     """The strengths from the strongest on, each fold's fit starting from its last; none where nothing can be held out.
 
-    It ends when weaker ones have become worse: they take longest, and fit noise.
+    It ends when weaker ones have become worse: they take longest.
     """
-    fold = _folds(features.labels[rows], seed)
-    held_out = [rows[fold == number] for number in range(FOLDS if len(rows) < MANY else 1)]
-    held_out = [held for held in held_out if len(held)]
+    held_out = _held_out(features.labels, rows, seed)
     heads: list[LinearHead | None] = [None] * len(held_out)
     best, worse = np.inf, 0
     for strength in STRENGTHS if held_out else ():
@@ -183,20 +202,38 @@ def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, 
             LinearHead.fit(features, np.setdiff1d(rows, held), classes, strength, head)
             for held, head in zip(held_out, heads, strict=True)
         ]
-        shares = np.array([len(held) for held in held_out]) / sum(map(len, held_out))
-        found = [head.measure(features, held) for held, head in zip(held_out, heads, strict=True) if head]
-        accuracy, loss = (float(value) for value in shares @ np.array(found))
-        yield Tried(strength, accuracy, loss)
-        best, worse = (loss, 0) if loss < best else (best, worse + 1)
+        found = [
+            part for held, head in zip(held_out, heads, strict=True) if head for part in head.logits(features, held)
+        ]
+        logits, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        yield (tried := _judged(strength, logits, labels))
+        best, worse = (tried.loss, 0) if tried.loss < best else (best, worse + 1)
         if worse == _PATIENCE:
             return
 
 
-def _folds(labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+def _judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried:
+    def loss_at(log_certainty: float) -> float:
+        return classification_sums(np.exp(log_certainty) * logits, labels)["loss"] / len(labels)
+
+    lowest: Any = minimize_scalar(loss_at, bounds=(-5, 5), method="bounded")
+    accuracy = classification_sums(logits, labels)["top1"] / len(labels)
+    return Tried(strength, accuracy, float(lowest.fun), float(np.exp(lowest.x)))
+
+
+def _held_out(labels: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    """Rows that are held out together: each row once, or, of few, once for each time the folds are drawn."""
+    repeats = min(5, -(-FEW // len(rows)))
+    drawn = [_folds(labels[rows], seed, repeat) for repeat in range(repeats)]
+    found = [rows[folds == number] for folds in drawn for number in range(FOLDS if len(rows) < MANY else 1)]
+    return [held for held in found if len(held)]
+
+
+def _folds(labels: NDArray[np.int64], seed: int, repeat: int = 0) -> NDArray[np.int64]:
     """(N,) the fold in which each row is held out, the same share of each class; -1 for the only one of its class."""
     folds = np.full(len(labels), -1)
     for label in np.unique(labels):
-        members = generator(seed, 1, int(label), Op.SUBSET).permutation(np.flatnonzero(labels == label))
+        members = generator(seed, 1 + repeat, int(label), Op.SUBSET).permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
             folds[members] = (np.arange(len(members)) + label) % FOLDS
     return folds

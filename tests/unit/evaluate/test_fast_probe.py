@@ -12,6 +12,7 @@ from unmask.errors import DataError
 from unmask.evaluate import fast_probe as module
 from unmask.evaluate.fast_probe import FOLDS, ONE_LABEL, STRENGTHS, LinearHead, fit_probe
 from unmask.evaluate.features import Features
+from unmask.metrics import log_softmax
 
 
 def gaussians(count: int, seed: int, distance: float = 4.0, classes: int = 3) -> Features:
@@ -33,7 +34,7 @@ def test_it_comes_near_the_best_possible_whatever_the_scale_of_the_features() ->
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.01])
-@pytest.mark.parametrize("count", [12, 300])
+@pytest.mark.parametrize("count", [6, 12, 300])
 def test_it_is_the_logistic_regression_of_scikit_learn(strength: float, count: int, monkeypatch: Any) -> None:
     linear_model: Any = pytest.importorskip("sklearn.linear_model", reason="scikit-learn comes with the demo's extra")
     monkeypatch.setattr(module, "_PART", 7)  # parts that do not divide the images
@@ -44,15 +45,16 @@ def test_it_is_the_logistic_regression_of_scikit_learn(strength: float, count: i
     np.testing.assert_allclose(x.std(0)[1:], 1, atol=0.1)  # of the first, 1e-6 is half of the variance
     reference = linear_model.LogisticRegression(C=1 / (strength * count), tol=1e-10, max_iter=10_000)
     reference.fit(x, features.labels)
-    np.testing.assert_allclose(head.weight.T, reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(head.weight.T, reference.coef_, atol=2e-4)
     np.testing.assert_allclose(
-        head.bias - head.bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=1e-4
+        head.bias - head.bias.mean(), reference.intercept_ - reference.intercept_.mean(), atol=2e-4
     )
 
 
 def test_starting_elsewhere_leads_to_the_same_head() -> None:
     features = gaussians(100, 0, distance=1.0)
     stronger = LinearHead.fit(features, np.arange(100), 3, 1.0)
+    assert np.abs(stronger.weight).max() < 0.5
     again = LinearHead.fit(features, np.arange(100), 3, 0.01, stronger)
     np.testing.assert_allclose(again.weight, LinearHead.fit(features, np.arange(100), 3, 0.01).weight, atol=1e-4)
 
@@ -65,9 +67,26 @@ def test_the_strength_is_chosen_without_looking_at_val() -> None:
     assert wrong_choice.accuracy < 0.1
 
 
-def test_noise_is_fitted_strongly_and_what_is_certain_weakly() -> None:
-    noise, certain = gaussians(30, 0, distance=0.3), gaussians(600, 0, distance=4.0)
-    assert fit_probe(noise, noise, 3).strength > 10 * fit_probe(certain, certain, 3).strength
+def test_noise_takes_a_stronger_hold() -> None:
+    """Two of a hundred features tell the classes; those of the rest that seem to must be held down."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 2
+    values = rng.normal(size=(300, 100))
+    values[:, 0] += 2 * labels
+    result = fit_probe(Features(values.astype(np.float32), labels), Features(values.astype(np.float32), labels), 2)
+    loss = {one.strength: one.loss for one in result.tried}
+    assert 0.05 < result.strength < 5
+    assert loss[result.strength] < loss[result.tried[-1].strength] - 0.01
+    assert loss[result.strength] < loss[STRENGTHS[0]] - 0.001
+
+
+def test_the_head_is_as_certain_as_it_is_right() -> None:
+    """Its strength is chosen for telling the classes apart; how far to trust it is then set by what was held out."""
+    train, val = gaussians(60, 0, distance=1.5), gaussians(3000, 1, distance=1.5)
+    head, _, _ = module.fit_head(train, 3)
+    logits = np.concatenate([part for part, _ in head.logits(val, np.arange(3000))])
+    confidence = np.exp(log_softmax(logits)).max(1).mean()
+    assert confidence == pytest.approx(head.accuracy(val, np.arange(3000)), abs=0.06)
 
 
 def test_every_image_is_held_out_once_and_no_class_goes_missing_meanwhile() -> None:
