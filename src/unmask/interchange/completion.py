@@ -53,7 +53,7 @@ def at_size_of(found: StoredModel, model: ModelConfig) -> Tensors:
     """The weights for images of the size that settings ask for: position embeddings are interpolated."""
     if "image_size" not in found.model:
         return found.weights
-    old = ModelConfig.model_validate(found.model).grid
+    old = model.model_copy(update={"image_size": tuple(found.model["image_size"])}).grid
     positions = {name: found.weights[name] for name in POSITIONS if name in found.weights}
     return found.weights | {
         n: interpolate_position_embedding(tensor, old, model.grid) for n, tensor in positions.items()
