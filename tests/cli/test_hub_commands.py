@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 SHORT = ["train.epochs=0.1", "train.batch_size=20", "optimizer.warmup_epochs=0", "train.log_every=5"]
 DIGITS = "bundled:mnist5k/val"
+TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,13 @@ def test_what_the_card_says_of_loading_is_true(hub: Hub, classifier: Path, tmp_p
         else "assert weights['head.bias'].shape == (10,)\n"
     )
     env = environment(hub, tmp_path / "home")
+    shared = (
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); import conftest\n"  # torchvision beside a PyTorch for the CPU
+    )
     for code in (ours, theirs + tail):
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", shared + code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
 
 
