@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.fast_probe import fit_head
-from unmask.evaluate.features import features_by
+from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock
@@ -121,17 +122,22 @@ def train(
         data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
-        share = {
-            "batch_size": config.train.batch_size // config.train.accumulate // world,
-            "rank": rank,
-            "world": world,
-        }
+        embed = partial(
+            features_by,
+            engine,
+            model=config.model,
+            data=config.data,
+            seed=config.seed,
+            batch_size=config.train.batch_size // config.train.accumulate // world,
+            rank=rank,
+            world=world,
+        )
         if checkpoint is not None:
             engine.load(checkpoint.state)
         else:
             engine.load(state := starting_state(objective, config, start_model))
-            if config.objective.starts_at_probe and start_model is not None:
-                head = _probed_head(engine, config, source, **share)
+            if config.objective.starts_at_probe:
+                head = _probed_head(engine, config, embed(source), source.class_names or (), rank)
                 engine.load(replace(state, weights={**state.weights, **head}))
         del start_model
         # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
@@ -150,13 +156,7 @@ def train(
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(
-                config.evaluate,
-                engine,
-                val or source,
-                model=config.model,
-                data=config.data,
-                seed=config.seed,
-                **share,
+                config.evaluate, embed, val or source, dtype=config.data.dtype, seed=config.seed
             )
         return _Loop(
             config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
@@ -392,29 +392,21 @@ def _complete(config: Config, source: Source, architecture: dict[str, Any]) -> C
     return config
 
 
-def _probed_head(engine: Engine, config: Config, source: Source, *, batch_size: int, rank: int, world: int) -> Tensors:
-    """The linear probe of the network that `engine` holds, as its head."""
-    model, classes = config.model, len(source.class_names or ())
-    if model.num_classes != classes:
+def _probed_head(engine: Engine, config: Config, features: Features, class_names: Sequence[str], rank: int) -> Tensors:
+    """The linear probe of the network that `engine` holds, as its head: fitted by the first process, for all."""
+    classes, wanted = len(class_names), config.model.num_classes
+    if wanted != classes:
         raise ConfigError(
-            f"objective.head=probe: data.train has {classes} classes of model.num_classes={model.num_classes}; "
+            f"objective.head=probe: data.train has {classes} classes of model.num_classes={wanted}; "
             "set objective.head=drawn"
         )
-    features = features_by(
-        engine,
-        source,
-        width=model.feature_width,
-        model=model,
-        data=config.data,
-        seed=config.seed,
-        batch_size=batch_size,
-        rank=rank,
-        world=world,
-    )
-    head, strength, _ = fit_head(features, classes, seed=config.seed)
+    width = config.model.feature_width
+    head = {"head.weight": np.zeros((classes, width), np.float32), "head.bias": np.zeros(classes, np.float32)}
     if rank == 0:
-        say(f"the head starts as the linear probe of {config.init}, L2 strength {strength:g}")
-    return head.parameters()
+        fitted, strength, _ = fit_head(features, classes, seed=config.seed)
+        head = fitted.parameters()
+        say(f"the head starts as the linear probe of {config.init or 'the drawn network'}, L2 strength {strength:g}")
+    return {name: engine.sum(tensor.astype(np.float64)).astype(np.float32) for name, tensor in head.items()}
 
 
 def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> None:

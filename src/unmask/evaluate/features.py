@@ -99,7 +99,6 @@ def features_by(
     engine: Engine,
     source: Source,
     *,
-    width: int,
     model: ModelConfig,
     data: DataConfig,
     seed: int,
@@ -107,9 +106,9 @@ def features_by(
     rank: int = 0,
     world: int = 1,
 ) -> Features:
-    """Features (N, width) of a network in training; each process computes a share, and all get all, in memory."""
-    values: NDArray[np.float64] = np.zeros((len(source), width))
+    """Features (N, D) of a network in training; each process computes a share, and all get all, in memory."""
     found = np.zeros(len(source))
+    values: NDArray[np.float64] | None = None
     batches = eval_batches(
         source,
         needs=Needs(),
@@ -122,8 +121,12 @@ def features_by(
     )
     for batch in batches:
         valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
-        values[batch.index[valid]] = engine.output("features", batch)[valid]
+        computed = engine.output("features", batch)
+        values = np.zeros((len(source), computed.shape[1])) if values is None else values
+        values[batch.index[valid]] = computed[valid]
         found[batch.index[valid]] = 1
+    if values is None:
+        raise DataError("there are no images to compute features of")
     values, found = engine.sum(values), engine.sum(found)
     labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
     return Features(values.astype(np.float32), np.where(found > 0, labels, -1))

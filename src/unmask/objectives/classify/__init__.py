@@ -33,7 +33,7 @@ class ClassifySection(LabelledSection):
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
     head: Literal["drawn", "probe"] = "drawn"
-    """What the head begins as; probe: fitted to the features of what `init` names (Kumar et al. 2022, LP-FT)."""
+    """What the head begins as; probe: fitted to the features of the network as it starts (Kumar et al. 2022, LP-FT)."""
 
     @property
     def takes_several_classes(self) -> bool:
