@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine_cases import objective_of
 from unmask.cli import main
+from unmask.interchange import StoredModel, write_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -117,3 +119,23 @@ def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         assert main(words) == 0, line
     for name in ("cifar10", "clothing"):
         assert (tmp_path / "runs" / f"{name}-few" / "few-labels.png").exists()
+
+
+@pytest.mark.usefixtures("images")
+def test_the_guide_to_starts_runs() -> None:
+    """With a small stand-in of DINOv2 in place of the one on the hub."""
+    fields = {key.removeprefix("model."): value for key, value in SMALL.items() if key.startswith("model.")}
+    objective = objective_of("encoder", **fields, layer_scale=1e-5)
+    data = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "eval_crop": 0.875, "eval_fit": "crop", "interpolation": "bicubic"}
+    weights = dict(objective.initial_weights(0))
+    stored = StoredModel(weights, objective.model.model_dump(mode="json"), None, "unmask", data=data)
+    write_model("transformers", Path("dinov2"), stored)
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    assert blocks("bash", "docs/start.md") == blocks("bash", "docs/start.zh-CN.md")
+    lines = [line for block in blocks("bash", "docs/start.md") for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        words = shlex.split(line.replace("hf://facebook/dinov2-small", "dinov2"))[1:]
+        assert main([*words, *(small if words[0] != "probe" else [])]) == 0, line
+    assert Path("runs/transfer/curves.png").exists()
+    assert Path("runs/adapted/reconstruction.png").exists()
