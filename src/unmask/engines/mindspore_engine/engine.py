@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from inspect import Signature, signature
 from typing import Any
@@ -18,7 +18,7 @@ from unmask.engines.base import EngineState, StepResult, Tensors, check_names_an
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
 from unmask.engines.mindspore_engine.device import pick_device
 from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
-from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
+from unmask.engines.mindspore_engine.parallel import Sum, begin_sum
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.errors import EngineError
 from unmask.objectives.base import Objective
@@ -120,7 +120,10 @@ class MindSporeEngine:
         return self.graph(name, **options)(_images(batch), *inputs).asnumpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values if self.world == 1 else sum_over_processes(values)
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return (lambda: values) if self.world == 1 else begin_sum(values)
 
     @property
     def module(self) -> Any:

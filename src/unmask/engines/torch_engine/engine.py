@@ -21,7 +21,7 @@ from unmask.engines.base import EngineState, StepResult, Tensors, check_names_an
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
 from unmask.engines.torch_engine.device import pick_device
 from unmask.engines.torch_engine.optimizer import Optimizer
-from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
+from unmask.engines.torch_engine.parallel import Replicas, begin_sum
 from unmask.objectives.base import Objective
 from unmask.plugins import resolve
 
@@ -106,7 +106,10 @@ class TorchEngine:
         return getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values if self.world == 1 else sum_over_processes(values, self.device)
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return (lambda: values) if self.world == 1 else begin_sum(values)
 
     @property
     def module(self) -> nn.Module:
