@@ -13,7 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
+import unmask
+from mindspore_models import zoo
 from unmask.cli import main
+from unmask.interchange import read_model
+from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 
 FILES = Path(__file__).parents[1] / "modelzoo"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -91,6 +95,48 @@ def test_pretrain_fine_tune_and_evaluate(
     assert last.startswith("accuracy=")
     assert 0.5 < float(last.removeprefix("accuracy=")) <= 1
     assert len(last) == len("accuracy=0.xxx")
+
+
+PIXELS = ["data.mean=[0.5,0.4,0.3]", "data.std=[0.2,0.3,0.2]"]
+
+
+def test_a_classifier_of_the_zoo_is_evaluated_and_converted_on_both_engines(photos: Path, tmp_path: Path) -> None:
+    """Its own .ckpt, whose patches have a norm; it does not tell heads, mean and std."""
+    write_ckpt(tmp_path / "vit.ckpt", there := zoo("finetune"))
+    told = [*PIXELS, "model.heads=2"]
+    settings = [f"--set={setting}" for setting in told]
+    assert main(["convert", str(tmp_path / "vit.ckpt"), str(tmp_path / "ours.ckpt"), "--to=mindspore", *settings]) == 0
+    assert main(["convert", str(tmp_path / "ours.ckpt"), str(tmp_path / "back.ckpt"), "--to=mindspore-zoo"]) == 0
+    found: list[float] = []
+    for engine in filter(find_spec, ("torch", "mindspore")):
+        for name, known in (("vit.ckpt", told), ("ours.ckpt", [])):
+            with unmask.load(tmp_path / name, engine=engine, device="cpu", settings=known) as loaded:
+                found.append(loaded.evaluate(photos)["loss"])
+    assert found == pytest.approx([found[0]] * len(found), rel=1e-5)
+    written = read_ckpt(tmp_path / "back.ckpt")
+    assert written.keys() - {"unmask"} == there.keys() - {"encoder.norm.gamma", "encoder.norm.beta"}
+    for name in written.keys() - {"unmask"}:
+        np.testing.assert_allclose(written[name], there[name], rtol=3e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.campaign)])
+def test_weights_of_the_zoo_are_trained_on(photos: Path, tmp_path: Path, engine: str) -> None:
+    pytest.importorskip(engine)
+    write_ckpt(tmp_path / "mae.ckpt", there := zoo("pretrain"))
+    sizes = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2}
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    short = ["train.epochs=1", "train.batch_size=10", "optimizer.warmup_epochs=0", f"engine={engine}", "device=cpu"]
+    settings = [*short, *PIXELS, f"data.train={photos}", f"init={tmp_path / 'mae.ckpt'}"]
+    for command, recipe, fields in (
+        ("pretrain", "mae-vit-tiny", sizes | decoder),
+        ("finetune", "finetune-vit-tiny", sizes),
+    ):
+        shape = [f"model.{name}={value}" for name, value in fields.items()]
+        assert main([command, recipe, *settings, *shape, f"output={tmp_path / command}"]) == 0
+        model = read_model(tmp_path / command)
+        assert (model.model["patch_norm"], model.model["norm_eps"]) == (True, 1e-5)
+        moved = model.weights["patch_embed.norm.weight"] - there["encoder.patch_embed.norm.gamma"]
+        assert 0 < np.abs(moved).max() < 0.01
 
 
 def test_from_scratch_and_the_same_command_resumes(
