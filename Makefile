@@ -38,8 +38,9 @@ help:
 demo: $(VENV)/.demo-$(ENGINE)
 	$(BIN)/unmask demo engine=$(ENGINE) $(ARGS)
 
+# In the order of the folders, as the slow files come before the many small ones of tests/unit.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations 20 $(ARGS)
 
 test-all: ARGS := -m "campaign or not campaign" $(ARGS)
 test-all: test

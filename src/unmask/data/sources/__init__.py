@@ -12,7 +12,8 @@ what is no path.
 | `bundled:mnist5k` | digits |
 
 All but the last may be behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (one class per line,
-in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
+in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`, `list.json#root=FOLDER` (to which the
+listed paths are relative).
 
 Python programs give objects as well: `to_source` says which.
 """
@@ -111,7 +112,7 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     if kind.endswith(arrays.SUFFIXES):
         return arrays.open_arrays(path, what=what, labels=labels)
     if kind.endswith(list_file.SUFFIXES):
-        return list_file.ListFileSource.open(path, what=what, labels=labels)
+        return list_file.ListFileSource.open(path, what=what, labels=labels, root=options.get("root"))
     if (manifest := read_manifest(path)) is not None:
         return PackSource.open(path, manifest, what=what, labels=labels)
     try:
@@ -134,8 +135,8 @@ def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
     pairs = [pair.partition("=") for pair in tail.split("&")]
     if not mark or not all(equals for _, equals, _ in pairs):
         return spec, {}
-    if unknown := [name for name, _, _ in pairs if name not in ("labels", "image", "label")]:
-        raise DataError(f"{what}: no such option {unknown[0]}; there are labels, image and label")
+    if unknown := [name for name, _, _ in pairs if name not in ("labels", "image", "label", "root")]:
+        raise DataError(f"{what}: no such option {unknown[0]}; there are labels, image, label and root")
     return path, {name: value for name, _, value in pairs}
 
 

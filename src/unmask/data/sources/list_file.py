@@ -1,9 +1,9 @@
-"""Images named in a file: text, CSV or JSON. Paths are relative to that file's folder.
+"""Images named in a file: text, CSV or JSON. Paths are relative to that file's folder, or to another (`#root=`).
 
 - Text: one path per line; a label may follow after a tab or, if the path ends in an image extension, after a space.
 - CSV: a header with a column `file`, `path`, `image` or `filename`, and `label` or `class` if there are labels.
-- JSON: {"PATH": label, …}, the layout of the model zoo's `tot_ids.json`; or a list of paths, of [path, label], or of
-  {"path": …, "label": …}.
+- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …}; or
+  {"PATH": label, …}.
 
 Several classes of one image are written `cat;dog` (in JSON also as a list).
 """
@@ -41,29 +41,33 @@ Row = tuple[str, str]
 class ListFileSource(TableLabels):
     """The files that a list names, in its order."""
 
-    path: str
+    root: str
     index: Table
     class_names: tuple[str, ...] | None
 
     @classmethod
-    def open(cls, path: str, *, what: str, labels: bool) -> ListFileSource:
-        """Read the list. Raises DataError when it cannot be parsed or, with `labels`, when an image has none."""
+    def open(cls, path: str, *, what: str, labels: bool, root: str | None = None) -> ListFileSource:
+        """Read the list, whose paths are relative to `root` (None: its folder).
+
+        Raises DataError when it cannot be parsed or, with `labels`, when an image has none.
+        """
         path = files.absolute(path)
+        root = path.rpartition("/")[0] if root is None else files.absolute(root)
         state = files.state(path)
         index = cached(["list", path, state.size, state.version], lambda: _index(path, what))
         if not len(index):
             raise DataError(f"{what} names no images")
         if not labels:
-            return cls(path, index, None)
+            return cls(root, index, None)
         if (unlabelled := index.meta["unlabelled"]) is not None:
             raise DataError(f"{what} gives no label for {printable(unlabelled)}; give one for each image")
-        return cls(path, index, tuple(index.meta["classes"]))
+        return cls(root, index, tuple(index.meta["classes"]))
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, index: int) -> bytes:
-        return files.read(files.beside(self.path, self.name(index)))
+        return files.read(files.beside(f"{self.root}/", self.name(index)))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
