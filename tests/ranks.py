@@ -22,34 +22,35 @@ ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
     for name in ("torch", "mindspore")
 ]
+LOG = "launcher.log"
 PATIENCE = 150.0
 """Seconds after which something that must happen did not."""
 
 
 @dataclass
 class Ranks:
-    """Processes that were launched together; `pids` by rank."""
+    """Processes that were launched together."""
 
-    launcher: subprocess.Popen[str]
+    launcher: subprocess.Popen[bytes]
     cwd: Path
 
     @property
     def pids(self) -> dict[int, int]:
-        """Those that are there now: the launcher's children, by what it tells them in their environment."""
+        """Those that are there now, by rank, which the launcher tells them in their environment."""
         found: dict[int, int] = {}
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                variables = dict(v.split(b"=", 1) for v in environment.read_bytes().split(b"\0") if b"=" in v)
-                parent = int((environment.parent / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
+        for process in self._here():
+            variables = dict(v.split(b"=", 1) for v in _read(process / "environ").split(b"\0") if b"=" in v)
             is_worker = variables.get(b"MS_ROLE", b"MS_WORKER") == b"MS_WORKER"
             rank = variables.get(b"RANK") or variables.get(b"RANK_ID")
-            # msrun's `tail` processes have its environment: that of the rank started last
-            tails = b"tail" in (environment.parent / "cmdline").read_bytes().split(b"\0")[0]
-            if parent == self.launcher.pid and rank and is_worker and not tails:
-                found[int(rank)] = int(environment.parent.name)
+            parent = _read(process / "stat").rpartition(b")")[2].split()[1:2]
+            if is_worker and rank and parent != [b"1"] and b"unmask" in _read(process / "cmdline").split(b"\0"):
+                found.setdefault(int(rank), int(process.name))
         return found
+
+    def _here(self) -> list[Path]:
+        """Processes at work in the folder, oldest first: before those that they started themselves."""
+        there = [process for process in Path("/proc").glob("[0-9]*") if _cwd(process) == self.cwd]
+        return sorted(there, key=lambda process: int(process.name))
 
     def send(self, number: signal.Signals, rank: int) -> None:
         os.kill(self.pids[rank], number)
@@ -66,10 +67,26 @@ class Ranks:
     def end(self) -> str:
         """What they said, once all have ended."""
         try:
-            return self.launcher.communicate(timeout=PATIENCE)[0]
+            self.launcher.wait(timeout=PATIENCE)
         finally:
-            for pid in self.pids.values():  # none, unless the test has failed
-                os.kill(pid, signal.SIGKILL)
+            for process in self._here():  # none, unless the test has failed, or msrun left its `tail`
+                os.kill(int(process.name), signal.SIGKILL)
+            self.launcher.wait()
+        return (self.cwd / LOG).read_text(errors="replace")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _cwd(process: Path) -> Path | None:
+    try:
+        return (process / "cwd").readlink()
+    except OSError:
+        return None
 
 
 def launch(engine: str, *arguments: str | Path, cwd: Path, processes: int = 2, options: Sequence[str] = ()) -> Ranks:
@@ -92,10 +109,8 @@ def launch(engine: str, *arguments: str | Path, cwd: Path, processes: int = 2, o
     # msrun starts a bare `python`, which must be this one.
     environment = ENVIRONMENT | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     command = [*map(str, launcher), "unmask", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    return Ranks(process, cwd)
+    with (cwd / LOG).open("w") as log:
+        return Ranks(subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT), cwd)
 
 
 def records(folder: Path) -> list[dict[str, float]]:

@@ -325,6 +325,7 @@ class _Loop:
             self.enough |= bool(callback(step, values))
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
+        state = self.engine.state()
         if self.output is None:
             return
         meta = {
@@ -334,7 +335,7 @@ class _Loop:
             "versions": versions(),
         }
         self.output.log.flush()
-        self.output.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
+        self.output.store.save(Checkpoint(step, state, meta), metric=metric)
         self.read_at = time.monotonic()
 
     def _title(self) -> str:

@@ -63,13 +63,15 @@ def test_a_killed_process_ends_all_with_its_name(engine: str, tmp_path: Path) ->
     end(pids)
     said = ranks.end()
     assert ranks.launcher.returncode != 0
-    assert "process 1 ended or did not answer" in said, said
+    # msrun kills the others a second later, and its scheduler names whom it misses first
+    assert re.search(f"process {'1' if engine == 'torch' else '.*'} ended or did not answer", said), said
     assert "the same command goes on from the last checkpoint" in said
 
 
 @pytest.mark.parametrize("engine", BOTH)
 def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, tmp_path: Path) -> None:
-    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", "train.process_timeout=4", cwd=tmp_path)
+    timeout = {"torch": 4, "mindspore": 10}[engine]
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", f"train.process_timeout={timeout}", cwd=tmp_path)
     ranks.until_step(5)
     pids = ranks.pids
     ranks.send(signal.SIGSTOP, 1)
@@ -104,9 +106,10 @@ def test_sigterm_saves_once_on_all(engine: str, told: str, tmp_path: Path) -> No
     assert len(records(tmp_path)) >= 5
     assert checkpoints(tmp_path) == [len(records(tmp_path))], "one checkpoint, of the last step that was logged"
     assert checkpoints(tmp_path)[-1] < STEPS
-    if engine == "torch":  # msrun is gone, and leaves `tail` with its output
-        said = ranks.end()
+    said = ranks.end()
+    if engine == "torch" or told == "the last process":  # else msrun is gone, and what showed its output
         assert said.count("The state is saved") == 1, said
+    if engine == "torch":
         assert said.count("unmask: stopped by SIGTERM") == 2, said
 
 

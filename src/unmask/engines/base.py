@@ -96,7 +96,8 @@ class Engine(Protocol):
         ...
 
     def state(self) -> EngineState:
-        """A copy on the host; later steps do not change it."""
+        """A copy on the host; later steps do not change it. Of several processes each must call this, and the first
+        gets it; what the others get is empty."""
         ...
 
     def load(self, state: EngineState) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore.communication import get_rank
 from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig, OptimizerConfig, TrainConfig
@@ -46,6 +47,9 @@ class MindSporeEngine:
         self.device = pick_device(device)
         if train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
+        for key, value in (("shard", False), ("activation_checkpointing", False), ("exchange_dtype", "fp32")):
+            if getattr(train, key) != value:
+                raise EngineError(f"train.{key} is for engine=torch alone; leave it out, or set engine=torch")
         ms.set_context(mode=ms.PYNATIVE_MODE if train.compile is False else ms.GRAPH_MODE)
         self.pixel_type = ms.uint8 if data.dtype == "uint8" else ms.float32
         network = resolve(network_of(objective, "mindspore"))
@@ -133,6 +137,8 @@ class MindSporeEngine:
     # --- state ---
 
     def state(self) -> EngineState:
+        if self.world > 1 and get_rank() != 0:
+            return EngineState({})
         moments, updates = self.optimizer.state()
         scalars: dict[str, float] = {"updates": updates}
         if self.loss_scale is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask import interrupts
@@ -79,8 +81,11 @@ def _reason(error: RuntimeError) -> str:
 class Replicas:
     """The loss of a network of which every process has a replica; its backward pass averages the gradients."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, exchange_dtype: torch.dtype) -> None:
         self._parallel = DistributedDataParallel(_Loss(network), gradient_as_bucket_view=True)
+        if exchange_dtype == torch.bfloat16:
+            hook: Any = lambda _, bucket: _average_in_bf16(bucket)  # noqa: E731  # pyright: ignore
+            self._parallel.register_comm_hook(None, hook)  # which must say GradBucket, or nothing
 
     def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         return self._parallel(*inputs, **named)
@@ -89,10 +94,92 @@ class Replicas:
         """For a micro-batch: whether its backward pass, the last of the step, exchanges what was accumulated."""
         return nullcontext() if now else self._parallel.no_sync()
 
-    def average(self, terms: dict[str, Tensor]) -> None:
-        for value in terms.values():
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
+
+class Shards:
+    """The loss of a network of which every process keeps a share, FSDP2's; what else it computes works too.
+
+    A block's weights are gathered when it is computed. Weights become DTensors, split along their first axis; `local`,
+    `part` and `on_host` are the ways in and out.
+    """
+
+    def __init__(self, network: Any, exchange_dtype: torch.dtype, outputs: Iterable[str] = ()) -> None:
+        policy = MixedPrecisionPolicy(reduce_dtype=exchange_dtype)
+        for block in blocks(network):
+            fully_shard(block, mp_policy=policy)
+        self._network = fully_shard(network, mp_policy=policy)
+        for method in ("loss", *outputs):
+            if hasattr(network, method):
+                register_fsdp_forward_method(network, method)
+
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        return self._network.loss(*inputs, **named)
+
+    def exchange(self, now: bool) -> AbstractContextManager[None]:
+        """See `Replicas`. What is accumulated is not split yet, which takes memory and saves an exchange."""
+        self._network.set_requires_gradient_sync(now)
+        return nullcontext()
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The equal parts of a network, one after another: what stands in lists of modules."""
+    return [block for each in network.modules() if isinstance(each, nn.ModuleList) for block in each]
+
+
+def average(terms: dict[str, Tensor]) -> None:
+    """Over the processes, in place."""
+    for value in terms.values():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+
+
+def norm_over_processes(norm: Tensor) -> Tensor:
+    """Of all shares, from that of one."""
+    squares = norm.square()
+    dist.all_reduce(squares)
+    return squares.sqrt()
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether this process has a share of it alone."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def on_host(tensor: Tensor, kept: Tensor | None = None) -> NDArray[Any] | None:
+    """A copy for the first process, None for the others; each must call this, because shares come together.
+
+    `kept`: what this process keeps of another tensor, split as `tensor` is.
+    """
+    kept = local(tensor) if kept is None else kept
+    if isinstance(tensor, DTensor):
+        where = tensor.device_mesh, tensor.placements
+        kept = DTensor.from_local(kept, *where, shape=tensor.shape, stride=tensor.stride()).full_tensor()
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    return kept.detach().cpu().numpy().copy() if is_first else None
+
+
+def part(array: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what this process keeps, if it is split as `like` is."""
+    if not isinstance(like, DTensor):
+        return array
+    shares = array.chunk(dist.get_world_size())
+    return shares[dist.get_rank()] if dist.get_rank() < len(shares) else array[:0]
+
+
+def _average_in_bf16(bucket: Any) -> torch.futures.Future[Tensor]:
+    """A hook of DistributedDataParallel for its GradBucket; PyTorch's own in bf16 is for NCCL alone."""
+    mine = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size())
+
+    def take(exchanged: torch.futures.Future[Any]) -> Tensor:
+        return bucket.buffer().copy_(exchanged.value()[0])
+
+    exchange: Any = dist.all_reduce(mine, async_op=True)
+    return exchange.get_future().then(take)
 
 
 class _Loss(nn.Module):
