@@ -1,4 +1,5 @@
-"""What the tests of MindSpore's files share: a small model's weights, tensors of every type, and MindSpore itself."""
+"""What the tests of MindSpore's files share: a small model's weights, those of the model
+zoo, tensors of every type, and MindSpore itself."""
 
 from __future__ import annotations
 
@@ -43,6 +44,55 @@ def weights_of(task: Task, **fields: Any) -> dict[str, np.ndarray]:
     if task == "pretrain":
         weights["decoder_pos_embed"][:, 0] = 0  # as it always is, sine-cosine
     return weights
+
+
+def zoo_block(name: str, dim: int, cross: bool) -> dict[str, tuple[int, ...]]:
+    """A layer of mindspore.nn.transformer: dense1 to dense3 are (out, in), the others (in, out)."""
+    attentions = ["attention", "cross_attention"] if cross else ["attention"]
+    norms = ["layernorm1", "layernorm2"] + (["cross_attention_layernorm"] if cross else [])
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.{norm}.{kind}": (dim,) for norm in norms for kind in ("gamma", "beta")
+    }
+    for attention in attentions:
+        for dense in ("dense1", "dense2", "dense3", "projection"):
+            shapes |= {f"{name}.{attention}.{dense}.weight": (dim, dim), f"{name}.{attention}.{dense}.bias": (dim,)}
+    shapes |= {f"{name}.output.mapping.weight": (dim, 2 * dim), f"{name}.output.mapping.bias": (2 * dim,)}
+    return shapes | {f"{name}.output.projection.weight": (2 * dim, dim), f"{name}.output.projection.bias": (dim,)}
+
+
+def zoo(task: Task, D: int = 16, E: int = 8, L: int = 16, *, patch_norm: bool = True) -> dict[str, np.ndarray]:
+    """A file of the zoo, or with patch_norm=False of its copy in the course."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "encoder.encoder_pos_embedding": (1, L + 1, D),
+        "encoder.patch_embed.projection.weight": (D, 3, 4, 4),
+        "encoder.patch_embed.projection.bias": (D,),
+        "encoder.norm.gamma": (D,),
+        "encoder.norm.beta": (D,),
+    }
+    if patch_norm:
+        shapes |= {"encoder.patch_embed.norm.gamma": (D,), "encoder.patch_embed.norm.beta": (D,)}
+    for i in range(2):
+        shapes |= zoo_block(f"encoder.encoder.blocks.{i}", D, cross=False)
+    if task == "finetune":
+        shapes |= {
+            "encoder.fc_norm.gamma": (D,),
+            "encoder.fc_norm.beta": (D,),
+            "head.weight": (3, D),
+            "head.bias": (3,),
+        }
+    else:
+        shapes |= {"mask_token": (E,), "enc_to_dec.weight": (E, D), "enc_to_dec.bias": (E,)}
+        shapes |= {"decoder_pos_embedding.embedding_table": (L + 1, E)} | zoo_block("decoder.blocks.0", E, cross=True)
+        shapes |= {"decoder_norm.gamma": (E,), "decoder_norm.beta": (E,)}
+        shapes |= {"to_pixels.weight": (48, E), "to_pixels.bias": (48,)}
+    rng = np.random.default_rng(1)
+    tensors = {name: rng.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes.items()}
+    if patch_norm:  # what it is given is so small that its epsilon shows
+        tensors = {
+            name: t * np.float32(0.003 if "projection" in name and "patch" in name else 1)
+            for name, t in tensors.items()
+        }
+    return tensors
 
 
 def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:

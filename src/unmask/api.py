@@ -13,7 +13,7 @@ from unmask.config.load import Settings, load_config
 from unmask.config.schema import Config
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.dataset import check_picklable
-from unmask.environment import launched
+from unmask.environment import launched, work_alone
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.inference import Model, load
 from unmask.files import expanded
@@ -104,15 +104,24 @@ def run_recipe(
     return run(config, folder, images=images, val_images=val_images, callbacks=callbacks)
 
 
-def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run:
-    """Run a YAML file of the MindSpore model zoo with `--key value` options."""
-    config = translate_modelzoo(path, options, command=command).config
-    return run(config, _folder(config, Path(path).stem))
+def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run | None:
+    """Run a YAML file of the MindSpore model zoo with `--key value` options; None where another process does."""
+    translation = translate_modelzoo(path, options, command=command)
+    if translation is None:
+        return None
+    return run(translation.config, _folder(translation.config, Path(path).stem))
 
 
-def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation:
-    """Read a YAML file of the MindSpore model zoo and print what became of each of its keys."""
+def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation | None:
+    """Read a YAML file of the MindSpore model zoo and print what became of each of its keys.
+
+    None in all but the first of several processes where use_parallel is off: the first works alone.
+    """
     translation = load_modelzoo(path, options, command)
+    rank = work_alone() if translation.alone else 0
+    if rank != 0:
+        say(f"use_parallel is False: process {rank} leaves the work to process 0")
+        return None
     table(translation.rows, ["key", "value", "what it becomes"])
     return translation
 

@@ -149,7 +149,8 @@ class DataConfig(Section):
     eval_fit: Literal["crop", "squash"] = "crop"
     """Evaluation of images of other proportions than image_size: crop keeps theirs; squash resizes both sides to
     image_size / eval_crop (with eval_crop=1 transformers' ViTImageProcessor; timm's crop_mode=squash)."""
-    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "nearest"] = "bicubic"
+    """As Pillow resizes, antialiased but for nearest; box averages the area of a pixel."""
     workers: int = Field(default=0, ge=0)
     """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared
     memory (more only where two large images for each do), and each about 50 MB of its own."""

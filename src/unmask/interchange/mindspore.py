@@ -21,11 +21,12 @@ from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause, written_aside
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
-from unmask.interchange.mindspore_zoo import from_zoo, is_from_zoo, to_zoo
+from unmask.interchange.mindspore_zoo import EPS, from_zoo, is_from_zoo, to_zoo
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
     StoredModel,
     as_float32,
+    checked_model,
     extra_json,
     fields_from_shapes,
     from_extra,
@@ -73,9 +74,13 @@ def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
         raise CheckpointError(f"{path} holds no model, or a norm under both MindSpore's names and ours")
     zoo = is_from_zoo(weights)
     if zoo:
-        weights = from_zoo(str(path), weights)
         if extra is None:
-            log.warning("%s does not hold the class token and mask token it was trained with", path)
+            ours["model"] = {"norm_eps": EPS}
+            log.warning(
+                "%s does not hold the class token and mask token it was trained with, nor the epsilon of its norms: "
+                "model.norm_eps=%g, as in the model zoo's code", path, EPS,
+            )  # fmt: skip
+        weights = from_zoo(str(path), weights, _norm_eps(str(path), ours["model"]))
     if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
         raise CheckpointError(f"{path} has tensors that our model does not have: {listed(unknown)}")
     fields = fields_from_shapes(weights)
@@ -90,7 +95,9 @@ def write_mindspore(path: Path, model: StoredModel, *, zoo: bool = False) -> Non
     weights = model.weights
     if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
         raise CheckpointError(f"the format has no place for {listed(unknown)}")
-    named = _with_norms(to_zoo(weights) if zoo else weights, _TO_MINDSPORE)
+    if zoo:
+        weights = to_zoo(weights, _norm_eps("the model", model.model))
+    named = _with_norms(weights, _TO_MINDSPORE)
     named[EXTRA] = np.frombuffer(extra_json(model).encode(), np.uint8)
     if path.suffix == ".ckpt":
         write_ckpt(path, named)
@@ -104,6 +111,10 @@ def write_mindspore(path: Path, model: StoredModel, *, zoo: bool = False) -> Non
 
 def _of_model(name: str) -> bool:
     return not _STATE.fullmatch(name)
+
+
+def _norm_eps(what: str, model: Mapping[str, Any]) -> float:
+    return checked_model(what, {name: value for name, value in model.items() if name == "norm_eps"}).norm_eps
 
 
 def _with_norms(tensors: Tensors, kinds: Mapping[str, str]) -> Tensors:

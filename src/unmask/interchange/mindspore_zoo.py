@@ -11,15 +11,18 @@ their code, since no checkpoint of theirs was published:
 - The predicted pixels are ordered channel, row, column; ours row, column, channel.
 - The decoder blocks hold a cross attention and the classifiers a `norm` that are not used (assumed is their default
   global_pool=True): left out.
-- GELU is the tanh approximation and the epsilon of the blocks' norms 1e-5; either changes less than the rounding of
-  float16, in which the blocks compute.
-- The zoo's PatchEmbed has a LayerNorm, encoder.patch_embed.norm; the course's has none. Neither has ours, and no other
-  weights make up for it: a file with it is refused, and what is written is for the code without it.
+- GELU is the tanh approximation, which changes less than the rounding of float16, in which the blocks compute.
+- The zoo's PatchEmbed has a LayerNorm, encoder.patch_embed.norm, which is `model.patch_norm`; the course's has none.
+- No file tells an epsilon. That of the blocks' norms and of a classifier's is 1e-5 (EPS), that of the patch norm, of an
+  autoencoder's `encoder.norm` and of `decoder_norm` 1e-6. Ours is one for all: 1e-5 is taken. The patch norm computes
+  the same nevertheless, because nothing else sees how large its input is: the projection takes up the difference. The
+  last norms see tokens of a variance around 1, of which 1e-5 is nothing.
 - `_ema_weights` is not an average: it is doubled at every step. Never read.
 """
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -34,6 +37,7 @@ _NAMING = Naming(
     outside={
         "pos_embed": "encoder.encoder_pos_embedding",
         "patch_embed.proj": "encoder.patch_embed.projection",
+        "patch_embed.norm": "encoder.patch_embed.norm",
         "norm": "encoder.norm",
         "fc_norm": "encoder.fc_norm",
         "head": "head",
@@ -53,6 +57,8 @@ _NAMING = Naming(
     },
     qkv=("attention.dense1", "attention.dense2", "attention.dense3"),
 )
+EPS = 1e-5
+_EPS_OF_PATCH_NORM = 1e-6
 _UNUSED = re.compile(r"decoder\.blocks\.[0-9]+\.cross_attention(_layernorm)?\..*")
 _IN_OUT = re.compile(r".*\.(attn\.proj|mlp\.fc[12])\.weight")
 
@@ -61,8 +67,8 @@ def is_from_zoo(tensors: Tensors) -> bool:
     return any(name.startswith("encoder.") for name in tensors)
 
 
-def from_zoo(source: str, tensors: Tensors) -> Tensors:
-    """Our weights from theirs, LayerNorm's gamma and beta already named weight and bias.
+def from_zoo(source: str, tensors: Tensors, norm_eps: float) -> Tensors:
+    """Our weights, for a model with this epsilon, from theirs, whose gamma and beta are already named weight and bias.
 
     Raises CheckpointError naming everything that our model does not have.
     """
@@ -71,21 +77,24 @@ def from_zoo(source: str, tensors: Tensors) -> Tensors:
         used = {name: tensor for name, tensor in used.items() if not name.startswith("encoder.norm.")}
     weights = _NAMING.ours(source, used)
     try:
-        return _computing_the_same(weights)
+        return _computing_the_same(weights, norm_eps)
     except (ValueError, LookupError) as error:
         raise CheckpointError(f"{source} has tensors that do not fit together: {cause(error)}") from error
 
 
-def to_zoo(weights: Tensors) -> Tensors:
-    """Their weights from ours, but for gamma and beta. Raises CheckpointError if the format has no place for some."""
+def to_zoo(weights: Tensors, norm_eps: float) -> Tensors:
+    """Their weights, but for gamma and beta, from ours, of a model with this epsilon.
+
+    Raises CheckpointError if the format has no place for some.
+    """
     try:
-        return _NAMING.theirs(_computing_the_same_there(weights))
+        return _NAMING.theirs(_computing_the_same_there(weights, norm_eps))
     except (ValueError, LookupError) as error:
         raise CheckpointError(f"the model has tensors that do not fit together: {cause(error)}") from error
 
 
-def _computing_the_same(theirs: Tensors) -> Tensors:
-    weights = _transposed(theirs)
+def _computing_the_same(theirs: Tensors, norm_eps: float) -> Tensors:
+    weights = _under_patch_norm(_transposed(theirs), math.sqrt(norm_eps / _EPS_OF_PATCH_NORM))
     if "pos_embed" in weights:
         weights["cls_token"] = np.zeros_like(weights["pos_embed"][:, :1])
     if "mask_token" in weights:
@@ -98,8 +107,8 @@ def _computing_the_same(theirs: Tensors) -> Tensors:
     return weights
 
 
-def _computing_the_same_there(ours: Tensors) -> Tensors:
-    weights = _transposed(ours)
+def _computing_the_same_there(ours: Tensors, norm_eps: float) -> Tensors:
+    weights = _under_patch_norm(_transposed(ours), math.sqrt(_EPS_OF_PATCH_NORM / norm_eps))
     if (cls_token := weights.pop("cls_token", None)) is not None:
         first, rest = np.split(weights["pos_embed"], [1], axis=1)
         weights["pos_embed"] = np.concatenate([first + cls_token, rest], axis=1)
@@ -119,6 +128,14 @@ def _transposed(weights: Tensors) -> Tensors:
     return {
         name: np.ascontiguousarray(tensor.T) if _IN_OUT.fullmatch(name) else tensor for name, tensor in weights.items()
     }
+
+
+def _under_patch_norm(weights: Tensors, factor: float) -> Tensors:
+    """The patch projection times `factor` where a norm follows, which so computes what it did with another epsilon."""
+    if "patch_embed.norm.weight" not in weights:
+        return weights
+    projection = weights.keys() & {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    return weights | {name: weights[name] * np.float32(factor) for name in projection}
 
 
 def _reordered(

@@ -54,6 +54,18 @@ def test_every_layout_says_the_same(root: Path, name: str, content: str):
     assert open_source(str(root / name), key="k", labels=False).labels is None
 
 
+@pytest.mark.parametrize("place", ["lists/l.json", "lists/deep/l.txt"])
+def test_paths_may_be_relative_to_another_folder(root: Path, place: str):
+    list_file = root / place
+    list_file.parent.mkdir(parents=True)
+    names = [*NAMES[:2], str(root / NAMES[2])]
+    list_file.write_text(json.dumps(names) if place.endswith("json") else "\n".join(names))
+    source = open_source(f"{list_file}#root={root}", key="data.train", labels=False)
+    assert [source.read(i) for i in range(len(source))] == [name.encode() for name in NAMES]
+    with pytest.raises(DataError, match=r"my photo 2\.JPG cannot be read"):
+        open_source(str(list_file), key="data.train", labels=False).read(0)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

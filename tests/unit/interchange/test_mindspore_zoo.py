@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine_cases import objective_of
-from mindspore_models import SMALL, Task, assert_equal, shapes_of, weights_of
+from mindspore_models import SMALL, Task, assert_equal, shapes_of, weights_of, zoo
 from unmask import plugins
 from unmask.cli import main
 from unmask.config.schema import ModelConfig
@@ -16,55 +16,17 @@ from unmask.errors import CheckpointError
 from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 
-
-def zoo_block(name: str, dim: int, cross: bool) -> dict[str, tuple[int, ...]]:
-    """A layer of mindspore.nn.transformer: dense1 to dense3 are (out, in), the others (in, out)."""
-    attentions = ["attention", "cross_attention"] if cross else ["attention"]
-    norms = ["layernorm1", "layernorm2"] + (["cross_attention_layernorm"] if cross else [])
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{name}.{norm}.{kind}": (dim,) for norm in norms for kind in ("gamma", "beta")
-    }
-    for attention in attentions:
-        for dense in ("dense1", "dense2", "dense3", "projection"):
-            shapes |= {f"{name}.{attention}.{dense}.weight": (dim, dim), f"{name}.{attention}.{dense}.bias": (dim,)}
-    shapes |= {f"{name}.output.mapping.weight": (dim, 2 * dim), f"{name}.output.mapping.bias": (2 * dim,)}
-    return shapes | {f"{name}.output.projection.weight": (2 * dim, dim), f"{name}.output.projection.bias": (dim,)}
-
-
-def zoo(task: Task, D: int = 16, E: int = 8, L: int = 16) -> dict[str, np.ndarray]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "encoder.encoder_pos_embedding": (1, L + 1, D),
-        "encoder.patch_embed.projection.weight": (D, 3, 4, 4),
-        "encoder.patch_embed.projection.bias": (D,),
-        "encoder.norm.gamma": (D,),
-        "encoder.norm.beta": (D,),
-    }
-    for i in range(2):
-        shapes |= zoo_block(f"encoder.encoder.blocks.{i}", D, cross=False)
-    if task == "finetune":
-        shapes |= {
-            "encoder.fc_norm.gamma": (D,),
-            "encoder.fc_norm.beta": (D,),
-            "head.weight": (3, D),
-            "head.bias": (3,),
-        }
-    else:
-        shapes |= {"mask_token": (E,), "enc_to_dec.weight": (E, D), "enc_to_dec.bias": (E,)}
-        shapes |= {"decoder_pos_embedding.embedding_table": (L + 1, E)} | zoo_block("decoder.blocks.0", E, cross=True)
-        shapes |= {"decoder_norm.gamma": (E,), "decoder_norm.beta": (E,)}
-        shapes |= {"to_pixels.weight": (48, E), "to_pixels.bias": (48,)}
-    rng = np.random.default_rng(1)
-    return {name: rng.normal(scale=0.3, size=shape).astype(np.float32) for name, shape in shapes.items()}
+EPS_1E_6 = ("encoder.patch_embed.norm", "encoder.norm", "decoder_norm")
 
 
 class Zoo:
-    """What the model zoo's code computes, as far as a converted model can (exact GELU, epsilon 1e-6, class token 0)."""
+    """What the model zoo's code computes, as far as a converted model can (exact GELU, class token 0)."""
 
     def __init__(self, tensors: dict[str, np.ndarray]) -> None:
         self.t = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + (1e-6 if name in EPS_1E_6 else 1e-5))
         return x * self.t[f"{name}.gamma"] + self.t[f"{name}.beta"]
 
     def dense(self, name: str, x: np.ndarray, *, in_out: bool = False) -> np.ndarray:
@@ -90,6 +52,8 @@ class Zoo:
         patches = image.reshape(C, H // 4, 4, W // 4, 4).transpose(1, 3, 0, 2, 4).reshape(-1, C * 16)
         kernel = self.t["encoder.patch_embed.projection.weight"].reshape(-1, C * 16)
         x = patches @ kernel.T + self.t["encoder.patch_embed.projection.bias"]
+        if "encoder.patch_embed.norm.gamma" in self.t:
+            x = self.norm("encoder.patch_embed.norm", x)
         positions = self.t["encoder.encoder_pos_embedding"][0]
         x = np.concatenate([positions[:1], (x + positions[1:])[ids]])
         for i in range(2):
@@ -136,51 +100,48 @@ def of_torch(image: np.ndarray) -> Any:
     return pytest.importorskip("torch").tensor(image[None].copy()).double()
 
 
-def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
-    write_ckpt(tmp_path / "x.ckpt", zoo("finetune"))
+@pytest.mark.parametrize("patch_norm", [True, False], ids=["zoo", "course"])
+def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray, patch_norm: bool):
+    write_ckpt(tmp_path / "x.ckpt", tensors := zoo("finetune", patch_norm=patch_norm))
     found = read_model(tmp_path / "x.ckpt")
-    assert (found.format, found.model["num_classes"], found.model["pool"]) == ("mindspore-zoo", 3, "mean")
+    told = {name: found.model[name] for name in ("num_classes", "pool", "norm_eps", "patch_norm")}
+    assert told == {"num_classes": 3, "pool": "mean", "norm_eps": 1e-5, "patch_norm": patch_norm}
+    assert found.format == "mindspore-zoo"
     logits = torch_model("classify", found)(of_torch(image))
-    np.testing.assert_allclose(logits.detach().numpy()[0], Zoo(zoo("finetune")).classify(image), atol=1e-9)
+    np.testing.assert_allclose(logits.detach().numpy()[0], Zoo(tensors).classify(image), atol=1e-6)
 
 
-def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray):
+@pytest.mark.parametrize("patch_norm", [True, False], ids=["zoo", "course"])
+def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray, patch_norm: bool):
     torch = pytest.importorskip("torch")
-    write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
+    write_ckpt(tmp_path / "x.ckpt", tensors := zoo("pretrain", patch_norm=patch_norm))
     model, patches = torch_model("mae", read_model(tmp_path / "x.ckpt")), patchify(of_torch(image))
     keep, mask = np.array([11, 0, 3, 7, 15]), np.array([1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])
     ids = torch.tensor(keep)[None], torch.tensor(mask)[None]
     tokens = model.encode(patches[:, keep], ids[0])
     ours = model.decode(tokens, *ids, queries=len(mask)).detach().numpy()[0]
-    theirs = Zoo(zoo("pretrain")).paint(image, keep, mask).reshape(-1, 3, 4, 4).transpose(0, 2, 3, 1).reshape(-1, 48)
-    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    theirs = Zoo(tensors).paint(image, keep, mask).reshape(-1, 3, 4, 4).transpose(0, 2, 3, 1).reshape(-1, 48)
+    np.testing.assert_allclose(ours, theirs, atol=3e-5)  # the epsilon of two norms
 
 
 def test_a_file_of_the_zoo_says_what_it_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     write_ckpt(tmp_path / "x.ckpt", zoo("pretrain"))
     found = read_model(tmp_path / "x.ckpt")
     assert "does not hold the class token" in caplog.text
+    assert "nor the epsilon of its norms: model.norm_eps=1e-05" in caplog.text
     assert not found.weights["cls_token"].any()
-    assert {name: tensor.shape for name, tensor in found.weights.items()} == shapes_of("pretrain")
+    assert {name: tensor.shape for name, tensor in found.weights.items()} == shapes_of("pretrain", patch_norm=True)
 
 
-def test_a_norm_after_the_patch_projection_is_refused(tmp_path: Path):
-    ones = np.ones(16, np.float32)
-    norm = {"encoder.patch_embed.norm.gamma": ones, "encoder.patch_embed.norm.beta": ones}
-    write_ckpt(tmp_path / "x.ckpt", zoo("pretrain") | norm)
-    with pytest.raises(
-        CheckpointError, match=r"does not have: encoder\.patch_embed\.norm\.bias, encoder\.patch_embed\.n"
-    ):
-        read_model(tmp_path / "x.ckpt")
-
-
+@pytest.mark.parametrize("fields", [{}, {"patch_norm": True}, {"patch_norm": True, "norm_eps": 1e-5}], ids=str)
 @pytest.mark.parametrize(("task", "pool"), [("pretrain", "mean"), ("finetune", "mean"), ("finetune", "cls")])
 def test_what_is_written_in_the_names_of_the_zoo_comes_back(
-    tmp_path: Path, task: Task, pool: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, task: Task, pool: str, fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ):
-    weights, path = weights_of(task, pool=pool), tmp_path / "x.ckpt"
-    write_model("mindspore-zoo", path, StoredModel(weights, SMALL, None, "unmask"))
-    used = {name: tensor.shape for name, tensor in zoo(task).items() if "cross_attention" not in name}
+    weights, path = weights_of(task, pool=pool, **fields), tmp_path / "x.ckpt"
+    write_model("mindspore-zoo", path, StoredModel(weights, SMALL | fields, None, "unmask"))
+    there = zoo(task, patch_norm="patch_norm" in fields)
+    used = {name: tensor.shape for name, tensor in there.items() if "cross_attention" not in name}
     if task == "finetune":
         used = {name: shape for name, shape in used.items() if ("fc_norm" if pool == "cls" else "r.norm") not in name}
     assert {name: tensor.shape for name, tensor in read_ckpt(path).items() if name != "unmask"} == used
@@ -188,7 +149,12 @@ def test_what_is_written_in_the_names_of_the_zoo_comes_back(
     # The class token has moved into the position embedding, where it computes the same.
     weights["pos_embed"][:, :1] += weights["cls_token"]
     weights["cls_token"][:] = 0
+    # What the patch norm sees has been as large there as its epsilon, which is 1e-6, asks for.
+    for name in ("patch_embed.proj.weight", "patch_embed.proj.bias"):
+        np.testing.assert_allclose(found.weights[name], weights.pop(name), rtol=3e-7 if "norm_eps" in fields else 0)
+        del found.weights[name]
     assert_equal(found.weights, weights)
+    assert fields.items() <= found.model.items()
     assert (found.format, found.model["heads"], caplog.text) == ("mindspore-zoo", 2, "")
 
 

@@ -117,7 +117,7 @@ class Picture:
         keeps the quality. Raises DecodeError.
         """
         check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
-        factor = self._factor(box, size) if reduce else 1
+        factor = self._factor(box, size) if reduce and resample != Image.Resampling.NEAREST else 1
         left, top, width, height = (side / factor for side in box)
         return resize(self._at(factor), (left, top, width, height), size, resample, flip=flip)
 

@@ -1,10 +1,10 @@
-"""Images named in a file: text, CSV or JSON. Paths are relative to that file's folder.
+"""Images named in a file: text, CSV or JSON. Paths are relative to that file's folder, or to another (`#root=`).
 
 - Text: one path per line; a label may follow after a tab or, if the path ends in an image extension, after a space.
 - CSV (RFC 4180; commas, semicolons, tabs or bars): a header with a column `file`, `path`, `image` or `filename`, and
   `label` or `class` if there are labels.
-- JSON: {"PATH": label, …}, the layout of the model zoo's `tot_ids.json`; a list of paths, of [path, label], or of
-  {"path": …, "label": …}; COCO's annotations, the classes of an image being the categories that are in it; mmpretrain's
+- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …};
+  {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are in it; mmpretrain's
   annotation files.
 
 Several classes of one image are written `cat;dog` (in JSON also as a list). Where any image has several, one without
@@ -50,9 +50,8 @@ Names = tuple[str, ...]
 class ListFileSource(TableLabels):
     """The files that a list names, in its order."""
 
-    path: str
     root: str
-    """Where relative paths start, with a slash at its end."""
+    """The folder in which relative paths start."""
     index: Table
     class_names: tuple[str, ...] | None
 
@@ -61,8 +60,8 @@ class ListFileSource(TableLabels):
         """Read the list. `options`: the columns `image` and `label`, the folder `root`, the file `classes`, the
         `encoding`. Raises DataError when it cannot be parsed or, with `labels`, when an image has none."""
         path = files.absolute(path)
+        root = files.absolute(options["root"]) if "root" in options else path.rpartition("/")[0]
         state = files.state(path)
-        root = files.absolute(options["root"]) + "/" if "root" in options else path.rpartition("/")[0] + "/"
         reading = {name: options[name] for name in ("image", "label", "encoding") if name in options}
         classes = in_order(options["classes"], what) if labels and "classes" in options else None
         identity = ["list", path, state.size, state.version, reading, classes]
@@ -70,7 +69,7 @@ class ListFileSource(TableLabels):
         if not len(index):
             raise DataError(f"{what} names no images")
         if not labels:
-            return cls(path, root, index, None)
+            return cls(root, index, None)
         if index.meta["unlabelled"] is not None and not index.meta["several"]:
             raise DataError(f"{what} gives no label for {printable(index.meta['unlabelled'])}; give one for each image")
         if not index.meta["classes"]:
@@ -82,13 +81,13 @@ class ListFileSource(TableLabels):
                 f"{what}: the label {printable(broken)} is not UTF-8; name the encoding of the file, such as "
                 "#encoding=cp1252 or #encoding=gb18030 after the name"
             )
-        return cls(path, root, index, tuple(index.meta["classes"]))
+        return cls(root, index, tuple(index.meta["classes"]))
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, index: int) -> bytes:
-        return files.read(files.beside(self.root, self.name(index)))
+        return files.read(files.beside(f"{self.root}/", self.name(index)))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
