@@ -119,7 +119,7 @@ def _listed(table: Table, which: NDArray[np.bool_], what: str) -> str:
 def _change_times(source: Source) -> NDArray[np.int64] | None:
     """(N,) when each file was last changed, in ns; 0 where it is gone. None where images are no files on this machine.
 
-    A second and a half for a million.
+    Four seconds for a million.
     """
     whole = source.parent if isinstance(source, SubsetSource) else source
     if not isinstance(whole, FolderSource | ListFileSource) or files.is_remote(whole.root):
@@ -141,7 +141,7 @@ def _table(source: Source) -> Table | None:
 
 
 def _read(folder: Path, fingerprint: str) -> Table | None:
-    table = load_table(folder / IMAGES)
+    table = load_table(folder / IMAGES, check=True)
     if table is None or table.meta.get("fingerprint") != fingerprint or (np.diff(table.ends, prepend=0) < 0).any():
         return None
     return table
