@@ -17,6 +17,7 @@ from unmask.data.sources.dataset import check_picklable
 from unmask.environment import launched, work_alone
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.inference import Model, load
+from unmask.files import expanded
 from unmask.interchange.beside import write_beside
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
@@ -182,7 +183,7 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _folder(config: Config, name: str) -> Path:
     if config.output:
-        return Path(config.output)
+        return expanded(config.output)
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -31,11 +31,13 @@ from unmask.data.decode.raster import check_images
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
+from unmask.data.sources.left_out import LeftOut
+from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
-from unmask.errors import ConfigError, DataError, TrainingError
+from unmask.errors import ConfigError, TrainingError
 from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
@@ -148,7 +150,7 @@ def train(
         config = config.model_copy(update={"init": init})
         output = None
         if rank == 0:
-            _describe(config, data, folder, {"data.train": images, "data.val": val_images})
+            _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
@@ -358,12 +360,8 @@ def open_sources(
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:
         val = open_source(config.data.val, key="data.val", labels=labels)
-    if labels and val is not None and source.class_names != val.class_names:
-        only_train = sorted(set(source.class_names or ()) - set(val.class_names or ()))
-        only_val = sorted(set(val.class_names or ()) - set(source.class_names or ()))
-        raise DataError(
-            f"data.train and data.val have different classes: only in train {only_train}, only in val {only_val}"
-        )
+    if labels and val is not None:
+        val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
             check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
@@ -419,8 +417,11 @@ def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> N
         raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
 
 
-def _describe(config: Config, data: dict[str, Any], folder: Path, given: Mapping[str, Source | None]) -> None:
-    """Write down what ran: the whole config, the data, the command, the versions and the state of the code.
+def _describe(
+    config: Config, data: dict[str, Any], left_out: dict[str, int], folder: Path, given: Mapping[str, Source | None]
+) -> None:
+    """Write down what ran: the whole config, the data and what of it was left out, the command, the versions and the
+    state of the code.
 
     Of images that were given as objects, the kind: no setting names them.
     """
@@ -429,7 +430,7 @@ def _describe(config: Config, data: dict[str, Any], folder: Path, given: Mapping
         "command": sys.argv,
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
-        "data": {**data, "objects": objects} if objects else data,
+        "data": data | ({"objects": objects} if objects else {}) | ({"left_out": left_out} if left_out else {}),
         "config": to_dict(config),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -287,7 +287,7 @@ def test_classes_that_differ_between_train_and_val_are_refused(photos: Path, tmp
         (other / label).mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(other / label / "0.png")
     config = make_config(photos, "classify", data={"val": str(other)})
-    with pytest.raises(DataError, match=r"only in train \['dog'\], only in val \['cow'\]"):
+    with pytest.raises(DataError, match=r"only data\.val \['cow'\], only data\.train \['dog'\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

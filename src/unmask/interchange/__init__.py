@@ -16,7 +16,7 @@ from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
-from unmask.files import parse_json, read_bytes
+from unmask.files import expanded, parse_json, read_bytes
 from unmask.interchange import hub
 from unmask.interchange.facebook import read_facebook, write_facebook
 from unmask.interchange.mindspore import (
@@ -54,7 +54,7 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     """
     if hub.is_hub_name(name := str(path)):
         return _read_from_hub(name, checkpoint)
-    path = Path(path)
+    path = expanded(path)
     is_run = (path / "checkpoints").is_dir()
     if checkpoint != "last" and path.exists() and not is_run:
         raise ConfigError(f"{path} is no run folder, in which checkpoint={checkpoint} could be looked for")

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
+import unicodedata
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -21,9 +23,9 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
-from unmask.files import written_aside
+from unmask.files import expanded, written_aside
 
-_VERSION = 2
+_VERSION = 3
 _WORD = 8
 """Bytes of a name compared at once."""
 _ROWS = 1024
@@ -197,20 +199,24 @@ def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
 def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """Label of each image, and the class names in byte order: the first folder of each name.
 
-    The table is in byte order. `folders` are the ones known to exist; none may be empty. Raises DataError when
-    an image is in none.
+    The table is in byte order. `folders` are the ones known to exist; none may be empty. Folders whose names differ
+    only in how accents are written are one class (Unicode's NFC and NFD). Raises
+    DataError when an image is in none.
     """
     labels = np.full(len(table), -1, np.int64)
-    names = _first_folders(table) if folders is None else sorted(folders)
-    for label, name in enumerate(names):
+    written = _first_folders(table) if folders is None else sorted(folders)
+    composed = {name: unicodedata.normalize("NFC", os.fsdecode(name)) for name in written}
+    names = sorted(set(composed.values()), key=os.fsencode)
+    places = {name: place for place, name in enumerate(names)}
+    for name in written:
         rows = table.span(name)
         if rows.start == rows.stop:
             raise DataError(f"{what}: class folder {printable(os.fsdecode(name))} holds no images; fill or remove it")
-        labels[rows] = label
+        labels[rows] = places[composed[name]]
     if len(stray := np.flatnonzero(labels < 0)):
         name = printable(os.fsdecode(table.name(int(stray[0]))))
         raise DataError(f"{what}: {len(stray)} images are in no class folder, such as {name}; move them into one")
-    return labels, [os.fsdecode(name) for name in names]
+    return labels, names
 
 
 def _first_folders(table: Table) -> list[bytes]:
@@ -227,7 +233,10 @@ def _first_folders(table: Table) -> list[bytes]:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask").expanduser()
+    folder = expanded(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask")
+    if folder.parts[0] == "~":  # in a container, a user of whom nothing is known
+        return Path(tempfile.gettempdir()) / f"unmask-{os.getuid()}"
+    return folder
 
 
 def store_table(cache: Path, table: Table) -> bool:
