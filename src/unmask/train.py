@@ -155,6 +155,12 @@ def train(
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
+        if plan.warmup > plan.total:
+            share = learning_rate(plan.total - 1, total_steps=plan.total, warmup_steps=plan.warmup, peak=1, minimum=0)
+            say(
+                f"optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run, whose learning "
+                f"rate ends at {share:.0%} of its peak; lower it"
+            )
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
         bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
@@ -163,8 +169,22 @@ def train(
             features = FeatureEvaluation(
                 config.evaluate, embed, val or source, dtype=config.data.dtype, seed=config.seed
             )
+        skipped = 0 if checkpoint is None else checkpoint.meta.get("skipped_in_a_row", 0)
         return _Loop(
-            config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
+            config,
+            objective,
+            plan,
+            source,
+            val,
+            data,
+            engine,
+            features,
+            output,
+            bad_files,
+            callbacks,
+            rank,
+            world,
+            skipped,
         ).run(start)
 
 
@@ -191,11 +211,12 @@ class _Loop:
     callbacks: Sequence[Callback]
     rank: int
     world: int
+    skipped_in_a_row: int
+    """Updates up to here that were skipped for a gradient that was not finite."""
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[int, float, StepResult]] = []
         self.read_at = time.monotonic()
-        self.skipped_in_a_row = 0
         self.latest: dict[str, float] = {}
         self.enough = False
 
@@ -224,7 +245,9 @@ class _Loop:
                     break
             if self.output is not None:
                 self.output.store.wait()
-            if request.received:
+            if not request.received:
+                self._check_end()
+            else:
                 say("The state is saved; the same command goes on from there")
         return self.latest
 
@@ -273,6 +296,16 @@ class _Loop:
                 "before them are saved. Lower optimizer.base_lr, set optimizer.clip_grad or train.precision=fp32"
             )
 
+    def _check_end(self) -> None:
+        """A run too short to have skipped `train.max_skipped` updates must not end as if all were well."""
+        loss = self.latest.get("loss", 0.0)
+        if not np.isfinite(loss) or self.skipped_in_a_row >= self.plan.total:
+            raise TrainingError(
+                f"the run ends with the loss {loss:.4g}, its last {self.skipped_in_a_row} updates "
+                "skipped for a gradient that was not finite. Lower optimizer.base_lr, set optimizer.clip_grad or "
+                "train.precision=fp32, and start anew with another output=FOLDER"
+            )
+
     def _evaluate(self, step: int) -> float | None:
         """Log the numbers on data.val and of the features; returns the one by which a checkpoint is the best.
 
@@ -305,6 +338,7 @@ class _Loop:
             "config": to_dict(self.config),
             "class_names": self.source.class_names,
             "data": self.data,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "versions": versions(),
         }
         self.output.log.flush()

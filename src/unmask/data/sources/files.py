@@ -134,12 +134,12 @@ def expand(pattern: str, what: str) -> list[str]:
         return [pattern]
     paths: list[str] = []
     for path in _braces(pattern):
-        folder, _, name = path.rpartition("/")
+        folder, slash, name = path.rpartition("/")
         if not re.search(r"[*?[]", name):
             paths.append(path)
-            continue
-        found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder) if not is_folder)
-        paths += [f"{folder}/{os.fsdecode(f)}" for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
+        else:
+            found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder or ".") if not is_folder)
+            paths += [folder + slash + os.fsdecode(f) for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
         if len(paths) > _MOST_FILES:
             break
     if len(paths) > _MOST_FILES:
