@@ -92,10 +92,11 @@ def train(
     images: Source | None = None,
     val_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
+    saved: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
 
-    `images` and `val_images` take the place of `data.train` and `data.val`.
+    `images` and `val_images` take the place of `data.train` and `data.val`. `saved` is called as in CheckpointStore.
     Of several processes, launched by torchrun or msrun, each calls this; the first one writes.
     Returns the last numbers of training and, with images to validate on, of evaluation (`val_loss`, `val_top1`, ...).
     Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
@@ -117,7 +118,9 @@ def train(
         if rank == 0:
             stack.enter_context(RunLock(folder))
         engine.sum(np.zeros(1))  # the others wait until the folder is ours
-        store = stack.enter_context(closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep)))
+        store = stack.enter_context(
+            closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
+        )
         checkpoint = store.load() if store.steps() else None
         if checkpoint is not None:
             check_same_config(config, checkpoint, folder)
