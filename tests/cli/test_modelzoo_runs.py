@@ -86,7 +86,10 @@ def test_pretrain_fine_tune_and_evaluate(
     # The classes differ in colour, which RandAugment takes away.
     fast = ["--auto_augment=", "--base_lr=0.05", "--layer_decay=1.0", "--epoch=10", "--batch_size=10"]
     fast += ["--warmup_epochs=1"]
-    use_ckpt = ["--use_ckpt", str(pretrained)]
+    assert {path.name for path in pretrained.parent.glob("*.ckpt")} == {
+        *("MaeFintuneViT-B-P16-1_3.ckpt", "MaeFintuneViT-B-P16-2_3.ckpt")
+    }
+    use_ckpt = ["--use_ckpt", f"{pretrained}-2_3.ckpt"]
     run("finetune", "finetune-vit-base-p16.yaml", *TORCH, *data, *use_ckpt, *fast)
     tuned = tmp_path / "output" / "FinetuneViT-B-P16"
     assert losses(tuned)[-1] < losses(tuned)[0] - 1
