@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a name that is too long, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
+        return UnmaskError.exit_code
     return 0
 
 

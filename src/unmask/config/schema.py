@@ -21,6 +21,8 @@ from pydantic import (
 from unmask import plugins
 from unmask.config.policies import parse_policy
 
+_MOST_FOLDERS = 256
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -342,6 +344,12 @@ def objective_section(name: Any) -> type[ObjectiveSection]:
     return plugins.find(plugins.OBJECTIVES, name).Section
 
 
+def _not_too_deep(path: str | None) -> str | None:
+    if path is not None and path.count("/") > _MOST_FOLDERS:
+        raise ValueError(f"a folder below {path.count('/')} others; name another")
+    return path
+
+
 def _engine(name: str) -> str:
     known = plugins.names(plugins.ENGINES)
     if name not in known:
@@ -359,7 +367,7 @@ class Config(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    output: str | None = None
+    output: Annotated[str | None, AfterValidator(_not_too_deep)] = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
     """Weights to start from: a run, a checkpoint, or a model of another tool, also hf://OWNER/NAME. Fine-tuning takes
