@@ -193,3 +193,10 @@ def test_nothing_is_nothing(text: str) -> None:
 def test_what_is_no_number_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^command line: train\.epochs: input should be a valid number"):
         load_config("mae-vit-tiny", [f"train.epochs={text}"])
+
+
+@pytest.mark.parametrize("value", ["", " 5", " text", " [1]"])
+def test_a_section_without_keys_is_named(tmp_path: Path, value: str) -> None:
+    (tmp_path / "own.yaml").write_text(f"base: mae-vit-tiny\nmodel:{value}\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:2: model: a section; give its keys below it, or leave it out$"):
+        load_config(tmp_path / "own.yaml")
