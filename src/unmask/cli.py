@@ -225,6 +225,20 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
     sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
 
+    sub = command("check", commands.check, "look at all images: broken, blank, tiny, there twice, or in both sets")
+    sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
+    sub.add_argument("--against", metavar="VAL", help="images to be judged by, which must not be among DATA")
+    sub.add_argument(
+        "--smallest", type=_count, default=32, metavar="PIXELS", help="a shorter side below this is tiny (default 32)"
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("check"),
+        metavar="FOLDER",
+        help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
+    )
+
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"

@@ -131,6 +131,8 @@ class DataConfig(Section):
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
+    exclude: str | None = None
+    """A text file with the names of images of `train` to do without, one a line: `unmask check` writes such a list."""
     allow_change: bool = False
     """Resume although the images of `train` have changed since; they are counted anew, and the run notes the change."""
     labels_per_class: int | None = Field(default=None, ge=1)
