@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from unmask.config.load import Settings, load_config
 from unmask.config.schema import Config
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.dataset import check_picklable
-from unmask.environment import launched
+from unmask.environment import launched, work_alone
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.inference import Model, load
+from unmask.files import expanded
+from unmask.interchange.beside import write_beside
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
 from unmask.report.log import METRICS_FILE, read_log
@@ -103,15 +106,25 @@ def run_recipe(
     return run(config, folder, images=images, val_images=val_images, callbacks=callbacks)
 
 
-def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run:
-    """Run a YAML file of the MindSpore model zoo with `--key value` options."""
-    config = translate_modelzoo(path, options, command=command).config
-    return run(config, _folder(config, Path(path).stem))
+def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run | None:
+    """Run a YAML file of the MindSpore model zoo with `--key value` options; None where another process does."""
+    translation = translate_modelzoo(path, options, command=command)
+    if translation is None:
+        return None
+    folder = _folder(translation.config, Path(path).stem)
+    return run(translation.config, folder, saved=partial(write_beside, folder))
 
 
-def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation:
-    """Read a YAML file of the MindSpore model zoo and print what became of each of its keys."""
+def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation | None:
+    """Read a YAML file of the MindSpore model zoo and print what became of each of its keys.
+
+    None in all but the first of several processes where use_parallel is off: the first works alone.
+    """
     translation = load_modelzoo(path, options, command)
+    rank = work_alone() if translation.alone else 0
+    if rank != 0:
+        say(f"use_parallel is False: process {rank} leaves the work to process 0")
+        return None
     table(translation.rows, ["key", "value", "what it becomes"])
     return translation
 
@@ -123,11 +136,13 @@ def run(
     images: Source | None = None,
     val_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
+    saved: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train in `folder`, then draw the curves and, where it can, a reconstruction. Arguments as for `train`."""
-    values = train(config, folder, images=images, val_images=val_images, callbacks=callbacks)
+    values = train(config, folder, images=images, val_images=val_images, callbacks=callbacks, saved=saved)
     if launched()[0] != 0:
         return Run(folder, values)
+    saved()  # also what a run that was killed had no time for
     from unmask.report.pictures import curves
 
     finished = Run(folder, _last(read_log(folder / METRICS_FILE)))
@@ -168,7 +183,7 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _folder(config: Config, name: str) -> Path:
     if config.output:
-        return Path(config.output)
+        return expanded(config.output)
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unmask import commands, interrupts
@@ -100,7 +100,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("predict", commands.predict, "classify images: the likeliest classes with their probabilities")
     _add_model(sub)
     _add_images(sub)
-    sub.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default 5)")
+    sub.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default 5)")
     sub.add_argument(
         "--out",
         type=Path,
@@ -123,9 +123,9 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("knn", commands.knn, "accuracy of the nearest training images' classes, by the model's features")
     _add_model(sub)
     _add_labelled(sub)
-    sub.add_argument("--k", type=int, default=20, metavar="N", help="neighbours that vote (default 20)")
+    sub.add_argument("--k", type=_count, default=20, metavar="N", help="neighbours that vote (default 20)")
     sub.add_argument(
-        "--temperature", type=float, default=0.07, metavar="T", help="of their weights exp(cosine/T) (default 0.07)"
+        "--temperature", type=_positive, default=0.07, metavar="T", help="of their weights exp(cosine/T) (default 0.07)"
     )
 
     sub = command("probe", commands.probe, "accuracy of a linear classifier on the frozen model's features")
@@ -136,8 +136,8 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     _add_model(sub)
     _add_labelled(sub)
-    sub.add_argument("--labels-per-class", type=int, metavar="N", help="train on a balanced subset of TRAIN")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of that subset and of the folds (default 0)")
+    sub.add_argument("--labels-per-class", type=_count, metavar="N", help="train on a balanced subset of TRAIN")
+    sub.add_argument("--seed", type=_seed, default=0, metavar="N", help="of that subset and of the folds (default 0)")
 
     sub = command(
         "sweep-labels",
@@ -151,40 +151,49 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="init=MODEL data.train=FOLDER data.val=FOLDER output=FOLDER …; the same command again resumes",
     )
-    sub.add_argument("--labels", type=int, nargs="+", required=True, metavar="N", help="labels per class")
-    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    sub.add_argument("--labels", type=_count, nargs="+", required=True, metavar="N", help="labels per class")
+    sub.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
     sub.add_argument(
-        "--steps", type=int, metavar="N", help="updates of every run, in place of train.epochs; warmup keeps its share"
+        "--steps",
+        type=_count,
+        metavar="N",
+        help="updates of every run, in place of train.epochs; warmup keeps its share",
     )
 
     sub = command("reconstruct", commands.reconstruct, "draw images original, masked, and painted again")
     _add_model(sub)
     _add_images(sub)
     sub.add_argument(
-        "--count", type=int, default=8, metavar="N", help="how many images, spread evenly over those given (default 8)"
+        "--count",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="how many images, spread evenly over those given (default 8)",
     )
-    sub.add_argument("--seed", type=int, metavar="N", help="of the masks (default: the run's)")
-    sub.add_argument("--mask-ratio", type=float, metavar="R", help="share of patches hidden (default: the run's)")
+    sub.add_argument("--seed", type=_seed, metavar="N", help="of the masks (default: the run's)")
+    sub.add_argument("--mask-ratio", type=_share, metavar="R", help="share of patches hidden (default: the run's)")
     sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
 
     sub = command("pack", commands.pack, "copy the images of any source into a few large tars, to train from")
     sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
     sub.add_argument("out", nargs="?", metavar="OUT", help="folder or URL; the same command again resumes")
     sub.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="resize larger images (default: all go in as they are)"
+        "--short-side", type=_count, metavar="PIXELS", help="resize larger images (default: all go in as they are)"
     )
-    sub.add_argument("--quality", type=int, default=90, metavar="Q", help="of JPEG and WebP resized so (default 90)")
+    sub.add_argument(
+        "--quality", type=_quality, default=90, metavar="Q", help="of JPEG and WebP resized so (default 90)"
+    )
     sub.add_argument(
         "--shard-size", type=_bytes, default=256 << 20, metavar="BYTES", help="most in a tar, such as 1G (default 256M)"
     )
     sub.add_argument(
         "--max-bad-share",
-        type=float,
+        type=_share,
         default=0.001,
         metavar="SHARE",
         help="stop when more images than this cannot be decoded; fewer are left out and listed (default 0.001)",
     )
-    sub.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core)")
+    sub.add_argument("--workers", type=_count, metavar="N", help="threads (default: one a core)")
     sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
 
     sub = command("convert", commands.convert, "write a model in another format")
@@ -209,7 +218,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
-    sub.add_argument("--channels", type=int, metavar="N", help="default: as many as the first image has")
+    sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
     sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
 
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
@@ -221,11 +230,53 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     return parser
 
 
+def _whole(text: str, least: int, most: int, what: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1, 2**31 - 1, "a whole number from 1 on")
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1, "a seed, a whole number from 0 to 2147483647")
+
+
+def _quality(text: str) -> int:
+    return _whole(text, 1, 100, "a quality, from 1 to 100")
+
+
+def _real(text: str, what: str, fits: Callable[[float], bool]) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not fits(number):  # no comparison holds of NaN
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
+
+
+def _share(text: str) -> float:
+    return _real(text, "a share, from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def _positive(text: str) -> float:
+    return _real(text, "a positive number", lambda number: 0 < number < float("inf"))
+
+
 def _bytes(text: str) -> int:
     """A number of bytes, such as 256M."""
-    number, unit = text[:-1], text[-1:].upper()
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(unit)
-    return int(text) if scale is None else int(float(number) * scale)
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 1)
+    try:
+        return int(_positive(text if scale == 1 else text[:-1]) * scale) or 1
+    except (argparse.ArgumentTypeError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 256M") from None
 
 
 def _add_config_path(sub: argparse.ArgumentParser, *, instead_of: str) -> None:
@@ -267,7 +318,7 @@ def _add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--engine", metavar="NAME", help="torch, mindspore … (default: the one it was trained on)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    sub.add_argument("--batch-size", type=int, default=64, metavar="N")
+    sub.add_argument("--batch-size", type=_count, default=64, metavar="N")
 
 
 def _add_labelled(sub: argparse.ArgumentParser) -> None:

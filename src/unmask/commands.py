@@ -27,7 +27,10 @@ def evaluate(options: Namespace) -> None:
     from unmask.report.progress import say, table
 
     if options.config_path:
-        model, images = _load_modelzoo(options)
+        loaded = _load_modelzoo(options)
+        if loaded is None:
+            return
+        model, images = loaded
         # As there: the first folder is the head's first class, and the last classes may be unused.
         class_map, label_offset = None, None if model.class_names else 0
     else:
@@ -220,13 +223,15 @@ def _load(options: Namespace, settings: Sequence[str] = (), *, join: bool = Fals
     )
 
 
-def _load_modelzoo(options: Namespace) -> tuple[Model, str]:
-    """The model and the images that a YAML file of the MindSpore model zoo names."""
+def _load_modelzoo(options: Namespace) -> tuple[Model, str] | None:
+    """The model and the images that a YAML file of the MindSpore model zoo names; None where another process works."""
     from unmask.api import translate_modelzoo
     from unmask.errors import ConfigError
     from unmask.evaluate.inference import load
 
     translation = translate_modelzoo(options.config_path, options.flat, command="evaluate")
+    if translation is None:
+        return None
     config = translation.config
     if config.init is None or config.data.val is None:
         raise ConfigError(f"{options.config_path}: evaluating needs --use_ckpt MODEL and --eval_path FOLDER")

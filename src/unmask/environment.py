@@ -61,6 +61,20 @@ def launched() -> tuple[int, int]:
     return rank, int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1)
 
 
+_OF_LAUNCHERS = ("RANK_ID", "RANK", "RANK_SIZE", "WORLD_SIZE", "MS_ROLE")
+
+
+def work_alone() -> int:
+    """Have `launched` say (0, 1) from now on; returns the rank that a launcher gave this process, 0 without one.
+
+    RANK_ID without a launcher is left over in the shell.
+    """
+    rank = launched()[0] if os.environ.keys() & {"TORCHELASTIC_RUN_ID", "MS_ROLE", "RANK_TABLE_FILE"} else 0
+    for name in _OF_LAUNCHERS:
+        os.environ.pop(name, None)
+    return rank
+
+
 def check_alone() -> None:
     """Raise ConfigError when several processes were started together."""
     if launched()[1] > 1:

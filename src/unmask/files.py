@@ -22,6 +22,14 @@ MAX_JSON = 16 * 2**20
 """Bytes; a larger JSON file is refused before it is read."""
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with the home folder in place of a `~` at its start; as it is where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cause(error: Exception) -> str:
     """The reason in one line, without the errno and the path that the caller names itself."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -16,9 +16,9 @@ from unmask.api import run
 from unmask.config.load import Settings, load_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources import Source
+from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import SubsetSource, subset
 from unmask.errors import ConfigError, UnmaskError
-from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.inference import load
@@ -84,8 +84,7 @@ def _sources(config: Config) -> tuple[Source, Source]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
     train = labelled(config.data.train or "", "data.train", config.data.dtype)
     val = labelled(config.data.val or "", "data.val", config.data.dtype)
-    check_same_classes(train.class_names or (), val.class_names or (), "data.train", "data.val")
-    return train, val
+    return train, with_classes_of(val, train.class_names or (), "data.val", "data.train")
 
 
 def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, steps: int | None) -> Config:

@@ -31,11 +31,13 @@ from unmask.data.decode.raster import check_images
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
+from unmask.data.sources.left_out import LeftOut
+from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import subset
 from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
-from unmask.errors import ConfigError, DataError, TrainingError
+from unmask.errors import ConfigError, TrainingError
 from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
@@ -90,10 +92,11 @@ def train(
     images: Source | None = None,
     val_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
+    saved: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
 
-    `images` and `val_images` take the place of `data.train` and `data.val`.
+    `images` and `val_images` take the place of `data.train` and `data.val`. `saved` is called as in CheckpointStore.
     Of several processes, launched by torchrun or msrun, each calls this; the first one writes.
     Returns the last numbers of training and, with images to validate on, of evaluation (`val_loss`, `val_top1`, ...).
     Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
@@ -115,11 +118,13 @@ def train(
         if rank == 0:
             stack.enter_context(RunLock(folder))
         engine.sum(np.zeros(1))  # the others wait until the folder is ours
-        store = stack.enter_context(closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep)))
+        store = stack.enter_context(
+            closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
+        )
         checkpoint = store.load() if store.steps() else None
         if checkpoint is not None:
             check_same_config(config, checkpoint, folder)
-        data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
+        data = data_record(source, val, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
         embed = partial(
@@ -145,11 +150,17 @@ def train(
         config = config.model_copy(update={"init": init})
         output = None
         if rank == 0:
-            _describe(config, data, folder, {"data.train": images, "data.val": val_images})
+            _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
             output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
+        if plan.warmup > plan.total:
+            share = learning_rate(plan.total - 1, total_steps=plan.total, warmup_steps=plan.warmup, peak=1, minimum=0)
+            say(
+                f"optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run, whose learning "
+                f"rate ends at {share:.0%} of its peak; lower it"
+            )
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
         bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
         bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
@@ -158,8 +169,22 @@ def train(
             features = FeatureEvaluation(
                 config.evaluate, embed, val or source, dtype=config.data.dtype, seed=config.seed
             )
+        skipped = 0 if checkpoint is None else checkpoint.meta.get("skipped_in_a_row", 0)
         return _Loop(
-            config, objective, plan, source, val, data, engine, features, output, bad_files, callbacks, rank, world
+            config,
+            objective,
+            plan,
+            source,
+            val,
+            data,
+            engine,
+            features,
+            output,
+            bad_files,
+            callbacks,
+            rank,
+            world,
+            skipped,
         ).run(start)
 
 
@@ -186,11 +211,12 @@ class _Loop:
     callbacks: Sequence[Callback]
     rank: int
     world: int
+    skipped_in_a_row: int
+    """Updates up to here that were skipped for a gradient that was not finite."""
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[int, float, StepResult]] = []
         self.read_at = time.monotonic()
-        self.skipped_in_a_row = 0
         self.latest: dict[str, float] = {}
         self.enough = False
 
@@ -219,7 +245,9 @@ class _Loop:
                     break
             if self.output is not None:
                 self.output.store.wait()
-            if request.received:
+            if not request.received:
+                self._check_end()
+            else:
                 say("The state is saved; the same command goes on from there")
         return self.latest
 
@@ -268,6 +296,16 @@ class _Loop:
                 "before them are saved. Lower optimizer.base_lr, set optimizer.clip_grad or train.precision=fp32"
             )
 
+    def _check_end(self) -> None:
+        """A run too short to have skipped `train.max_skipped` updates must not end as if all were well."""
+        loss = self.latest.get("loss", 0.0)
+        if not np.isfinite(loss) or self.skipped_in_a_row >= self.plan.total:
+            raise TrainingError(
+                f"the run ends with the loss {loss:.4g}, its last {self.skipped_in_a_row} updates "
+                "skipped for a gradient that was not finite. Lower optimizer.base_lr, set optimizer.clip_grad or "
+                "train.precision=fp32, and start anew with another output=FOLDER"
+            )
+
     def _evaluate(self, step: int) -> float | None:
         """Log the numbers on data.val and of the features; returns the one by which a checkpoint is the best.
 
@@ -300,6 +338,7 @@ class _Loop:
             "config": to_dict(self.config),
             "class_names": self.source.class_names,
             "data": self.data,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "versions": versions(),
         }
         self.output.log.flush()
@@ -355,12 +394,8 @@ def open_sources(
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:
         val = open_source(config.data.val, key="data.val", labels=labels)
-    if labels and val is not None and source.class_names != val.class_names:
-        only_train = sorted(set(source.class_names or ()) - set(val.class_names or ()))
-        only_val = sorted(set(val.class_names or ()) - set(source.class_names or ()))
-        raise DataError(
-            f"data.train and data.val have different classes: only in train {only_train}, only in val {only_val}"
-        )
+    if labels and val is not None:
+        val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
             check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
@@ -416,8 +451,11 @@ def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> N
         raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
 
 
-def _describe(config: Config, data: dict[str, Any], folder: Path, given: Mapping[str, Source | None]) -> None:
-    """Write down what ran: the whole config, the data, the command, the versions and the state of the code.
+def _describe(
+    config: Config, data: dict[str, Any], left_out: dict[str, int], folder: Path, given: Mapping[str, Source | None]
+) -> None:
+    """Write down what ran: the whole config, the data and what of it was left out, the command, the versions and the
+    state of the code.
 
     Of images that were given as objects, the kind: no setting names them.
     """
@@ -426,7 +464,7 @@ def _describe(config: Config, data: dict[str, Any], folder: Path, given: Mapping
         "command": sys.argv,
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
-        "data": {**data, "objects": objects} if objects else data,
+        "data": data | ({"objects": objects} if objects else {}) | ({"left_out": left_out} if left_out else {}),
         "config": to_dict(config),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -110,13 +110,18 @@ def test_predict_writes_the_same_as_csv_json_and_on_the_screen(
 
 
 def test_a_bad_file_among_the_images_has_no_prediction_and_stops_nothing(
-    classifier: Path, photos: Path, tmp_path: Path
+    classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = next((photos / "3").iterdir())
     bad = tmp_path / "bad.png"
     bad.write_bytes(good.read_bytes()[:40])
     out = tmp_path / "p.jsonl"
-    assert main(["predict", str(classifier), str(good), str(bad), "--out", str(out)]) == 0
+    assert main(["predict", str(classifier), str(good), str(bad), "--out", str(out)]) == 3
+    assert "is written, but 1 of 2 images (50.00%) cannot be decoded" in capsys.readouterr().err
+    allowed = ["--set", "data.max_bad_share=0.5"]
+    assert main(["predict", str(classifier), str(good), str(bad), *allowed]) == 0
+    assert main(["predict", str(classifier), str(good), str(bad)]) == 3
+    assert main(["predict", str(classifier), str(good), str(bad), "--out", str(out), *allowed]) == 0
     first, second = (json.loads(line) for line in out.read_text().splitlines())
     assert len(first["predictions"]) == 5
     assert second == {"file": str(bad), "predictions": []}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from unmask.cli import main
 from unmask.interchange import read_model
 from unmask.interchange.mindspore_file import read_ckpt, write_ckpt
 
-FILES = Path(__file__).parents[1] / "modelzoo"
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "config"
+SCRIPTS = ROOT / "scripts"
 HERE = ["--use_parallel", "False", "--device_target", "CPU", "--num_workers", "0"]
 ENCODER = ["--encoder_layers=1", "--encoder_num_heads=4", "--encoder_dim=32", "--image_size=32"]
 TORCH = ["--engine", "torch"]
 DECODER = ["--decoder_layers=1", "--decoder_num_heads=2", "--decoder_dim=16"]
 SHORT = ["--epoch=2", "--batch_size=10", "--warmup_epochs=0"]
+ALL = "--img_ids="
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,6 @@ def check_pretrained(folder: Path, shown: str) -> None:
     assert (folder / "reconstruction.png").is_file()
     assert shown.count("\nepoch ") == 1
     assert "-> train.epochs=2\n" in shown
-    assert "the folder of data_path is scanned instead" in shown
 
 
 @pytest.mark.skipif(find_spec("mindspore") is None, reason="mindspore is not installed")
@@ -65,7 +67,7 @@ def test_pretraining_goes_to_mindspore_by_itself(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--data_path", str(photos), "--save_dir", str(tmp_path), "--prefix", "run"]
-    run("pretrain", "mae-vit-base-p16.yaml", *DECODER, *SHORT, *options)
+    run("pretrain", "mae-vit-base-p16.yaml", *DECODER, *SHORT, ALL, *options)
     check_pretrained(tmp_path / "run", capsys.readouterr().out)
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["config"]["engine"] == "mindspore"
 
@@ -76,7 +78,7 @@ def test_pretrain_fine_tune_and_evaluate(
     """Only paths, device_target and sizes come from the command line, and what lets a short run learn."""
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    run("pretrain", "mae-vit-base-p16.yaml", *TORCH, *DECODER, *SHORT, "--data_path", str(photos))
+    run("pretrain", "mae-vit-base-p16.yaml", *TORCH, *DECODER, *SHORT, ALL, "--data_path", str(photos))
     pretrained = tmp_path / "output" / "MaeFintuneViT-B-P16"
     check_pretrained(pretrained, capsys.readouterr().out)
 
@@ -84,7 +86,10 @@ def test_pretrain_fine_tune_and_evaluate(
     # The classes differ in colour, which RandAugment takes away.
     fast = ["--auto_augment=", "--base_lr=0.05", "--layer_decay=1.0", "--epoch=10", "--batch_size=10"]
     fast += ["--warmup_epochs=1"]
-    use_ckpt = ["--use_ckpt", str(pretrained)]
+    assert {path.name for path in pretrained.parent.glob("*.ckpt")} == {
+        *("MaeFintuneViT-B-P16-1_3.ckpt", "MaeFintuneViT-B-P16-2_3.ckpt")
+    }
+    use_ckpt = ["--use_ckpt", f"{pretrained}-2_3.ckpt"]
     run("finetune", "finetune-vit-base-p16.yaml", *TORCH, *data, *use_ckpt, *fast)
     tuned = tmp_path / "output" / "FinetuneViT-B-P16"
     assert losses(tuned)[-1] < losses(tuned)[0] - 1
@@ -152,13 +157,70 @@ def test_from_scratch_and_the_same_command_resumes(
     assert list((tmp_path / "ViT-B-P16" / "checkpoints").glob("step-*/ema.safetensors"))
 
 
+def test_pretraining_takes_the_images_of_img_ids_and_goes_on_from_use_ckpt(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    names = [f"{color}/{index}.png" for color in ("red", "green") for index in range(10)]
+    (tmp_path / "half_ids.json").write_text(json.dumps([*names[:-1], str(photos / names[-1])]))
+    options = [*TORCH, *DECODER, *SHORT, "--data_path", str(photos), "--img_ids", str(tmp_path / "half_ids.json")]
+    run("pretrain", "mae-vit-base-p16.yaml", *options, "--prefix=first")
+    assert "pretrain in output/first: 20 images, 4 steps" in capsys.readouterr().out
+    assert len(losses(Path("output/first"))) == 4
+    run("pretrain", "mae-vit-base-p16.yaml", *options, "--prefix=second", "--use_ckpt=output/first", "--base_lr=0")
+    assert losses(Path("output/second"))[-1] < losses(Path("output/first"))[0]
+
+
+def script(name: str, *options: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`python NAME …` with the sizes of a test, as a clone that is not installed runs it."""
+    command = [sys.executable, *map(str, (ROOT / name, *HERE, *ENCODER, *TORCH, *options))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run(command, cwd=cwd, env=environment, text=True, **pipes)
+
+
+def test_the_scripts_of_the_model_zoo_take_its_files_by_default(photos: Path, tmp_path: Path) -> None:
+    """In a shell where RANK_SIZE and RANK_ID are left over from another job."""
+    pytest.importorskip("torch")
+    left_over = {"RANK_SIZE": "8", "RANK_ID": "3"}
+    done = script("pretrain.py", *DECODER, *SHORT, ALL, "--data_path", photos, cwd=tmp_path, **left_over)
+    assert done.returncode == 0, done.stdout
+    assert len(losses(tmp_path / "output" / "MaeFintuneViT-B-P16")) == 6
+    done = script("finetune.py", cwd=tmp_path, **left_over)
+    assert "-> output=output/FinetuneViT-B-P16\n" in done.stdout
+    assert done.stdout.endswith("\nunmask: data.train=/mnt/vision/ImageNet1K/CLS-LOC/train: no such folder\n")
+    done = script("eval.py", cwd=tmp_path, **left_over)
+    assert done.stdout.endswith("\nunmask: FinetuneViT-B-P16.ckpt does not exist\n")
+
+
+def test_without_use_parallel_the_first_of_several_processes_works_alone(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        ROOT / "pretrain.py",
+    ]
+    options = [*HERE, *ENCODER, *TORCH, *DECODER, *SHORT, ALL, "--data_path", photos]
+    done = subprocess.run(list(map(str, [*command, *options])), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "use_parallel is False: process 1 leaves the work to process 0" in done.stdout
+    assert done.stdout.count("30 images, 6 steps\n") == 1
+    assert len(losses(tmp_path / "output" / "MaeFintuneViT-B-P16")) == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretrain", "--config_path", "PRETRAIN", "--epochs", "3"], "command line: epochs: unknown key, did you mean"),
         (["pretrain", "--config_path=PRETRAIN", "train.epochs=3"], "not of the form --key value"),
         (["evaluate", "--config_path=EVAL", "--engine=torch", "--use_ckpt="], "needs --use_ckpt MODEL and --eval_path"),
-        (["pretrain", "--config_path", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["pretrain", "--config_path", "nowhere.yaml"], "there is no nowhere.yaml; found by name are eval,"),
+        (["pretrain", "--config_path", "/nowhere/eval.yaml"], "/nowhere/eval.yaml cannot be read"),
+        (["pretrain", "--config_path", "PRETRAIN"], "img_ids: there is no /mnt/vision/ImageNet1K/CLS-LOC/tot_ids.json"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from unmask.data.batch import Needs
 from unmask.data.decode.picture import DecodeError, Picture
 from unmask.data.loader.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
+from unmask.data.sources.left_out import LeftOut
 from unmask.errors import DataError
 
 LIMIT = DataConfig().max_pixels
@@ -159,17 +160,19 @@ def test_links_and_special_files_are_not_followed(tmp_path: Path):
     os.mkfifo(root / "a" / "pipe.jpg")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(root / "a" / "socket.jpg"))
-    source = open_source(str(root), key="data.train", labels=False)
+    source = open_source(f"{root}#left_out=1", key="data.train", labels=False)
     assert [source.name(i) for i in range(len(source))] == ["a/inside.jpg", "a/real.jpg"]
-    skipped = source.index.meta["skipped"]  # pyright: ignore
-    assert skipped == {"links out of the folder": 4, "links to folders": 1, "broken links": 2, "special files": 2}
+    expected = {"links out of the folder": 3, "links to folders": 2, "broken links": 2, "special files": 2}
+    assert LeftOut.of(source).counts() == expected
+    with pytest.raises(DataError, match="2 images are taken and 9 that may be some are not"):
+        open_source(str(root), key="data.train", labels=False)
 
 
 def test_only_links_is_explained(tmp_path: Path):
     (tmp_path / "real").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jpg").symlink_to(tmp_path / "real")
-    with pytest.raises(DataError, match=r"holds no images \(.*\); 1 links out of the folder were not taken"):
+    with pytest.raises(DataError, match=r"holds no images \(.*\); there are 1 links to folders \(a\.jpg\)"):
         open_source(str(tmp_path / "data"), key="data.train", labels=False)
 
 

@@ -53,7 +53,7 @@ def make_config(photos: Path, objective: str = "mae", **sections: Any) -> Config
             "objective": objective,
             "model": {"image_size": 16, "patch_size": 8, **sizes},
             "data": {"train": str(photos), **sections.pop("data", {})},
-            "optimizer": {"base_lr": 1.0, "warmup_epochs": 0},
+            "optimizer": sections.pop("optimizer", {"base_lr": 1.0, "warmup_epochs": 0}),
             "train": {"epochs": 4, "batch_size": 10, **sections.pop("train", {})},
             **sections,
         }
@@ -245,6 +245,35 @@ def test_gradients_that_stay_non_finite_stop_the_run_and_keep_the_weights(
     assert all(np.isfinite(weight).all() for weight in saved.state.weights.values())
     log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] == "nan"
+    for _ in range(2):  # the count goes on where it was: the same command does not succeed in the end
+        with pytest.raises(TrainingError, match=r"\d+ steps in a row up to step"):
+            train(config, tmp_path / "run")
+
+
+def test_a_run_too_short_to_be_stopped_does_not_end_as_if_all_were_well(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FakeEngine._loss_and_gradient
+
+    def overflowing(self: FakeEngine, batch: Any) -> Any:
+        loss, gradient = real(self, batch)
+        return loss, {name: g * np.inf for name, g in gradient.items()}
+
+    monkeypatch.setattr(FakeEngine, "_loss_and_gradient", overflowing)
+    config = make_config(photos, train={"epochs": 2})
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="its last 5 updates skipped"):
+            train(config, tmp_path / "run")
+    monkeypatch.setattr(FakeEngine, "_loss_and_gradient", lambda self, batch: (np.nan, real(self, batch)[1]))
+    with pytest.raises(TrainingError, match="the run ends with the loss nan"):
+        train(make_config(photos, train={"epochs": 2}), tmp_path / "other")
+
+
+def test_a_warmup_longer_than_the_run_is_said(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(make_config(photos, optimizer={"base_lr": 1.0, "warmup_epochs": 16}), tmp_path / "run")
+    assert (
+        "optimizer.warmup_epochs=16 is longer than the run, whose learning rate ends at 23%" in capsys.readouterr().out
+    )
 
 
 def test_a_run_from_before_a_key_existed_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +316,7 @@ def test_classes_that_differ_between_train_and_val_are_refused(photos: Path, tmp
         (other / label).mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(other / label / "0.png")
     config = make_config(photos, "classify", data={"val": str(other)})
-    with pytest.raises(DataError, match=r"only in train \['dog'\], only in val \['cow'\]"):
+    with pytest.raises(DataError, match=r"only data\.val \['cow'\], only data\.train \['dog'\]"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -38,12 +38,14 @@ class CheckpointStore:
 
     A save returns at once; at most one is under way, and a second waits for it. Its failure is raised as
     CheckpointError by the next `save`, `wait` or `close`, and leaves the earlier checkpoints as they were.
-    The newest `keep` are kept, and the best by metric.
+    The newest `keep` are kept, and the best by metric. `saved` is called, by the thread that writes, when a checkpoint
+    is durable and older ones are gone; what it raises is raised like the failure of a save.
     """
 
-    def __init__(self, root: Path, *, keep: int) -> None:
+    def __init__(self, root: Path, *, keep: int, saved: Callable[[], None] = lambda: None) -> None:
         self.root = root
         self._keep = keep
+        self._saved = saved
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         try:
@@ -109,6 +111,7 @@ class CheckpointStore:
             raise CheckpointError(
                 f"cannot write the checkpoint {folder}: {cause(error)}; earlier ones are intact"
             ) from error
+        self._saved()
 
     def _prune(self, newest: int) -> None:
         # Later steps than the one just written are left from before a fall-back: they count for nothing here, and the

@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -161,7 +162,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"recipe {path} holds no keys")
@@ -184,7 +185,11 @@ def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
-    return key, parse_value(text)
+    return key, _text_or_none(text) if is_text(TODAY.get(key, key)) else parse_value(text)
+
+
+def _text_or_none(text: str) -> str | None:
+    return None if text in ("", "null") else text
 
 
 def _plain(value: Any) -> Any:
@@ -200,22 +205,38 @@ def parse_value(text: str) -> Any:
     """A value from the command line, written as in YAML; what is no YAML is text."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # 2024-02-30, 0x_ and a thousand brackets
         return text
 
 
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key a recipe can set, dotted."""
-    keys: list[str] = []
+def is_text(key: str) -> bool:
+    """Whether a key takes nothing but text, or null: then it is what stands there, `set #1` and 2024-05-01 too."""
+    annotation = _annotations().get(key)
+    kinds = [annotation, *get_args(annotation)] if isinstance(annotation, UnionType) else [annotation]
+    kinds = [kind for kind in kinds if kind not in (annotation, NoneType)] or [annotation]
+    return all(
+        kind is str or (get_origin(kind) is Literal and all(isinstance(v, str) for v in get_args(kind)))
+        for kind in kinds
+    )
+
+
+def _annotations(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """What each key a recipe can set may hold."""
+    found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
         if field.annotation is ObjectiveSection:
-            sections = [plugins.find(plugins.OBJECTIVES, each).Section for each in plugins.names(plugins.OBJECTIVES)]
-            keys += dict.fromkeys(key for each in sections for key in known_keys(each, f"{prefix}{name}."))
+            for each in plugins.names(plugins.OBJECTIVES):
+                found |= _annotations(plugins.find(plugins.OBJECTIVES, each).Section, f"{prefix}{name}.")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+            found |= _annotations(field.annotation, f"{prefix}{name}.")
         else:
-            keys.append(f"{prefix}{name}")
-    return keys
+            found[f"{prefix}{name}"] = field.annotation
+    return found
+
+
+def known_keys() -> list[str]:
+    """Every key a recipe can set, dotted."""
+    return list(_annotations())
 
 
 def _explain(problem: ErrorDetails, origins: Origins) -> str:

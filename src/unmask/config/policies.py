@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _MAGNITUDE = 10.0
+_MOST_OPERATIONS = 100
 _UNIFORM_FROM = 100.0
 """A larger standard deviation asks for a uniform magnitude."""
 
@@ -96,6 +97,8 @@ def _rand_augment(text: str, options: list[str]) -> Policy:
     weighted = _SETS[named[0]] if named else _operations(increasing=values.get("inc", 0) != 0, weighted="w" in values)
     magnitude, count = values.get("m", _MAGNITUDE), int(values.get("n", 2))
     weights = None if any(w is None for w in weighted.values()) else _shares(weighted)
+    if not 0 <= count <= _MOST_OPERATIONS:
+        raise ValueError(f"{text!r}: n{count} is no number of operations an image; take n0 to n{_MOST_OPERATIONS}")
     if weights is not None and count > np.count_nonzero(weights):
         raise ValueError(f"{text!r}: n{count} is more than the {np.count_nonzero(weights)} operations of the set")
     return Policy(

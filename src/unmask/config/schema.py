@@ -49,11 +49,11 @@ class ModelConfig(Section):
     """What the shapes of the weights follow from: the Vision Transformer, and the decoder or head of an objective."""
 
     image_size: Size = (224, 224)
-    patch_size: int = Field(default=16, ge=1)
-    channels: int = Field(default=3, ge=1)
-    width: int = Field(default=768, ge=4)
-    depth: int = Field(default=12, ge=1)
-    heads: int = Field(default=12, ge=1)
+    patch_size: int = Field(default=16, ge=1, le=65536)
+    channels: int = Field(default=3, ge=1, le=4096)
+    width: int = Field(default=768, ge=4, le=65536)
+    depth: int = Field(default=12, ge=1, le=1024)
+    heads: int = Field(default=12, ge=1, le=1024)
     mlp_ratio: float = Field(default=4.0, gt=0)
     # what public weights need of the encoder; a decoder stays plain
     mlp: Literal["gelu", "swiglu"] = "gelu"
@@ -149,8 +149,9 @@ class DataConfig(Section):
     eval_fit: Literal["crop", "squash"] = "crop"
     """Evaluation of images of other proportions than image_size: crop keeps theirs; squash resizes both sides to
     image_size / eval_crop (with eval_crop=1 transformers' ViTImageProcessor; timm's crop_mode=squash)."""
-    interpolation: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
-    workers: int = Field(default=0, ge=0)
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "box", "nearest"] = "bicubic"
+    """As Pillow resizes, antialiased but for nearest; box averages the area of a pixel."""
+    workers: int = Field(default=0, ge=0, le=512)
     """Loader processes; 0 loads in threads of the training process. What they make ahead takes at most 1 GiB of shared
     memory (more only where two large images for each do), and each about 50 MB of its own."""
     max_bad_share: float = Field(default=0.001, ge=0, le=1)
@@ -183,7 +184,7 @@ class AugmentConfig(Section):
     """Probability that boxes of an image are erased."""
     erase_mode: Literal["const", "rand", "pixel"] = "const"
     """With the mean colour, one random colour a box, or noise."""
-    erase_count: int = Field(default=1, ge=1)
+    erase_count: int = Field(default=1, ge=1, le=1000)
     """Most boxes in an image; they share the area of one."""
     mixup: float = Field(default=0.0, ge=0)
     """Alpha of the Beta distribution of shares; 0: no mixup."""
@@ -199,7 +200,7 @@ class AugmentConfig(Section):
     """What has one share and box: the batch of a step, two images mixed with one another, or each image."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that goes to all classes alike."""
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=1000)
     """Repeated augmentation: how many times in a row each image is shown, differently augmented."""
 
     @property
@@ -237,7 +238,7 @@ class OptimizerConfig(Section):
     """Learning rate for a global batch of 256: lr = base_lr x batch_size / 256."""
     min_lr: float = Field(default=0.0, ge=0)
     """Where the cosine ends; absolute, not scaled by the batch."""
-    warmup_epochs: float = Field(default=40, ge=0)
+    warmup_epochs: float = Field(default=40, ge=0, le=1e7)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
@@ -251,10 +252,10 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: float = Field(default=800, gt=0)
-    batch_size: int = Field(default=4096, ge=1)
+    epochs: float = Field(default=800, gt=0, le=1e7)
+    batch_size: int = Field(default=4096, ge=1, le=2**24)
     """Images per update, over all processes and accumulated micro-batches."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=65536)
     """Micro-batches per update; lowers memory, changes no result but rounding."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: Literal["dynamic"] | float = "dynamic"
@@ -266,15 +267,15 @@ class TrainConfig(Section):
     """Keep an exponential moving average of the weights; it is what gets evaluated and exported."""
     ema_warmup: bool = False
     """The decay is at most (1 + t) / (10 + t) after update t, so that the start is forgotten soon."""
-    max_skipped: int = Field(default=20, ge=0)
+    max_skipped: int = Field(default=20, ge=0, le=10**6)
     """Stop after this many updates in a row were skipped for a non-finite gradient."""
-    log_every: int = Field(default=20, ge=1)
+    log_every: int = Field(default=20, ge=1, le=10**9)
     """Steps between two looks at the device; every step's loss is logged all the same."""
     eval_every: float = Field(default=1, gt=0)
     """Epochs between evaluations on data.val."""
     checkpoint_every: float = Field(default=1, gt=0)
     """Epochs between checkpoints."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=10**6)
     """Checkpoints kept, beside the best."""
 
     @model_validator(mode="after")

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.data.sources.same_classes import check_same_classes, places_of, shortened
 from unmask.errors import ConfigError, DataError
-
-_SHOWN = 10
-"""Names in a message; there may be thousands."""
 
 
 def head_classes(
@@ -29,8 +27,9 @@ def head_classes(
 
     By `class_map` (see `read_class_map`), which may name any of the head's classes, some twice and some not at all; or
     by `label_offset`, class i of the images being i + offset of the head (1 for ImageNet heads of 1,001 classes, whose
-    class 0 is background); or, by default, in order: then the names must be those of the head, or as many if the head
-    has none. Raises DataError with the difference otherwise, and ConfigError for a map that does not fit.
+    class 0 is background); or, by default, in order: then the names must be those of the head (of numbers, some may be
+    missing), or as many if the head has none. Raises DataError with the difference otherwise, and ConfigError for a
+    map that does not fit.
     """
     if class_map is not None and label_offset is not None:
         raise ConfigError("give either a class map or a label offset, not both")
@@ -43,6 +42,8 @@ def head_classes(
             )
         return np.arange(len(names)) + label_offset
     if head_names is not None:
+        if (places := places_of(names, head_names)) is not None:
+            return places
         check_same_classes(names, head_names, "the images", "the model")
     elif len(names) != head:
         raise DataError(
@@ -50,18 +51,6 @@ def head_classes(
             "the label offset (1 where class 0 of the head is background, 0 where its last classes are not used)"
         )
     return np.arange(len(names))
-
-
-def check_same_classes(names: Sequence[str], others: Sequence[str], what: str, other: str) -> None:
-    """Raise DataError with the difference unless both are the same classes in the same order."""
-    if tuple(names) == tuple(others):
-        return
-    only, only_other = sorted(set(names) - set(others)), sorted(set(others) - set(names))
-    if not only and not only_other:
-        raise DataError(f"{what} and {other} have the same classes in another order; use the same order for both")
-    raise DataError(
-        f"{what} and {other} have different classes: only {what} {_some(only)}, only {other} {_some(only_other)}"
-    )
 
 
 def read_class_map(path: Path) -> dict[str, str | int]:
@@ -106,16 +95,11 @@ def _pairs_from_csv(text: str) -> list[tuple[str, str | int]]:
 def _mapped(names: Sequence[str], head: int, head_names: Sequence[str] | None, path: Path) -> NDArray[np.int64]:
     class_map = read_class_map(path)
     if missing := [name for name in names if name not in class_map]:
-        raise DataError(f"class map {path} does not name these classes of the images: {_some(missing)}")
+        raise DataError(f"class map {path} does not name these classes of the images: {shortened(missing)}")
     by_name = {name: number for number, name in enumerate(head_names or ())}
     targets = [class_map[name] for name in names]
     numbers = [by_name.get(target, -1) if isinstance(target, str) else target for target in targets]
     if wrong := [str(t) for t, number in zip(targets, numbers, strict=True) if not 0 <= number < head]:
-        known = f"and has the names {_some(head_names)}" if head_names else "and carries no names"
-        raise ConfigError(f"class map {path}: the model, of {head} classes {known}, has no class {_some(wrong)}")
+        known = f"and has the names {shortened(head_names)}" if head_names else "and carries no names"
+        raise ConfigError(f"class map {path}: the model, of {head} classes {known}, has no class {shortened(wrong)}")
     return np.array(numbers, np.int64)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{list(names[:_SHOWN])}{more}"

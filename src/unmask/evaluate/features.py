@@ -17,9 +17,9 @@ from unmask.config.schema import DataConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
+from unmask.data.sources.same_classes import with_classes_of
 from unmask.engines.base import Engine
 from unmask.errors import DataError
-from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.inference import Images, Model, Pool, as_source
 from unmask.evaluate.output import embedding_records, embeddings
 from unmask.evaluate.resumable import Records, collect
@@ -51,14 +51,14 @@ def features_of(
     of the two are not the same.
     """
     sources = [labelled(train, "train", model.config.data.dtype), labelled(val, "val", model.config.data.dtype)]
-    names = [source.class_names or () for source in sources]
-    check_same_classes(names[0], names[1], "train", "val")
+    names = sources[0].class_names or ()
+    sources[1] = with_classes_of(sources[1], names, "val", "train")
     with tempfile.TemporaryDirectory(prefix="unmask-") if cache is None else _kept(cache) as folder:
         found = [
             embed_labelled(model, source, Path(folder), f"embed {title}", pool=pool)
             for source, title in zip(sources, ("train", "val"), strict=True)
         ]
-        yield found[0], found[1], len(names[0])
+        yield found[0], found[1], len(names)
 
 
 def labelled(images: Images, what: str, dtype: str) -> Source:

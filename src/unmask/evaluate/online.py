@@ -8,9 +8,9 @@ import numpy as np
 
 from unmask.config.schema import EvaluateConfig
 from unmask.data.sources import Source
+from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import spread
 from unmask.errors import ConfigError
-from unmask.evaluate.class_names import check_same_classes
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features, labelled
 from unmask.evaluate.knn import knn_of
@@ -45,7 +45,7 @@ class FeatureEvaluation:
         if wanted.train is not None and wanted.val is not None:
             train = labelled(wanted.train, "evaluate.train", dtype)
             val = labelled(wanted.val, "evaluate.val", dtype)
-            check_same_classes(train.class_names or (), val.class_names or (), "evaluate.train", "evaluate.val")
+            val = with_classes_of(val, train.class_names or (), "evaluate.val", "evaluate.train")
             self.labelled = train, val
         self.unlabelled = spread(unlabelled, _RANKED)
 

@@ -16,7 +16,7 @@ import numpy as np
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
-from unmask.errors import ConfigError, UnmaskError
+from unmask.errors import ConfigError, DataError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.inference import Images, Model, Pool, Rows
 from unmask.evaluate.resumable import Records, collect
@@ -48,7 +48,16 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
         return (_likeliest(rows, dtype) for rows in model.predict_batches(source, start))
 
     if out is None:
-        _write_csv(sys.stdout, _named(model, source, compute(0)), top)
+        bad = 0
+
+        def counted() -> Iterator[Records]:
+            nonlocal bad
+            for records in compute(0):
+                bad += int((~records["valid"]).sum())
+                yield records
+
+        _write_csv(sys.stdout, _named(model, source, counted()), top)
+        _check_bad(model, bad, len(source))
         return
     with _collected(model, source, out, {"command": "predict"}, dtype, compute) as records, _aside(out) as path:
         chunks = _named(model, source, _chunks(records))
@@ -176,6 +185,15 @@ def write_reconstruction(model: Model, images: Images, out: Path, count: int) ->
     say(f"{len(painted.original)} reconstructions in {out}")
 
 
+def _check_bad(model: Model, bad: int, images: int, said: str = "") -> None:
+    most = model.config.data.max_bad_share
+    if bad > most * images:
+        raise DataError(
+            f"{said}{bad} of {images} images ({bad / images:.2%}) cannot be decoded, more than "
+            f"data.max_bad_share={most}; --set data.max_bad_share=1 accepts any number"
+        )
+
+
 @contextmanager
 def _collected(
     model: Model,
@@ -185,7 +203,10 @@ def _collected(
     dtype: np.dtype[np.void],
     compute: Callable[[int], Iterator[Records]],
 ) -> Generator[Records]:
-    """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`."""
+    """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`.
+
+    Raises DataError, once all that could be written is, when more images than `data.max_bad_share` are bad.
+    """
     folder = out.with_name(f"{out.name}.partial")
     job = {**job, "model": model.fingerprint(), "images": source.fingerprint()}
     size = min(model.batch_size, len(source))
@@ -198,6 +219,7 @@ def _collected(
         _write_lines(bad_list, (printable(source.name(int(i))) for i in bad))
         say(f"{len(bad)} of {len(source)} images cannot be decoded; they are listed in {bad_list}")
     shutil.rmtree(folder)
+    _check_bad(model, len(bad), len(source), f"{out} is written, but ")
 
 
 def _likeliest(rows: Rows, dtype: np.dtype[np.void]) -> Records:

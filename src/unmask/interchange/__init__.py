@@ -16,10 +16,16 @@ from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import ModelConfig
 from unmask.errors import CheckpointError, ConfigError
-from unmask.files import parse_json, read_bytes
+from unmask.files import expanded, parse_json, read_bytes
 from unmask.interchange import hub
 from unmask.interchange.facebook import read_facebook, write_facebook
-from unmask.interchange.mindspore import from_mindspore, is_from_mindspore, read_mindspore, write_mindspore
+from unmask.interchange.mindspore import (
+    from_mindspore,
+    is_from_mindspore,
+    read_mindspore,
+    run_beside,
+    write_mindspore,
+)
 from unmask.interchange.stored_model import OF_DATA, OF_OBJECTIVE, StoredModel, as_float32, fields_from_shapes, stated
 from unmask.interchange.timm import is_timm, read_timm, write_timm
 from unmask.interchange.torch_file import is_torch_file
@@ -48,7 +54,7 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     """
     if hub.is_hub_name(name := str(path)):
         return _read_from_hub(name, checkpoint)
-    path = Path(path)
+    path = expanded(path)
     is_run = (path / "checkpoints").is_dir()
     if checkpoint != "last" and path.exists() and not is_run:
         raise ConfigError(f"{path} is no run folder, in which checkpoint={checkpoint} could be looked for")
@@ -62,7 +68,10 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
     if path.is_dir():
         raise CheckpointError(f"{path} is neither a run, a checkpoint nor a folder of timm or transformers")
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
+        run = run_beside(path)
+        there = run is not None and (run / "checkpoints").is_dir()
+        instead = f": such a file goes with the run's checkpoint of that step. Name the run, {run}" if there else ""
+        raise CheckpointError(f"{path} does not exist{instead}")
     if path.suffix == ".safetensors":
         weights = as_float32(read_tensors(path))
         if is_from_mindspore(weights):

@@ -54,6 +54,12 @@ _TO_OURS = {"gamma": "weight", "beta": "bias"}
 _TO_MINDSPORE = {"weight": "gamma", "bias": "beta"}
 
 
+def run_beside(path: Path) -> Path | None:
+    """The run folder that a file PREFIX-EPOCH_STEP.ckpt stands beside, by its name."""
+    match = re.fullmatch(r"(.+)-[0-9]+_[0-9]+\.ckpt", path.name)
+    return path.with_name(match[1]) if match else None
+
+
 def read_mindspore(path: Path) -> StoredModel:
     """A .ckpt. Raises CheckpointError if it is damaged or holds anything that our model does not have."""
     return from_mindspore(path, read_ckpt(path, _of_model))

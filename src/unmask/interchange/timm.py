@@ -201,7 +201,7 @@ def _data(path: Path, prepared: Mapping[str, Any]) -> dict[str, Any]:
         data["eval_fit"] = "squash"
     elif mode != "center":
         strange += [f"crop_mode={mode} with crop_pct={share}"]
-    if said.get("interpolation") in ("bicubic", "bilinear", "lanczos"):
+    if said.get("interpolation") in ("bicubic", "bilinear", "lanczos", "box", "nearest"):
         data["interpolation"] = said["interpolation"]
     elif "interpolation" in said:
         strange += [f"interpolation={said['interpolation']}"]

@@ -47,7 +47,7 @@ _WITHOUT_EFFECT = {
     "input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square", "_valid_processor_keys",
 }  # fmt: skip
 _PIL = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-_INTERPOLATIONS = ("lanczos", "bilinear", "bicubic")
+_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box")
 _LEVELS = {"uint8": 255, "uint16": 65535}
 
 

@@ -6,12 +6,14 @@ fine-tuning with lr 0), the key does here what it says.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from unmask.data.sources import files
 from unmask.environment import launched
 from unmask.errors import ConfigError
 
@@ -20,6 +22,8 @@ GROUPS = ("context", "parallel", "model_config")
 """Sections of the files; they only sort the keys, so that `--device_target CPU` reaches `context.device_target`."""
 SAME = {"dataset_path": "data_path"}
 """Two names of one key: the fine-tuning of the model zoo calls its training images differently."""
+MEANT = {"checkpoint_path": "use_ckpt"}
+"""What the README of the model zoo says in place of a key."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,15 @@ class Flat:
         return ConfigError(f"{self.entries[name].origin}: {self.entries[name].spelled}: {problem}")
 
     @property
+    def listed(self) -> str | None:
+        """The list of training images as data.train names it. It and its paths are relative to data_path."""
+        folder, name = str(self.get("data_path", "")).rstrip("/"), self.get("img_ids")
+        if self.command != "pretrain" or not folder or name is None:
+            return None
+        path = str(name) if files.is_remote(str(name)) else os.path.join(folder, str(name))  # noqa: PTH118 (or a URL)
+        return path if path.rpartition("/")[0] == folder else f"{path}#root={folder}"
+
+    @property
     def target(self) -> str:
         return str(self.get("device_target", "")).upper()
 
@@ -85,8 +98,10 @@ class Flat:
         return self.get("train.batch_size", batch * copies if isinstance(batch, int) else batch)
 
 
-Rule = Callable[[Any, Flat], dict[str, Any] | str]
-"""Turns the value of a key into settings of ours, or into the words that say why there are none."""
+Outcome = dict[str, Any] | str | tuple[dict[str, Any], str]
+"""Settings of ours, the words that say why there are none, or both: settings, and what differs from the model zoo."""
+Rule = Callable[[Any, Flat], Outcome]
+"""Turns the value of a key into its outcome. Raises ValueError for a value that cannot be taken."""
 
 
 def _to(key: str) -> Rule:
@@ -97,20 +112,43 @@ def _nothing(reason: str) -> Rule:
     return lambda _value, _flat: f"without meaning here: {reason}"
 
 
-def _use_ckpt(value: Any, flat: Flat) -> dict[str, Any] | str:
+def _use_ckpt(value: Any, flat: Flat) -> Outcome:
     if flat.command == "pretrain":
-        raise ValueError("a pretraining continues by itself from its folder save_dir/prefix; leave use_ckpt empty")
+        return {"init": value}, "weights alone: optimizer and schedule begin anew; the run itself goes on without it"
     return {"init": value}
 
 
-def _layer_decay(value: Any, flat: Flat) -> dict[str, Any] | str:
+def _dropout(value: Any, flat: Flat) -> Outcome:
+    if flat.command == "pretrain":
+        return "without meaning here: MAE trains without"
+    return {"model.drop_path": value}, "whole branches of the later blocks are dropped, not single values"
+
+
+def _data_path(value: Any, flat: Flat) -> Outcome:
+    return {"data.train": flat.listed or value}
+
+
+def _img_ids(_: Any, flat: Flat) -> Outcome:
+    """A JSON list of paths."""
+    if flat.command != "pretrain":
+        return "without meaning here: class folders are read whole"
+    if flat.listed is None:
+        raise ValueError("needs data_path, to which its paths are relative")
+    path = flat.listed.partition("#root=")[0]
+    brought = flat.on("enable_modelarts")  # is there only when the data are
+    if "data.train" not in flat.entries and not brought and not files.exists(path):
+        raise ValueError(f"there is no {path}; give a JSON list of paths, or --img_ids= to take all of data_path")
+    return {"data.train": flat.listed}
+
+
+def _layer_decay(value: Any, flat: Flat) -> Outcome:
     # The model zoo grouped its parameters by layer only when it had weights to load.
     if flat.get("use_ckpt") is None and flat.get("init") is None:
         return "without meaning here: from scratch no layer is pretrained; --optimizer.layer_decay sets it all the same"
     return {"optimizer.layer_decay": value}
 
 
-def _start_learning_rate(_: Any, flat: Flat) -> dict[str, Any] | str:
+def _start_learning_rate(_: Any, flat: Flat) -> Outcome:
     """Despite its name the top of the warmup, not scaled by the batch; 0 leaves it to base_lr.
 
     The model zoo's fine-tuning took 0 as it stands and trained with it.
@@ -123,7 +161,7 @@ def _start_learning_rate(_: Any, flat: Flat) -> dict[str, Any] | str:
     return {"optimizer.base_lr": peak * 256 / flat.global_batch}
 
 
-def _base_lr(value: Any, flat: Flat) -> dict[str, Any] | str:
+def _base_lr(value: Any, flat: Flat) -> Outcome:
     if flat.number("start_learning_rate", 0):
         return "without meaning here: start_learning_rate is the peak"
     return {"optimizer.base_lr": value}
@@ -134,31 +172,31 @@ def _switched(switch: str, name: str, key: str, default: float) -> Rule:
     return lambda _, flat: {key: flat.get(name, default) if flat.on(switch) else None}
 
 
-def _loss_scale(_: Any, flat: Flat) -> dict[str, Any]:
+def _loss_scale(_: Any, flat: Flat) -> Outcome:
     dynamic = flat.on("use_dynamic_loss_scale")
     return {"train.loss_scale": "dynamic" if dynamic else flat.number("loss_scale", 1024)}
 
 
-def _loss_name(value: Any, _: Flat) -> str:
+def _loss_name(value: Any, _: Flat) -> Outcome:
     losses = ("soft_ce", "ce_smooth", "ce_smooth_mixup")
     if value not in losses:
         raise ValueError(f"must be one of {', '.join(losses)}, not {value!r}")
     return f"cross entropy, smoothed by {'label_smoothing' if value == 'soft_ce' else 'label_smooth_factor'}"
 
 
-def _label_smoothing(value: Any, flat: Flat) -> dict[str, Any] | str:
+def _label_smoothing(value: Any, flat: Flat) -> Outcome:
     if flat.get("loss_name", "soft_ce") != "soft_ce":
         return f"without meaning here: loss_name={flat.get('loss_name')} is smoothed by label_smooth_factor"
     return {"augment.label_smoothing": value}
 
 
-def _label_smooth_factor(_: Any, flat: Flat) -> dict[str, Any] | str:
+def _label_smooth_factor(_: Any, flat: Flat) -> Outcome:
     if flat.get("loss_name", "soft_ce") == "soft_ce":
         return "without meaning here: loss_name=soft_ce is smoothed by label_smoothing"
     return {"augment.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
 
 
-def _mode(value: Any, flat: Flat) -> dict[str, Any] | str:
+def _mode(value: Any, flat: Flat) -> Outcome:
     graph = {"GRAPH_MODE": True, "0": True, "PYNATIVE_MODE": False, "1": False}.get(str(value).upper())
     if graph is None:
         raise ValueError(f"must be GRAPH_MODE or PYNATIVE_MODE, not {value!r}")
@@ -167,7 +205,7 @@ def _mode(value: Any, flat: Flat) -> dict[str, Any] | str:
     return {"train.compile": graph}
 
 
-def _device(_: Any, flat: Flat) -> dict[str, Any] | str:
+def _device(_: Any, flat: Flat) -> Outcome:
     """device_target and device_id together."""
     if not flat.target:
         return "without meaning here: device_target is not set"
@@ -181,7 +219,7 @@ def _device(_: Any, flat: Flat) -> dict[str, Any] | str:
     return {"device": device, "train.precision": "fp32" if flat.target == "CPU" else "fp16"}
 
 
-def _use_parallel(_: Any, flat: Flat) -> str:
+def _use_parallel(_: Any, flat: Flat) -> Outcome:
     if not flat.on("use_parallel"):
         return "one process"
     if flat.processes == 1:
@@ -189,23 +227,42 @@ def _use_parallel(_: Any, flat: Flat) -> str:
     return f"{flat.processes} processes with batch_size images each"
 
 
-def _batch_size(_: Any, flat: Flat) -> dict[str, Any]:
+def _batch_size(_: Any, flat: Flat) -> Outcome:
     return {"train.batch_size": flat.global_batch}
 
 
-def _crop_min(value: Any, _: Flat) -> dict[str, Any]:
+def _crop_min(value: Any, _: Flat) -> Outcome:
     return {"data.crop_scale": [value, 1.0]}
 
 
-def _interpolation(value: Any, _: Flat) -> dict[str, Any]:
-    return {"data.interpolation": str(value).lower()}
+def _interpolation(value: Any, _: Flat) -> Outcome:
+    """MindSpore's names, of which some are the same to us: its PILCUBIC is what we call bicubic."""
+    name = str(value).lower()
+    same = {"linear": "bilinear", "cubic": "bicubic", "pilcubic": "bicubic", "area": "box", "antialias": "lanczos"}
+    return {"data.interpolation": same.get(name, name)}
 
 
-def _per_step_size(value: Any, _: Flat) -> dict[str, Any] | str:
-    return {"train.log_every": value} if value else "whole epochs, looked at every train.log_every steps"
+def _per_step_size(value: Any, flat: Flat) -> Outcome:
+    if not value:
+        return "whole epochs, looked at every train.log_every steps"
+    if flat.command == "evaluate":
+        return "without meaning here: all images are evaluated"
+    return {"train.log_every": value}, f"evaluations and checkpoints count whole epochs, not of {value} steps"
 
 
-def _output(_: Any, flat: Flat) -> dict[str, Any]:
+def _parallel_mode(value: Any, flat: Flat) -> Outcome:
+    if flat.on("use_parallel") and str(value).upper() != "DATA_PARALLEL":
+        raise ValueError(f"must be DATA_PARALLEL, not {value!r}: each process holds the whole model")
+    return f"without meaning here: {_SPLIT}"
+
+
+def _gradients_mean(_: Any, flat: Flat) -> Outcome:
+    if flat.on("use_parallel") and not flat.on("gradients_mean"):
+        raise ValueError("must be True: gradients are averaged, never summed")
+    return f"without meaning here: {_SPLIT}"
+
+
+def _output(_: Any, flat: Flat) -> Outcome:
     return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
 
 
@@ -228,11 +285,11 @@ TABLE: Mapping[str, Rule] = {
     "patch_size": _to("model.patch_size"),
     "image_size": _to("model.image_size"),
     "num_classes": _to("model.num_classes"),
-    "dropout": _nothing("MAE trains without dropout; stochastic depth is model.drop_path"),
+    "dropout": _dropout,
     # images
-    "data_path": _to("data.train"),
+    "data_path": _data_path,
+    "img_ids": _img_ids,
     "eval_path": _to("data.val"),
-    "img_ids": _nothing("the folder of data_path is scanned instead; list files arrive with the data sources"),
     "num_workers": _to("data.workers"),
     "interpolation": _interpolation,
     "crop_min": _crop_min,
@@ -288,7 +345,9 @@ TABLE: Mapping[str, Rule] = {
     **dict.fromkeys(("max_call_depth", "save_graphs", "save_graphs_path", "enable_graph_kernel"), _nothing(_COMPILER)),
     **dict.fromkeys(("max_device_memory", "enable_reduce_precision", "runtime_num_threads"), _nothing(_COMPILER)),
     **dict.fromkeys(("enable_compile_cache", "compile_cache_path", "deterministic"), _nothing(_COMPILER)),
-    **dict.fromkeys(("parallel_mode", "gradients_mean", "device_num", "gradient_fp32_sync"), _nothing(_SPLIT)),
+    "parallel_mode": _parallel_mode,
+    "gradients_mean": _gradients_mean,
+    **dict.fromkeys(("device_num", "gradient_fp32_sync"), _nothing(_SPLIT)),
     **dict.fromkeys(("all_reduce_fusion_config", "enable_parallel_optimizer"), _nothing(_SPLIT)),
     **dict.fromkeys(("enable_modelarts", "output_path", "load_path"), _nothing(_MODELARTS)),
     **dict.fromkeys(("data_url", "train_url", "checkpoint_url"), _nothing(_MODELARTS)),

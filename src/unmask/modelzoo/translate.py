@@ -14,7 +14,7 @@ from typing import Any
 from unmask.config.load import Origins, check_config, flatten, known_keys, nearest, parse_value, read_yaml
 from unmask.config.schema import Config
 from unmask.errors import ConfigError
-from unmask.modelzoo.keys import GROUPS, NOT_TRAINED, SAME, TABLE, Command, Entry, Flat
+from unmask.modelzoo.keys import GROUPS, MEANT, NOT_TRAINED, SAME, TABLE, Command, Entry, Flat
 
 
 @dataclass(frozen=True)
@@ -26,32 +26,49 @@ class Translation:
     """The dotted keys of ours that were set; the others of `config` are defaults."""
     rows: Sequence[tuple[str, str, str]]
     """Each key as it was written, its value, and what became of it."""
+    alone: bool
+    """use_parallel is off: this run is of one process, whatever else was started."""
+
+
+def find_config(path: str | Path) -> Path:
+    """`path` or, if there is no such file, the one of the model zoo that has its name.
+
+    By name: `eval`, `eval.yaml`, `config/eval.yaml`. Raises ConfigError.
+    """
+    path = Path(path)
+    if path.exists() or path.parent.name not in ("", "config") or path.is_absolute():
+        return path
+    named = {file.stem: file for file in sorted((Path(__file__).parent / "config").glob("*.yaml"))}
+    name = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    if name not in named:
+        raise ConfigError(f"there is no {path}{nearest(name, named)}; found by name are {', '.join(named)}")
+    return named[name]
 
 
 def load_modelzoo(path: str | Path, options: Sequence[str], command: Command) -> Translation:
-    """The file with `--key value` or `--key=value` options applied, for one of our commands.
+    """The file that `find_config` finds with `--key value` or `--key=value` options applied, for one of our commands.
 
     Raises ConfigError naming the file and line (or the command line) of every wrong key.
     """
-    flat = Flat(_read(Path(path), options), command, Path(path).stem)
+    path = find_config(path)
+    flat = Flat(_read(path, options), command, path.stem)
     settings: dict[str, Any] = {"engine": flat.engine}
     origins: Origins = {}
-    outcomes: list[tuple[Entry, dict[str, Any] | str]] = []
+    outcomes: list[tuple[Entry, dict[str, Any], str]] = []
     # Our own keys come last: they win over what the model zoo's keys were turned into.
     for name, entry in sorted(flat.entries.items(), key=lambda item: item[0] not in TABLE):
-        outcome = _outcome(name, entry, flat)
-        outcomes.append((entry, outcome))
-        if isinstance(outcome, dict):
-            settings |= outcome
-            where = f"{entry.origin}: {entry.spelled}" if name in TABLE else entry.origin
-            origins |= dict.fromkeys(outcome, where)
+        set_here, words = _outcome(name, entry, flat)
+        outcomes.append((entry, set_here, words))
+        settings |= set_here
+        where = f"{entry.origin}: {entry.spelled}" if name in TABLE else entry.origin
+        origins |= dict.fromkeys(set_here, where)
     config = check_config(
         _nested({**settings, "objective.name": "mae" if command == "pretrain" else "classify"}), origins
     )
-    rows = [(entry.spelled, str(entry.value), _describe(outcome, settings)) for entry, outcome in outcomes]
+    rows = [(entry.spelled, str(entry.value), _describe(values, words, settings)) for entry, values, words in outcomes]
     if "engine" not in flat.entries:
         rows.insert(0, ("engine", "", f"-> engine={flat.engine}, {flat.engine_reason}"))
-    return Translation(config, settings, rows)
+    return Translation(config, settings, rows, alone=not flat.on("use_parallel"))
 
 
 _OURS = tuple(key for key in known_keys() if key != "objective.name")
@@ -70,10 +87,13 @@ def _read(path: Path, options: Sequence[str]) -> dict[str, Entry]:
     entries |= {_name(key): Entry(key, value, "command line") for key, value in _pairs(options)}
     unknown = [entry for name, entry in entries.items() if name not in TABLE and name not in _OURS]
     if unknown:
-        choices = [*TABLE, *SAME, *_OURS]
-        problems = [f"{e.origin}: {e.spelled}: unknown key{nearest(_ungrouped(e.spelled), choices)}" for e in unknown]
-        raise ConfigError("; ".join(problems))
+        raise ConfigError("; ".join(f"{e.origin}: {e.spelled}: unknown key{_meant(e.spelled)}" for e in unknown))
     return entries
+
+
+def _meant(spelled: str) -> str:
+    key = _ungrouped(spelled)
+    return f", did you mean {MEANT[key]}?" if key in MEANT else nearest(key, [*TABLE, *SAME, *_OURS])
 
 
 def _name(spelled: str) -> str:
@@ -97,30 +117,34 @@ def _pairs(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
         yield key[2:], parse_value(text)
 
 
-def _outcome(name: str, entry: Entry, flat: Flat) -> dict[str, Any] | str:
+def _outcome(name: str, entry: Entry, flat: Flat) -> tuple[dict[str, Any], str]:
+    """What a key sets, and the words about it."""
     if name not in TABLE:
-        return {name: entry.value}
+        return {name: entry.value}, ""
     if entry.value in (None, ""):
-        return "not set"
+        return {}, "not set"
     try:
         outcome = TABLE[name](entry.value, flat)
     except ValueError as error:
         raise ConfigError(f"{entry.origin}: {entry.spelled}: {error}") from None
-    trained_only = isinstance(outcome, dict) and not any(_matters_to_evaluation(key) for key in outcome)
-    return NOT_TRAINED if flat.command == "evaluate" and trained_only else outcome
+    if isinstance(outcome, str):
+        return {}, outcome
+    set_here, words = outcome if isinstance(outcome, tuple) else (outcome, "")
+    if flat.command == "evaluate" and not any(_matters_to_evaluation(key) for key in set_here):
+        return {}, NOT_TRAINED
+    return set_here, words
 
 
 def _matters_to_evaluation(key: str) -> bool:
     return key in ("engine", "device", "init", "train.batch_size", "train.compile") or (
-        key.startswith(("model.", "data.")) and key != "data.train"
+        key.startswith(("model.", "data.")) and key not in ("data.train", "model.drop_path")
     )
 
 
-def _describe(outcome: dict[str, Any] | str, settings: Mapping[str, Any]) -> str:
-    if isinstance(outcome, str):
-        return outcome
-    replaced = {key: f" (replaced: {settings[key]})" for key, value in outcome.items() if settings[key] != value}
-    return "-> " + ", ".join(f"{key}={value}{replaced.get(key, '')}" for key, value in outcome.items())
+def _describe(set_here: dict[str, Any], words: str, settings: Mapping[str, Any]) -> str:
+    replaced = {key: f" (replaced: {settings[key]})" for key, value in set_here.items() if settings[key] != value}
+    becomes = ", ".join(f"{key}={value}{replaced.get(key, '')}" for key, value in set_here.items())
+    return "; ".join(part for part in (f"-> {becomes}" if becomes else "", words) if part)
 
 
 def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:

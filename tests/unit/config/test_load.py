@@ -176,3 +176,20 @@ def mutated(rng: random.Random, values: dict[str, Any], key: str) -> dict[str, A
     else:
         section[last] = rng.choice([-1, -7.5, float("inf"), float("nan"), -(10**20)])
     return values
+
+
+@pytest.mark.parametrize("text", ["set #1", "2024-05-01", "2024-02-30", "0x_", "!!int y", "no", "~/photos", "[" * 3000])
+def test_text_is_taken_as_it_stands(text: str) -> None:
+    config = load_config("mae-vit-tiny", [f"data.train={text}", f"output={text}"])
+    assert (config.data.train, config.output) == (text, text)
+
+
+@pytest.mark.parametrize("text", ["", "null"])
+def test_nothing_is_nothing(text: str) -> None:
+    assert load_config("mae-vit-tiny", ["data.train=photos", f"data.train={text}"]).data.train is None
+
+
+@pytest.mark.parametrize("text", ["2024-02-30", "0x_", "!!int y", "[" * 3000])
+def test_what_is_no_number_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^command line: train\.epochs: input should be a valid number"):
+        load_config("mae-vit-tiny", [f"train.epochs={text}"])

@@ -1,5 +1,6 @@
 """Every conversion against values computed by hand, or by Pillow from the pixels the file was made of."""
 
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,37 @@ def test_pillow_decides_about_files_with_errors():
     assert Picture(cut, 3, MANY)._fast_jpeg(1) is None
     with pytest.raises(DecodeError, match="truncated"):
         Picture(cut, 3, MANY).pixels()
+
+
+def test_a_jpeg_that_lacks_its_end_mark_alone_has_all_its_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    for mode in ("RGB", "L"):
+        whole = encode(Image.fromarray(noise).convert(mode), "JPEG")
+        expected = Picture(whole, 3, MANY).pixels()
+        for data in (whole[:-2], whole[:-2] + bytes(40)):
+            assert_array_equal(Picture(data, 3, MANY).pixels(), expected)
+        for cut in (4, 12, 200):
+            with pytest.raises(DecodeError, match="truncated"):
+                Picture(whole[:-cut], 3, MANY).pixels()
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_long_texts_in_a_png_do_not_hide_the_picture(kind: bytes):
+    plain = encode(Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)), "PNG")
+    text = zlib.compress(bytes(5 << 20))
+    body = {
+        b"zTXt": b"Comment\0\0" + text,
+        b"iTXt": b"Comment\0\1\0\0\0" + text,
+        b"iCCP": b"profile\0\0" + text,
+        b"tEXt": b"Comment\0" + b"x" * (5 << 20),
+    }[kind]
+    chunk = len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+    data = plain[:33] + chunk + plain[33:]  # behind the header
+    assert_array_equal(Picture(data, 3, MANY).pixels(), Picture(plain, 3, MANY).pixels())
+
+
+def test_a_picture_beyond_what_any_compressor_does_is_refused_unread():
+    data = encode(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True)
+    with pytest.raises(DecodeError, match=r"claims 192000000 bytes of pixels in a file of \d+"):
+        Picture(data, 3, MANY)
+    assert Picture(encode(Image.new("RGB", (4000, 4000))), 3, MANY).pixels().max() == 0

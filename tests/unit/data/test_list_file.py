@@ -54,6 +54,18 @@ def test_every_layout_says_the_same(root: Path, name: str, content: str):
     assert open_source(str(root / name), key="k", labels=False).labels is None
 
 
+@pytest.mark.parametrize("place", ["lists/l.json", "lists/deep/l.txt"])
+def test_paths_may_be_relative_to_another_folder(root: Path, place: str):
+    list_file = root / place
+    list_file.parent.mkdir(parents=True)
+    names = [*NAMES[:2], str(root / NAMES[2])]
+    list_file.write_text(json.dumps(names) if place.endswith("json") else "\n".join(names))
+    source = open_source(f"{list_file}#root={root}", key="data.train", labels=False)
+    assert [source.read(i) for i in range(len(source))] == [name.encode() for name in NAMES]
+    with pytest.raises(DataError, match=r"my photo 2\.JPG cannot be read"):
+        open_source(str(list_file), key="data.train", labels=False).read(0)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -73,9 +85,9 @@ def test_paths_alone(root: Path, name: str, content: str):
 
 def test_numbers_are_classes(root: Path):
     source = open_list(root / "l.json", json.dumps({NAMES[0]: 3, NAMES[1]: 0}))
-    assert source.class_names == ("0", "1", "2", "3")
+    assert source.class_names == ("0", "3")
     assert source.labels is not None
-    assert source.labels.tolist() == [3, 0]
+    assert source.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -146,3 +158,139 @@ def test_hundred_thousand_entries_stay_in_arrays(root: Path):
     assert isinstance(source.index.names.base.base, np.memmap)
     assert source.labels is not None
     assert (len(source), source.name(99_999), int(source.labels[99_999])) == (100_000, "c9/99999.jpg", 9)
+
+
+QUOTED = '"path","caption","label"\r\n"a.jpg","a ""nice"", big\r\nanimal","cat"\r\n\r\n"b, 2.jpg","x","dog"\r\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        QUOTED.encode(),
+        QUOTED.replace(",", ";").replace("b; 2", "b, 2").encode(),
+        QUOTED.replace('","', '"\t"').encode(),
+        ("\ufeff" + QUOTED).encode(),
+        QUOTED.encode("utf-16"),
+    ],
+)
+def test_csv_by_its_own_rules(tmp_path: Path, content: bytes):
+    source = open_list(tmp_path / "l.csv", content)
+    assert [source.name(i) for i in range(len(source))] == ["a.jpg", "b, 2.jpg"]
+    assert source.class_names == ("cat", "dog")
+
+
+def test_columns_are_named_and_never_passed_over(tmp_path: Path):
+    path = tmp_path / "l.csv"
+    path.write_text("path,crop,label,fine_label\na.jpg,a2.jpg,animal,cat\nb.jpg,b2.jpg,animal,dog\n")
+    source = open_source(f"{path}#label=fine_label&image=crop", key="data.train", labels=True)
+    assert (source.class_names, source.name(1)) == (("cat", "dog"), "b2.jpg")
+    with pytest.raises(DataError, match="has no column kind; there are path, crop, label, fine_label"):
+        open_source(f"{path}#label=kind", key="data.train", labels=True)
+    rows = [{"path": "a.jpg", "species": 3}, {"path": "b.jpg", "species": 1}]
+    (tmp_path / "l.json").write_text(json.dumps(rows))
+    source = open_source(f"{tmp_path}/l.json#label=species", key="data.train", labels=True)
+    assert (source.class_names, source.labels is not None and source.labels.tolist()) == (("1", "3"), [1, 0])
+    (tmp_path / "l.txt").write_text("a.jpg\n")
+    with pytest.raises(DataError, match="a list in plain text has no columns"):
+        open_source(f"{tmp_path}/l.txt#label=species", key="data.train", labels=False)
+
+
+def test_encodings_are_named_not_guessed(tmp_path: Path):
+    path = tmp_path / "l.csv"
+    for encoding, name in (("cp1252", "Käfer"), ("gb18030", "甲虫"), ("latin-1", "Größe")):
+        path.write_bytes(f"path,label\na.jpg,{name}\n".encode(encoding))
+        source = open_source(f"{path}#encoding={encoding}", key="data.train", labels=True)
+        assert source.class_names == (name,)
+    path.write_bytes("path,label\na.jpg,Käfer\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"the label K\\xe4fer is not UTF-8; name the encoding .*#encoding=cp1252"):
+        open_source(str(path), key="data.train", labels=True)
+    with pytest.raises(DataError, match="there is no encoding kp1252"):
+        open_source(f"{path}#encoding=kp1252", key="data.train", labels=True)
+    with pytest.raises(DataError, match=r"is not utf-8 \(at byte 18\)"):
+        open_source(f"{path}#encoding=utf-8", key="data.train", labels=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        (["1", "2"], ("1", "2"), [0, 1]),
+        (["47219", "126889", "47219"], ("47219", "126889"), [0, 1, 0]),
+        (["10", "-1", "2", "0"], ("-1", "0", "2", "10"), [3, 0, 2, 1]),
+        (["007", "8", "x"], ("007", "8", "x"), [0, 1, 2]),
+        (["2000000000", "0"], ("0", "2000000000"), [1, 0]),
+        (["caf\u00e9", "cafe\u0301", "tea"], ("café", "tea"), [0, 0, 1]),
+    ],
+)
+def test_classes_are_the_distinct_labels(tmp_path: Path, labels: list[str], names: tuple[str, ...], numbers: list[int]):
+    content = "path,label\n" + "".join(f"{n}.jpg,{label}\n" for n, label in enumerate(labels))
+    source = open_list(tmp_path / "l.csv", content)
+    assert source.class_names == names
+    assert source.labels is not None
+    assert source.labels.tolist() == numbers
+
+
+def test_a_class_list_gives_all_classes_in_order(tmp_path: Path):
+    (tmp_path / "classes.txt").write_text("wolf\ndog\ncat\n")
+    (tmp_path / "l.csv").write_text("path,label\na.jpg,cat\nb.jpg,dog\n")
+    spec = f"{tmp_path}/l.csv#classes={tmp_path}/classes.txt"
+    source = open_source(spec, key="data.train", labels=True)
+    assert (source.class_names, source.labels is not None and source.labels.tolist()) == (
+        ("wolf", "dog", "cat"),
+        [2, 1],
+    )
+    (tmp_path / "l.csv").write_text("path,label\na.jpg,cat\nb.jpg,fox\n")
+    with pytest.raises(DataError, match="the label fox is none of the 3 classes"):
+        open_source(spec, key="data.train", labels=True)
+    (tmp_path / "classes.txt").write_text("wolf\nwolf\n")
+    with pytest.raises(DataError, match="names wolf twice"):
+        open_source(spec, key="data.train", labels=True)
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 3, "file_name": "b.jpg"}, {"id": 9, "file_name": "c.jpg"}],
+    "annotations": [{"image_id": 7, "category_id": 2, "bbox": []}, {"image_id": 7, "category_id": 5}]
+    + [{"image_id": 3, "category_id": 5}] * 2,
+    "categories": [{"id": 2, "name": "dog"}, {"id": 5, "name": "cat"}],
+}
+MMPRETRAIN = {
+    "metainfo": {"classes": ["dog", "cat"]},
+    "data_list": [{"img_path": "a.jpg", "gt_label": 1}, {"img_path": "b.jpg", "gt_label": [0]}],
+}
+
+
+def test_lists_of_other_tools(tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.jpg").write_bytes(b"pixels")
+    (tmp_path / "coco.json").write_text(json.dumps(COCO))
+    source = open_source(f"{tmp_path}/coco.json#root={tmp_path}/images", key="data.train", labels=True)
+    assert [source.name(i) for i in range(3)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert source.read(1) == b"pixels"
+    assert (source.class_names, source.labels) == (("cat", "dog"), None)
+    assert getattr(source, "label_sets").tolist() == [[True, True], [True, False], [False, False]]  # noqa: B009
+    source = open_list(tmp_path / "mm.json", json.dumps(MMPRETRAIN))
+    assert (source.class_names, source.labels is not None and source.labels.tolist()) == (("cat", "dog"), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            [{"id": 1, "data": {"image": "/data/upload/a.jpg"}, "annotations": []}],
+            "is Label Studio's; export it as CSV",
+        ),
+        ({"_via_img_metadata": {}, "_via_settings": {}}, "is VIA's; export"),
+        ({"shapes": [], "imagePath": "a.jpg"}, "is LabelMe's; export"),
+        ({"annotations": [], "categories": []}, "annotations without its images"),
+        (COCO | {"annotations": [{"image_id": 1, "category_id": 2}]}, "looks like COCO, but 1 is not where it should"),
+        ([{"path": "a.jpg", "label": {"name": "cat"}}], "entry 1: its label is dict, not a name"),
+        ([{"path": "a.jpg", "label": 0.5}], "entry 1: its label is float"),
+    ],
+)
+def test_json_that_is_no_list_of_images_is_refused_by_name(tmp_path: Path, content: object, message: str):
+    with pytest.raises(DataError, match=message):
+        open_list(tmp_path / "l.json", json.dumps(content))
+
+
+def test_rows_that_do_not_fit_the_header(tmp_path: Path):
+    with pytest.raises(DataError, match="line 3 has 3 fields, the header 2"):
+        open_list(tmp_path / "l.csv", "path,label\na.jpg,cat\nb,c.jpg,dog\n")

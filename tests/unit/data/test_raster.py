@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
+from unmask.data.augment.crop import RESAMPLING
 from unmask.data.decode.picture import DecodeError, FormError, Picture
 from unmask.data.decode.raster import Raster, check_images, open_image
 from unmask.data.sources.in_memory import InMemorySource
@@ -159,7 +160,7 @@ def test_crop_without_resizing_is_exact():
     )
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+@pytest.mark.parametrize("resample", RESAMPLING.values(), ids=RESAMPLING.keys())
 @pytest.mark.parametrize("box", [(0, 0, 90, 70), (30, 20, 40, 33), (80, 60, 10, 10)])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_resize_is_pillow_s_antialiased_one(dtype: str, box: tuple[int, int, int, int], resample: Image.Resampling):

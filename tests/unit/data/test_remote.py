@@ -126,6 +126,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def translate_path(self, path: str) -> str:
+        return super().translate_path(re.sub("^http://[^/]*", "", path))  # a proxy is asked for whole addresses
+
     def do_HEAD(self) -> None:
         if self.server.fail_heads:
             self.server.fail_heads -= 1
@@ -171,6 +174,17 @@ def test_web_server_gives_what_the_disk_gives(data: Path, web: Web, kind: str):
     here, there = open_images(f"{data}/{kind}"), open_images(f"{web.url}/{kind}")
     assert rows(there) == rows(here)
     assert there.class_names == here.class_names
+
+
+def test_proxies_are_asked_where_the_environment_says_so(data: Path, web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", web.url)
+    expected = rows(open_images(f"{data}/all.tar"))
+    assert rows(open_images("http://no-such-host.invalid/all.tar")) == expected
+    assert {path for path, _ in web.gets} == {"http://no-such-host.invalid/all.tar"}
+    web.gets.clear()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert rows(open_images(f"{web.url}/all.tar")) == expected
+    assert {path for path, _ in web.gets} == {"/all.tar"}
 
 
 @pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short"])

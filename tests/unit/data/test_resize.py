@@ -10,7 +10,7 @@ from PIL import Image
 from unmask.data.decode import resize as module
 from unmask.data.decode.resize import resize
 
-RESAMPLE = [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.BOX]
+RESAMPLE = [Image.Resampling[name] for name in ("BICUBIC", "BILINEAR", "LANCZOS", "BOX", "NEAREST")]
 
 
 def picture(height: int, width: int, channels: int) -> np.ndarray:

@@ -269,7 +269,8 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any]
         ({"crop_pct": 0.9, "crop_mode": "squash"}, {}),
         ({"crop_pct": 1.0, "crop_mode": "border"}, {}),
         ({"interpolation": "lanczos"}, {"interpolation": "lanczos"}),
-        ({"interpolation": "nearest"}, {}),
+        ({"interpolation": "nearest"}, {"interpolation": "nearest"}),
+        ({"interpolation": "hamming"}, {}),
         ({"mean": [0.5] * 3, "std": [0.5] * 3}, {"mean": (0.5,) * 3, "std": (0.5,) * 3, "dtype": "uint8"}),
     ],
 )

@@ -12,9 +12,9 @@ import yaml
 from unmask.config.load import flatten, known_keys, load_config
 from unmask.errors import ConfigError
 from unmask.modelzoo.keys import TABLE, Command
-from unmask.modelzoo.translate import Translation, load_modelzoo
+from unmask.modelzoo.translate import Translation, find_config, load_modelzoo
 
-FILES = Path(__file__).parents[2] / "modelzoo"
+FILES = Path(__file__).parents[3] / "config"
 PRETRAIN, FINETUNE, SCRATCH, EVAL = (
     FILES / name for name in ("mae-vit-base-p16.yaml", "finetune-vit-base-p16.yaml", "vit-base-p16.yaml", "eval.yaml")
 )
@@ -25,6 +25,8 @@ COMMANDS: dict[Path, Command] = {
     EVAL: "evaluate",
 }
 TORCH = ("--engine", "torch")
+ALL = "--img_ids="
+"""All images, not those of a list: the file names one that is not here."""
 
 NAMED_IN_THE_DOCUMENTS = """
 dataset_path data_path eval_path eval_interval eval_offset interpolation auto_augment crop_min mixup cutmix mixup_prob
@@ -40,7 +42,8 @@ num_workers seed enable_modelarts output_path
 
 
 def translate(file: Path, *options: str) -> Translation:
-    return load_modelzoo(file, options, COMMANDS[file])
+    everything = [ALL] if file == PRETRAIN else []
+    return load_modelzoo(file, [*everything, *options], COMMANDS[file])
 
 
 def row(translation: Translation, key: str) -> str:
@@ -50,7 +53,7 @@ def row(translation: Translation, key: str) -> str:
 
 def refusal(file: Path, *options: str, command: Command = "pretrain") -> str:
     with pytest.raises(ConfigError) as error:
-        load_modelzoo(file, options, command)
+        load_modelzoo(file, [ALL, *options], command)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -63,7 +66,7 @@ def written(folder: Path, **keys: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK_ID", "RANK", "RANK_SIZE", "WORLD_SIZE"):
+    for name in ("RANK_ID", "RANK", "RANK_SIZE", "WORLD_SIZE", "MS_ROLE", "TORCHELASTIC_RUN_ID", "RANK_TABLE_FILE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -107,7 +110,8 @@ def test_fine_tuning_has_a_learning_rate_and_layer_decay() -> None:
     assert (config.augment.label_smoothing, config.data.interpolation) == (0.1, "bicubic")
     assert (config.device, config.train.batch_size) == ("npu:0", 32)
     assert config.train.ema_decay is config.optimizer.clip_grad is None
-    assert "without dropout" in row(translation, "dropout")
+    assert config.model.drop_path == 0.1
+    assert row(translation, "dropout").startswith("-> model.drop_path=0.1; ")
 
 
 def test_fine_tuning_is_augmented_as_its_file_says() -> None:
@@ -154,6 +158,11 @@ def test_evaluation_takes_model_images_and_device_and_names_the_rest() -> None:
         (["--masking_ratio", "0.6"], "objective.mask_ratio", 0.6),
         (["--image_size", "[64, 96]"], "model.image_size", [64, 96]),
         (["--per_step_size", "50"], "train.log_every", 50),
+        (["--use_ckpt", "mae.ckpt"], "init", "mae.ckpt"),
+        (["--interpolation", "NEAREST"], "data.interpolation", "nearest"),
+        (["--interpolation", "AREA"], "data.interpolation", "box"),
+        (["--interpolation", "PILCUBIC"], "data.interpolation", "bicubic"),
+        (["--interpolation", "LINEAR"], "data.interpolation", "bilinear"),
         (["--save_ckpt_epochs", "20"], "train.checkpoint_every", 20),
         (["--prefix", "mine", "--save_dir", "there"], "output", "there/mine"),
         (["--device_target", "CPU"], "device", "cpu"),
@@ -209,6 +218,60 @@ def test_the_engine_is_mindspore_where_it_is_installed_and_the_table_says_why() 
     assert translate(PRETRAIN, *TORCH).config.engine == "torch"
 
 
+def test_without_parallel_there_is_no_parallel_mode_to_refuse() -> None:
+    options = ("--use_parallel", "False", "--parallel_mode", "AUTO_PARALLEL", "--gradients_mean", "False")
+    assert translate(PRETRAIN, *TORCH, *options).alone
+    assert not translate(PRETRAIN, *TORCH).alone
+
+
+def test_what_differs_from_the_model_zoo_stands_beside_what_is_set() -> None:
+    translation = translate(PRETRAIN, *TORCH, "--per_step_size", "50", "--use_ckpt", "mae.ckpt")
+    assert row(translation, "per_step_size").startswith(
+        "-> train.log_every=50; evaluations and checkpoints count whole"
+    )
+    assert row(translation, "use_ckpt").startswith("-> init=mae.ckpt; weights alone")
+    assert row(translate(EVAL, *TORCH), "dropout") == "without meaning here: evaluating trains nothing"
+    assert row(translate(PRETRAIN, *TORCH, "--dropout", "0.1"), "dropout") == "without meaning here: MAE trains without"
+
+
+@pytest.mark.parametrize(
+    ("img_ids", "train"),
+    [
+        ("half.json", "{data}/half.json"),
+        ("lists/half.json", "{data}/lists/half.json#root={data}"),
+        ("{elsewhere}/half.json", "{elsewhere}/half.json#root={data}"),
+    ],
+)
+def test_img_ids_and_what_it_lists_are_relative_to_data_path(img_ids: str, train: str, tmp_path: Path) -> None:
+    folders = {"data": str(tmp_path / "data"), "elsewhere": str(tmp_path / "elsewhere")}
+    listed = tmp_path / "data" / img_ids.format(**folders)
+    listed.parent.mkdir(parents=True)
+    listed.write_text("[]")
+    options = ["--data_path", folders["data"], "--img_ids", img_ids.format(**folders)]
+    translation = translate(PRETRAIN, *TORCH, *options)
+    expected = train.format(**folders)
+    assert translation.config.data.train == expected
+    assert row(translation, "data_path") == row(translation, "img_ids") == f"-> data.train={expected}"
+    assert translate(FINETUNE, *TORCH, *options).config.data.train == folders["data"]
+
+
+def test_the_list_that_a_file_names_must_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"mae-vit-base-p16.yaml:\d+: img_ids: there is no /mnt/.*/tot_ids.json;"):
+        load_modelzoo(PRETRAIN, TORCH, "pretrain")
+
+
+@pytest.mark.parametrize("name", ["eval", "eval.yaml", "config/eval.yaml", "eval.yml", "../config/eval.yaml"])
+def test_a_file_of_the_model_zoo_is_found_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name).samefile(EVAL)
+    assert {path.stem for path in COMMANDS} == {path.stem for path in EVAL.parent.glob("*.yaml")}
+    (tmp_path / "eval.yaml").write_text("seed: 3\n")
+    assert find_config("eval.yaml") == Path("eval.yaml")
+    with pytest.raises(ConfigError, match=r"there is no evil\.yaml, did you mean eval"):
+        find_config("evil.yaml")
+    assert not find_config(tmp_path / "configs" / "eval.yaml").exists()
+
+
 def test_a_key_of_ours_wins_and_the_table_shows_what_it_replaced() -> None:
     translation = translate(PRETRAIN, "--train.epochs", "3", *TORCH)
     assert translation.config.train.epochs == 3
@@ -229,10 +292,15 @@ def test_a_key_of_ours_wins_and_the_table_shows_what_it_replaced() -> None:
         (["--use_ema", "maybe"], ["command line: use_ema: must be True or False, not 'maybe'"]),
         (["--device_target", "TPU"], ["command line: device_target: must be Ascend, GPU or CPU, not 'TPU'"]),
         (["--mode", "2"], ["command line: mode: must be GRAPH_MODE or PYNATIVE_MODE"]),
-        (["--interpolation", "NEAREST"], ["interpolation: data.interpolation: ", "'nearest'"]),
+        (["--interpolation", "SLERP"], ["interpolation: data.interpolation: ", "'slerp'"]),
         (["--loss_name", "l1"], ["command line: loss_name: must be one of soft_ce"]),
         (["--start_learning_rate", "high"], ["start_learning_rate: must be a number, not 'high'"]),
-        (["--use_ckpt", "mae.ckpt"], ["command line: use_ckpt: a pretraining continues by itself"]),
+        (["--checkpoint_path", "mae.ckpt"], ["command line: checkpoint_path: unknown key, did you mean use_ckpt?"]),
+        (["--parallel.parallel_mode", "AUTO_PARALLEL"], ["parallel_mode: must be DATA_PARALLEL, not 'AUTO_PARALLEL'"]),
+        (["--parallel_mode=semi_auto_parallel"], ["parallel_mode: must be DATA_PARALLEL, not 'semi_auto_parallel'"]),
+        (["--gradients_mean", "False"], ["command line: gradients_mean: must be True: gradients are averaged"]),
+        (["--img_ids", "none.json"], ["command line: img_ids: there is no /mnt/", "none.json", "--img_ids="]),
+        (["--img_ids", "none.json", "--data_path="], ["command line: img_ids: needs data_path"]),
         (["--engine", "jax"], ["command line: engine: 'jax' is no engine; there are torch, mindspore"]),
         (["--auto_augment", "augmix-m3"], ["augment: policy='augmix-m3': AugMix is not supported; take rand-m9"]),
         (["--re_mode", "noise"], ["command line: re_mode: augment.erase_mode: ", "'pixel'"]),

@@ -26,6 +26,8 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
 }
 _ATTEMPTS = 10
 
@@ -87,8 +89,9 @@ class Augmentation:
     @classmethod
     def of(cls, augment: AugmentConfig, data: DataConfig) -> Augmentation:
         fill = [min(255, round(255 * mean)) for mean in data.mean]
-        # Pillow cannot transform with Lanczos.
-        resample = Image.Resampling.BILINEAR if data.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        # Pillow cannot transform with Lanczos or box.
+        known = data.interpolation in ("nearest", "bilinear")
+        resample = RESAMPLING[data.interpolation] if known else Image.Resampling.BICUBIC
         return cls(
             policy=None if augment.policy is None else parse_policy(augment.policy),
             jitter=ColorJitter(*augment.color_jitter) if any(augment.color_jitter) else None,

@@ -28,7 +28,7 @@ class Canvas:
     fill: int | tuple[int, ...]
     """Colour of what was outside: one value for grey images."""
     resample: Image.Resampling
-    """Bilinear or bicubic: what Pillow can transform with."""
+    """Nearest, bilinear or bicubic: what Pillow can transform with."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ _READERS: dict[bytes, type[ImageFile]] = {
     b"II*\0": TiffImageFile,
     b"MM\0*": TiffImageFile,
 }
+_JPEG_END = b"\xff\xd9"
+_MOST_RATIO = 20_000
+"""Most bytes of pixels per byte of a file: blank pictures reach 10,000 with the best compressors."""
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _SPARE = 2.0
@@ -117,7 +120,7 @@ class Picture:
         keeps the quality. Raises DecodeError.
         """
         check_pixels((size[1], size[0]), self._max_pixels)  # a hair-thin image may grow without bound
-        factor = self._factor(box, size) if reduce else 1
+        factor = self._factor(box, size) if reduce and resample != Image.Resampling.NEAREST else 1
         left, top, width, height = (side / factor for side in box)
         return resize(self._at(factor), (left, top, width, height), size, resample, flip=flip)
 
@@ -141,11 +144,14 @@ class Picture:
             return None
         width, height = (-(-side // factor) for side in self._image.size)
         colors = {"L": "GRAY", "RGB": "RGB"}[self._mode]
-        try:
-            pixels = simplejpeg.decode_jpeg(self._data, colors, min_height=height, min_width=width, min_factor=factor)
-        except ValueError:
-            return None
-        return pixels if pixels.shape[:2] == (height, width) else None
+        # Where nothing but the end mark is missing, all pixels are there: with the mark there is nothing to warn of.
+        for data in (self._data, bytes(self._data) + _JPEG_END):
+            try:
+                pixels = simplejpeg.decode_jpeg(data, colors, min_height=height, min_width=width, min_factor=factor)
+            except ValueError:
+                continue
+            return pixels if pixels.shape[:2] == (height, width) else None
+        return None
 
     def _by_pillow(self, factor: int) -> NDArray[np.uint8]:
         image = self._image
@@ -164,8 +170,10 @@ def open_file(data: bytes, max_pixels: int) -> Image.Image:
     if reader is None:
         raise DecodeError("empty file" if not data else "not a JPEG, PNG, WebP, GIF, BMP or TIFF file")
     try:
-        image = reader(BytesIO(data))
+        image = _opened(reader, data)
         check_pixels(image.size, max_pixels)
+        if (claimed := 3 * image.width * image.height) > _MOST_RATIO * len(data):
+            raise DecodeError(f"claims {claimed} bytes of pixels in a file of {len(data)}")
         if not isinstance(image, JpegImageFile):
             image.load()  # the orientation may stand behind the pixels
     except DecodeError:
@@ -173,6 +181,27 @@ def open_file(data: bytes, max_pixels: int) -> Image.Image:
     except Exception as error:  # decoders meet hostile bytes in many ways
         raise DecodeError(reason(error)) from None
     return image
+
+
+def _opened(reader: type[ImageFile], data: bytes) -> ImageFile:
+    """Long texts and profiles in a PNG, at which Pillow gives up, are no part of the picture: they are left out."""
+    try:
+        return reader(BytesIO(data))
+    except ValueError as error:
+        if reader is not PngImageFile or "MAX_TEXT" not in str(error):
+            raise
+        return reader(BytesIO(_without_text(data)))
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its chunks of text and its colour profile."""
+    kept, position = [data[:8]], 8
+    while position + 12 <= len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(data[position : position + 12 + length])
+        position += 12 + length
+    return b"".join(kept)
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int) -> None:

@@ -9,7 +9,7 @@ from tarfile import GNU_FORMAT, TarInfo
 import numpy as np
 
 from unmask.data.sources import Source
-from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.image_names import ENCODED
 from unmask.data.sources.table import Table, TableBuilder, classes
 from unmask.errors import DataError
 

@@ -25,7 +25,7 @@ from unmask.data.packs.members import Members
 from unmask.data.packs.recode import recode
 from unmask.data.sources import Source, files, open_source, remote
 from unmask.data.sources.base import printable
-from unmask.data.sources.pack import BAD, FORMAT, INDEX, VERSION, index_bytes, manifest_path, read_manifest
+from unmask.data.sources.pack import BAD, FORMAT, INDEX, PARTS, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError
 from unmask.files import RunLock, cause, written_aside
@@ -129,7 +129,7 @@ def _open(spec: str) -> Source:
 class _Packer:
     def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float, from_afar: bool) -> None:
         self._images, self._out, self._settings = images, out, settings
-        self._parts = f"{out}/.parts"
+        self._parts = f"{out}/{PARTS}"
         self._most_bad = max_bad_share * len(images)
         self._from_afar = from_afar
         self._job = {

@@ -3,7 +3,7 @@ what is no path.
 
 | what `data.train` names | source |
 |---|---|
-| a folder | its images; class folders |
+| a folder | its images; class folders; without images the tars or Parquet files in it |
 | a folder of `unmask pack` | the images packed there |
 | `.txt`, `.csv`, `.tsv`, `.json` | the files listed there |
 | `.tar`, `{000000..000146}.tar`, `*.tar` | images in tars, read in place; WebDataset; ImageNet's tars as shipped |
@@ -11,14 +11,25 @@ what is no path.
 | `.npy`, `.npz` | arrays |
 | `bundled:mnist5k` | digits |
 
-All but the last may be behind a URL that fsspec knows. Options follow a `#`: `val.tar#labels=FILE` (one class per line,
-in byte order of the images' names), `data/*.parquet#image=COLUMN&label=COLUMN`.
+All but the last may be behind a URL that fsspec knows. Options follow a `#`:
+
+| option | of | says |
+|---|---|---|
+| `image=COLUMN`, `label=COLUMN` | Parquet, Arrow, CSV, JSON, .npz | which column, field or array |
+| `image=jpg` | folders, tars | which file of a sample is the image, where there are several; `*`: each |
+| `labels=FILE` | tars | one class per line, in byte order of the images' names |
+| `links=follow` | folders | links to folders and to files elsewhere are followed |
+| `left_out=SHARE` | folders, tars | how much may be left out, see `left_out.py`; 1: anything |
+| `root=FOLDER` | lists | where relative paths start, in place of the list's own folder |
+| `classes=FILE` | lists | all classes, one a line, in order |
+| `encoding=NAME` | lists | of the text, where it is not UTF-8 |
 
 Python programs give objects as well: `to_source` says which.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,12 +43,14 @@ from unmask.data.sources.base import Source, printable
 from unmask.data.sources.bundled import PREFIX, open_bundled
 from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
-from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.image_names import ENCODED
 from unmask.data.sources.in_memory import FORMS, InMemorySource, pixels_of
-from unmask.data.sources.pack import PackSource, read_manifest
+from unmask.data.sources.left_out import LeftOut
+from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
 from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError
+from unmask.report.progress import say
 
 __all__ = ["Dataset", "Images", "Source", "check_picklable", "open_source", "subset", "to_source"]
 
@@ -85,58 +98,122 @@ def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
     )
 
 
+def is_stored(source: Source) -> bool:
+    """Whether images are the same whenever they are read: not those that a program makes."""
+    ours = type(source).__module__.startswith(__name__)
+    return ours and not isinstance(getattr(source, "parent", source), DatasetSource | InMemorySource)
+
+
 def _is_source(images: Any) -> TypeGuard[Source]:
     return all(callable(getattr(images, name, None)) for name in ("read", "name", "fingerprint"))
 
 
+_OPTIONS = {
+    "a folder": ("image", "links", "left_out"),
+    "a pack": (),
+    "a tar": ("image", "labels", "left_out"),
+    "a list": ("image", "label", "root", "classes", "encoding"),
+    "Parquet or Arrow": ("image", "label"),
+    "arrays": ("image", "label"),
+}
+"""What may follow a `#`."""
+
+
 def open_source(spec: str, *, key: str, labels: bool) -> Source:
-    """Open the images that `spec` names, of any kind in this module's table.
+    """Open the images that `spec` names, of any kind in this module's table; say what of it is not taken.
 
     `key` is the configuration key `spec` came from, for messages. With `labels`, every image must have a class. Raises
-    DataError when there is nothing usable.
+    DataError when there is nothing usable, or when more is left out than may be overlooked (`left_out.LeftOut.check`).
     """
     what = f"{key}={printable(spec)}"
     if spec.startswith(PREFIX):
         return open_bundled(spec, key=key)
-    path, options = _options(spec, what)
+    path, options = _options(spec)
+    source = _opened(path, options, what=what, labels=labels)
+    left_out = LeftOut.of(source)
+    left_out.check(len(source), what, _share(options.get("left_out"), what))
+    if left_out:
+        say(f"{what}: {len(source)} images; left out: {left_out}")
+    return source
+
+
+def _opened(path: str, options: dict[str, str], *, what: str, labels: bool) -> Source:
     kind = path.lower().rstrip("/")
     if kind.endswith(_COMPRESSED):
         raise DataError(f"{what} is compressed and cannot be read at random; unpack it into a folder or a plain .tar")
     if kind.endswith(".tar"):
-        paths = files.expand(path, what)
-        labels_file = options.get("labels") or (imagenet.ground_truth(paths[0]) if labels else None)
-        return TarSource.open(paths, what=what, labels=labels, labels_file=labels_file)
+        return _open_tars(files.expand(path, what), options, what=what, labels=labels)
     if kind.endswith(_COLUMNAR):
         return _open_columnar(files.expand(path, what), options, what=what, labels=labels)
     if kind.endswith(arrays.SUFFIXES):
-        return arrays.open_arrays(path, what=what, labels=labels)
+        _check(options, "arrays", what)
+        return arrays.open_arrays(
+            path, what=what, labels=labels, image=options.get("image"), label=options.get("label")
+        )
     if kind.endswith(list_file.SUFFIXES):
-        return list_file.ListFileSource.open(path, what=what, labels=labels)
+        _check(options, "a list", what)
+        return list_file.ListFileSource.open(path, options, what=what, labels=labels)
     if (manifest := read_manifest(path)) is not None:
+        _check(options, "a pack", what)
         return PackSource.open(path, manifest, what=what, labels=labels)
+    if (links := options.get("links")) not in (None, "follow"):
+        raise DataError(f"{what}: links={links} is unknown; there is links=follow")
     try:
-        return FolderSource.open(path, what=what, labels=labels)
+        source = FolderSource.open(path, what=what, labels=labels, follow=links is not None, image=options.get("image"))
     except NoImagesError:
+        if is_unfinished_pack(path):
+            raise DataError(f"{what} is a pack that was not finished; run its `unmask pack` again") from None
+        if paths := _tars(files.absolute(path)):
+            return _open_tars(paths, options, what=what, labels=labels)
         if paths := _columnar_files(files.absolute(path)):
             return _open_columnar(paths, options, what=what, labels=labels)
         raise
+    _check(options, "a folder", what)
+    return source
+
+
+def _open_tars(paths: list[str], options: dict[str, str], *, what: str, labels: bool) -> Source:
+    _check(options, "a tar", what)
+    labels_file = options.get("labels") or (imagenet.ground_truth(paths[0]) if labels else None)
+    return TarSource.open(paths, what=what, labels=labels, labels_file=labels_file, image=options.get("image"))
 
 
 def _open_columnar(paths: list[str], options: dict[str, str], *, what: str, labels: bool) -> Source:
     from unmask.data.sources.parquet import ParquetSource  # Arrow takes half a second to import
 
+    _check(options, "Parquet or Arrow", what)
     return ParquetSource(paths, what=what, labels=labels, image=options.get("image"), label=options.get("label"))
 
 
-def _options(spec: str, what: str) -> tuple[str, dict[str, str]]:
-    """`spec` up to `#`, and the options that follow it."""
+def _options(spec: str) -> tuple[str, dict[str, str]]:
+    """`spec` up to `#`, and the options that follow it. A file may have such a name, too."""
     path, mark, tail = spec.rpartition("#")
     pairs = [pair.partition("=") for pair in tail.split("&")]
-    if not mark or not all(equals for _, equals, _ in pairs):
+    if not mark or not all(name and equals for name, equals, _ in pairs) or files.is_here(spec):
         return spec, {}
-    if unknown := [name for name, _, _ in pairs if name not in ("labels", "image", "label")]:
-        raise DataError(f"{what}: no such option {unknown[0]}; there are labels, image and label")
     return path, {name: value for name, _, value in pairs}
+
+
+def _check(options: dict[str, str], kind: str, what: str) -> None:
+    if unknown := [name for name in options if name not in _OPTIONS[kind]]:
+        known = ", ".join(_OPTIONS[kind]) or "none"
+        raise DataError(f"{what}: {kind} has no option {unknown[0]}; its options are: {known}")
+
+
+def _share(text: str | None, what: str) -> float | None:
+    try:
+        share = None if text is None else float(text)
+    except ValueError:
+        share = -1.0
+    if share is not None and not 0 <= share <= 1:
+        raise DataError(f"{what}: left_out={text} is not a share of the images; give a number from 0 to 1")
+    return share
+
+
+def _tars(path: str) -> list[str]:
+    """The tars directly in a folder that holds no images, whatever lies beside: img2dataset adds Parquet of URLs."""
+    names = sorted(os.fsencode(name) for name, _, is_folder in files.listing(path) if not is_folder)
+    return [f"{path}/{os.fsdecode(name)}" for name in names if name.lower().endswith(b".tar")]
 
 
 def _columnar_files(path: str) -> list[str]:

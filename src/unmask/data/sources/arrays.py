@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,20 @@ class ArraySource:
         labels: NDArray[np.int64] | None,
         class_names: tuple[str, ...] | None,
         *,
+        label_sets: NDArray[np.bool_] | None = None,
         mapped: Path | None = None,
         version: str = "",
     ) -> None:
-        """`mapped` is the .npy file that `images` are mapped from: it is mapped anew in each loader process."""
+        """`label_sets`: (N, C) which classes each image has, in place of `labels`.
+
+        `mapped` is the .npy file that `images` are mapped from: it is mapped anew in each loader process.
+        """
         self._name = name
         self._images = images
         self._mapped = mapped
         self._version = version
         self.labels = labels
+        self.label_sets = label_sets
         self.class_names = class_names
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,19 +71,28 @@ class ArraySource:
         digest = hashlib.sha256(f"{self._name} {shape}".encode())
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
+        if self.label_sets is not None:
+            digest.update(np.packbits(self.label_sets).tobytes())
         return digest.hexdigest()
 
 
-def open_arrays(path: str, *, what: str, labels: bool) -> ArraySource:
-    """Images (N, H, W) or (N, H, W, C) of uint8, uint16 or float32. Pickled content is refused. Raises DataError."""
+def open_arrays(
+    path: str, *, what: str, labels: bool, image: str | None = None, label: str | None = None
+) -> ArraySource:
+    """Images (N, H, W) or (N, H, W, C) of uint8, uint16 or float32; labels (N,) or (N, 1), numbers or names, or (N, C)
+    of 0 and 1, one column for each class an image may have. `image` and `label` name the arrays of an .npz. Pickled
+    content is refused. Raises DataError.
+    """
     path = files.absolute(path)
     state = files.state(path)
     mapped = None
     if path.lower().endswith(".npz"):
-        arrays = _unzip(path, what)
-        images = _named(arrays, _IMAGES, what)
-        values = _named(arrays, _LABELS, what) if labels else None
+        images, values = _unzip(path, what, image, (label or "") if labels else None)
     else:
+        if image or label:
+            raise DataError(
+                f"{what}: a .npy file is one array, and its labels are labels.npy beside it; leave out the #"
+            )
         mapped = None if files.is_remote(path) else Path(path)
         images = _load(path, what) if mapped is None else _map(mapped, what)
         values = _load(files.beside(path, "labels.npy"), what) if labels else None
@@ -86,21 +100,32 @@ def open_arrays(path: str, *, what: str, labels: bool) -> ArraySource:
     name = path.rpartition("/")[2]
     if values is None:
         return ArraySource(name, images, None, None, mapped=mapped, version=f" {state.size}")
-    if values.shape != images.shape[:1] or values.dtype.kind not in "iuUS":
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if (
+        values.ndim == 2
+        and len(values) == len(images)
+        and values.dtype.kind in "iub"
+        and not set(np.unique(values)) - {0, 1}
+    ):
+        names = tuple(str(number) for number in range(values.shape[1]))
+        sets = values.astype(bool)
+        return ArraySource(name, images, None, names, label_sets=sets, mapped=mapped, version=f" {state.size}")
+    if values.shape != images.shape[:1] or values.dtype.kind not in "iubUS":
         raise DataError(
-            f"{what}: labels are {values.dtype}{values.shape}; whole numbers or names ({len(images)},) are needed"
+            f"{what}: labels are {values.dtype}{values.shape}; whole numbers or names ({len(images)},), or 0 and 1 "
+            f"({len(images)}, classes), are needed"
         )
     distinct, inverse = np.unique(values, return_inverse=True)
-    if distinct.dtype.kind in "iu" and distinct.min(initial=0) < 0:
-        raise DataError(f"{what}: there are negative labels; number the classes from 0")
-    numbers, names = numbered([text.decode() if isinstance(text, bytes) else str(text) for text in distinct.tolist()])
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in distinct.tolist()]
+    numbers, names = numbered(texts, what=what)
     return ArraySource(name, images, numbers[inverse], tuple(names), mapped=mapped, version=f" {state.size}")
 
 
 def _map(path: Path, what: str) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy's header is text that may hold anything
         raise DataError(f"{what} is not a plain .npy array: {_first_line(error)}") from None
 
 
@@ -108,26 +133,31 @@ def _load(path: str, what: str) -> NDArray[Any]:
     data = files.read(path)
     try:
         return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:
         raise DataError(f"{what}: {path} is not a plain .npy array: {_first_line(error)}") from None
 
 
-def _unzip(path: str, what: str) -> dict[str, NDArray[Any]]:
+def _unzip(path: str, what: str, image: str | None, label: str | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """The images, and where `label` is not None the labels; "" stands for any of the usual names."""
     data = files.read(path)
     try:
         with np.load(BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name in _IMAGES + _LABELS}
+            images = arrays[_named(arrays.files, image, _IMAGES, "image", what)]
+            return images, None if label is None else arrays[_named(arrays.files, label, _LABELS, "label", what)]
     except MemoryError:
         raise DataError(f"{what}: its arrays are larger than memory; store them as .npy, which is mapped") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy's header meet damage in many ways
         raise DataError(f"{what} is not a plain .npz archive: {_first_line(error)}") from None
 
 
-def _named(arrays: dict[str, NDArray[Any]], names: tuple[str, ...], what: str) -> NDArray[Any]:
-    for name in names:
-        if name in arrays:
-            return arrays[name]
-    raise DataError(f"{what} holds no array called {', '.join(names[:-1])} or {names[-1]}")
+def _named(there: Sequence[str], wanted: str | None, usual: tuple[str, ...], option: str, what: str) -> str:
+    found = [name for name in ((wanted,) if wanted else usual) if name in there]
+    if not found:
+        missing = f"no array called {wanted}" if wanted else f"no array called {', '.join(usual[:-1])} or {usual[-1]}"
+        raise DataError(f"{what} holds {missing}; name one of {', '.join(there)} with #{option}=NAME")
+    return found[0]
 
 
 def _with_channels(images: NDArray[Any], what: str) -> NDArray[Any]:

@@ -140,15 +140,13 @@ def _label(value: Any) -> Label | None:
 def _classes(values: list[Label], dataset: Dataset, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """The class of each item and the names of all: those of `dataset.classes`, where these go with the labels."""
     names = _names(getattr(dataset, "classes", None))
-    if (lowest := min((value for value in values if isinstance(value, int)), default=0)) < 0:
-        raise DataError(f"{what} has the label {lowest}; number the classes from 0")
-    if all(isinstance(value, int) and value < len(names) for value in values):
+    if all(isinstance(value, int) and 0 <= value < len(names) for value in values):
         return np.array(values, np.int64), names
     texts = [value if isinstance(value, str) else str(int(value)) for value in values]
     places = {name: place for place, name in enumerate(names)}
     if all(isinstance(value, str) and value in places for value in values):
         return np.array([places[text] for text in texts], np.int64), names
-    numbers, distinct = numbered(texts)
+    numbers, distinct = numbered(texts, what=what)
     return numbers, tuple(distinct)
 
 

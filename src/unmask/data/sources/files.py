@@ -16,6 +16,7 @@ from pathlib import Path
 from unmask.data.sources import remote
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
+from unmask.files import expanded
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """A FIFO would wait for its writer; Windows has none, but reads text unless told otherwise."""
@@ -38,7 +39,7 @@ def is_remote(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """`path` in a form that is valid from any working folder."""
-    return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().absolute())
+    return path.rstrip("/") if is_remote(path) else str(expanded(path).absolute())
 
 
 def beside(path: str, name: str) -> str:
@@ -57,6 +58,14 @@ def state(path: str) -> State:
         raise _failed(path, error) from None
     _check_regular(path, status)
     return State(status.st_size, f"{status.st_mtime_ns}")
+
+
+def is_here(path: str) -> bool:
+    """Whether a file or folder of this very name is on this machine."""
+    try:
+        return not is_remote(path) and os.path.lexists(expanded(path))
+    except ValueError:  # a NUL
+        return False
 
 
 def exists(path: str) -> bool:
@@ -89,6 +98,19 @@ def read(path: str, start: int = 0, length: int | None = None, *, version: str =
     return data
 
 
+def read_head(path: str, length: int) -> bytes:
+    """The first bytes of a file on this machine, fewer where it is shorter."""
+    try:
+        file = os.open(path, _READ)
+        try:
+            _check_regular(path, os.fstat(file))
+            return os.read(file, length)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _failed(path, error) from None
+
+
 def listing(folder: str) -> Iterator[tuple[str, int, bool]]:
     """Name, size and whether it is a folder, of everything directly in `folder`; hidden names are left out."""
     if is_remote(folder):
@@ -104,17 +126,20 @@ def listing(folder: str) -> Iterator[tuple[str, int, bool]]:
 
 
 def expand(pattern: str, what: str) -> list[str]:
-    """The files that `{000000..000146}`, `{a,b}` and `*` stand for; `*` in byte order."""
-    if not re.search(r"[{*]", pattern) or (not is_remote(pattern) and Path(pattern).exists()):
+    """The files that `{000000..000146}`, `{a,b}`, `*`, `?` and `[0-4]` stand for, as in a shell; those of one pattern
+    are in byte order.
+    """
+    pattern = str(expanded(pattern)) if pattern.startswith("~") else pattern
+    if not re.search(r"[{*?[]", pattern) or (not is_remote(pattern) and Path(pattern).exists()):
         return [pattern]
     paths: list[str] = []
     for path in _braces(pattern):
-        folder, _, name = path.rpartition("/")
-        if "*" not in name:
+        folder, slash, name = path.rpartition("/")
+        if not re.search(r"[*?[]", name):
             paths.append(path)
-            continue
-        found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder) if not is_folder)
-        paths += [f"{folder}/{os.fsdecode(f)}" for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
+        else:
+            found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder or ".") if not is_folder)
+            paths += [folder + slash + os.fsdecode(f) for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
         if len(paths) > _MOST_FILES:
             break
     if len(paths) > _MOST_FILES:

@@ -14,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
-from unmask.data.sources.folder_scan import EXTENSIONS, index_folder, scan_remote
+from unmask.data.sources.folder_scan import index_folder, scan_remote
+from unmask.data.sources.image_names import SHOWN
+from unmask.data.sources.left_out import LeftOut
+from unmask.data.sources.samples import one_of_each
 from unmask.data.sources.table import Table, classes
 from unmask.errors import DataError
+from unmask.files import expanded
 
 KINDS = "name a folder, .tar, .parquet, .arrow, .npy, .npz or a list (.txt .csv .json)"
 
@@ -27,7 +31,10 @@ class NoImagesError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """The JPEG, PNG, WebP, BMP, TIFF, GIF and .npy files below a folder, in byte order of their paths."""
+    """The JPEG, PNG, WebP, BMP, TIFF, GIF and .npy files below a folder, in byte order of their paths.
+
+    A file is taken by the end of its name, or by its first bytes where the name does not tell.
+    """
 
     root: str
     index: Table
@@ -35,19 +42,22 @@ class FolderSource:
     class_names: tuple[str, ...] | None
 
     @classmethod
-    def open(cls, root: str, *, what: str, labels: bool) -> FolderSource:
-        """Index `root`. Raises DataError when it is missing, holds no images, or its classes are not clear."""
+    def open(
+        cls, root: str, *, what: str, labels: bool, follow: bool = False, image: str | None = None
+    ) -> FolderSource:
+        """Index `root`. `follow`: links too; `image`: which file of a sample, see `samples.one_of_each`.
+
+        Raises DataError when it is missing, holds no images, or its classes are not clear.
+        """
         root = files.absolute(root) if files.is_remote(root) else _resolved(root, what)
         try:
-            index = scan_remote(root) if files.is_remote(root) else index_folder(Path(root))
+            index = scan_remote(root) if files.is_remote(root) else index_folder(Path(root), follow=follow)
         except OSError as error:
             raise DataError(f"{what} cannot be listed: {error}") from None
         if not len(index):
-            kinds = " ".join(extension.decode() for extension in EXTENSIONS)
-            passed = "".join(
-                f"; {count} {kind} were not taken" for kind, count in sorted(index.meta["skipped"].items())
-            )
-            raise NoImagesError(f"{what} holds no images ({kinds}){passed}")
+            passed = f"; there are {left_out}" if (left_out := LeftOut.told(index)) else ""
+            raise NoImagesError(f"{what} holds no images ({SHOWN}){passed}")
+        index = one_of_each(index, image, what)
         if not labels:
             return cls(root, index, None, None)
         folders = [os.fsencode(path) for path in index.meta["folders"] if path and "/" not in path]
@@ -72,7 +82,7 @@ class FolderSource:
 
 def _resolved(root: str, what: str) -> str:
     try:
-        path = Path(root).expanduser().resolve(strict=True)
+        path = expanded(root).resolve(strict=True)
     except FileNotFoundError:
         raise DataError(f"{what}: no such folder") from None
     except (OSError, RuntimeError) as error:

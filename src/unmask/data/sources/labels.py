@@ -1,31 +1,56 @@
-"""Turns labels written as numbers or as names into class numbers."""
+"""Labels written as numbers or as names, and the class numbers they become."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.data.sources import files
 from unmask.data.sources.table import Table
+from unmask.errors import DataError
 
-_MOST_CLASSES = 1_000_000
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
-def numbered(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+def numbered(
+    texts: Sequence[str], classes: Sequence[str] | None = None, what: str = ""
+) -> tuple[NDArray[np.int64], list[str]]:
     """The class of each text, and the names of all classes.
 
-    If all texts are whole numbers, these are the classes, named by their numbers from 0 to the largest; else the
-    classes are the distinct texts in byte order.
+    The classes are the distinct texts: in order of the numbers where all are whole numbers, else in byte order; names
+    that differ only in how their accents are written (Unicode's NFC and NFD) are the same. Or they are `classes`, in
+    that order: then DataError is raised for a text that is none of them.
     """
-    if all(text.isascii() and text.isdigit() and len(text) < 10 for text in texts):
-        values = np.array([int(text) for text in texts], np.int64)
-        most = int(values.max(initial=-1))
-        if most < _MOST_CLASSES:
-            return values, [str(number) for number in range(most + 1)]
-    names = sorted(set(texts), key=lambda text: text.encode("utf-8", "surrogateescape"))
+    written = [unicodedata.normalize("NFC", text) for text in texts]
+    if classes is None:
+        if set(written) == {"-1"}:
+            raise DataError(f"{what}: all labels are -1, which stands for none; use labelled images")
+        names = sorted(set(written), key=lambda text: text.encode("utf-8", "surrogateescape"))
+        if all(_NUMBER.fullmatch(text) for text in names):
+            names.sort(key=int)
+    else:
+        names = list(classes)
     ranks = {name: rank for rank, name in enumerate(names)}
-    return np.array([ranks[text] for text in texts], np.int64), names
+    if unknown := [text for text in written if text not in ranks]:
+        raise DataError(f"{what}: the label {unknown[0]} is none of the {len(names)} classes; add it to them")
+    return np.array([ranks[text] for text in written], np.int64), names
+
+
+def in_order(path: str, what: str) -> list[str]:
+    """The classes in a text file, one a line. Raises DataError."""
+    try:
+        lines = files.read(files.absolute(path)).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{what}: the class list {path} is not UTF-8") from None
+    names = [unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip()]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{what}: the class list {path} names {repeated[0]} twice")
+    return names
 
 
 class TableLabels:
@@ -34,11 +59,14 @@ class TableLabels:
     index: Table
     class_names: tuple[str, ...] | None
 
+    @cached_property
+    def _one_each(self) -> bool:
+        ends = self.index.columns["label_end"]
+        return np.array_equal(ends, np.arange(1, len(ends) + 1))
+
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        if self.class_names is None or len(self.index.columns["label"]) != len(self.index):
-            return None
-        return self.index.columns["label"]
+        return None if self.class_names is None or not self._one_each else self.index.columns["label"]
 
     @property
     def label_sets(self) -> NDArray[np.bool_] | None:

@@ -26,6 +26,8 @@ from unmask.errors import DataError
 
 MANIFEST = "manifest.json"
 INDEX = "index.parquet"
+PARTS = ".parts"
+"""What is known of the shards while a pack is written."""
 BAD = "bad_images.txt"
 FORMAT = "unmask pack"
 VERSION = 1
@@ -108,6 +110,11 @@ class PackSource(TableLabels):
 
 def manifest_path(folder: str) -> str:
     return f"{files.absolute(folder)}/{MANIFEST}"
+
+
+def is_unfinished_pack(folder: str) -> bool:
+    """Whether `unmask pack` was interrupted there: what it has written so far are tars like any others."""
+    return files.exists(f"{files.absolute(folder)}/{PARTS}/job.json")
 
 
 def read_manifest(folder: str) -> dict[str, Any] | None:

@@ -55,9 +55,15 @@ class ParquetSource:
         if not len(self._group_ends) or not self._group_ends[-1]:
             raise DataError(f"{what} holds no images")
         self.labels: NDArray[np.int64] | None = None
+        self.label_sets: NDArray[np.bool_] | None = None
+        """(N, C) which classes each image has, where the column holds lists."""
         self.class_names: tuple[str, ...] | None = None
         if labels:
-            self.labels, self.class_names = _labels(tables, self._columns, what)
+            values = _label_column(tables, self._columns, what)
+            if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+                self.label_sets, self.class_names = _label_sets(values.combine_chunks(), self._columns, what)
+            else:
+                self.labels, self.class_names = _labels(values, self._columns, what)
         self._groups = _Groups()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,11 +78,18 @@ class ParquetSource:
 
     def read(self, index: int) -> bytes:
         group, row = self._place(index)
-        value = self._groups.get(group, self._load)[row].as_py()
+        try:
+            value = self._groups.get(group, self._load)[row].as_py()
+        except DataError:
+            raise
+        except Exception as error:  # Arrow and its decompressors meet damaged pages in many ways
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"its row group cannot be read: {reason}") from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
+            path = value.get("path") if isinstance(value, dict) else None
             raise DataError(
-                f"{self.name(index)} has no bytes, only the path {value and value.get('path')}; embed the images"
+                f"{self.name(index)} has no bytes{f', only the path {path}' if path else ''}; embed the images"
             )
         return data
 
@@ -94,6 +107,8 @@ class ParquetSource:
         digest = hashlib.sha256(json.dumps([len(self), parts]).encode())
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
+        if self.label_sets is not None:
+            digest.update(np.packbits(self.label_sets).tobytes())
         return digest.hexdigest()
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -180,10 +195,13 @@ class _Arrow:
         return [batch.num_rows for batch in self._batches]
 
     def read(self, group: int, column: str) -> Any:
-        return self._batches[group].column(column)
+        values = self._batches[group].column(column)
+        values.validate(full=True)  # a wild offset would end the process
+        return values
 
     def column(self, name: str) -> Any:
-        return pa.chunked_array([batch.column(name) for batch in self._batches], self.schema.field(name).type)
+        values = [self.read(group, name) for group in range(len(self._batches))]
+        return pa.chunked_array(values, self.schema.field(name).type)
 
 
 class _Ranges(RawIOBase):
@@ -234,14 +252,19 @@ def _columns(schema: Any, what: str, image: str | None, label: str | None) -> Co
     if label is not None and label not in schema.names:
         raise DataError(f"{what} has no column {label}; there are {', '.join(schema.names)}")
     kind = schema.field(images[0]).type
-    whole = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    if not whole and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind):
+    member = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    whole = member >= 0 and _is_bytes(kind.field(member).type)
+    if not whole and not _is_bytes(kind):
         raise DataError(
             f"{what}: column {images[0]} is {kind}, not images with their bytes; name one with #image=COLUMN"
         )
     chosen = labels[0] if labels else None
     names = features.get(chosen, {}).get("names") if chosen else None
     return Columns(images[0], chosen, tuple(str(name) for name in names) if isinstance(names, list) else None)
+
+
+def _is_bytes(kind: Any) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
@@ -257,7 +280,7 @@ def _of_type(features: Mapping[str, dict[str, Any]], kind: str) -> Iterator[str]
     return (name for name, feature in features.items() if feature.get("_type") == kind)
 
 
-def _labels(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _label_column(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> Any:
     if columns.label is None:
         raise DataError(f"{what} has no label column; name it with #label=COLUMN")
     try:
@@ -266,18 +289,39 @@ def _labels(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> tup
         raise DataError(f"{what}: labels cannot be read: {str(error).partition(chr(10))[0]}") from None
     if values.null_count:
         raise DataError(f"{what}: {values.null_count} images have no {columns.label}")
+    return values
+
+
+def _label_sets(values: Any, columns: Columns, what: str) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """From lists of classes, one for each image."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    labels, names = _labels(pa.chunked_array([values.flatten()]), columns, what)
+    sets = np.zeros((len(values), len(names)), bool)
+    sets[values.value_parent_indices().to_numpy(), labels] = True
+    return sets, names
+
+
+def _labels(values: Any, columns: Columns, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.string())
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         encoded = values.combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        numbers, names = numbered(encoded.dictionary.to_pylist())
+        numbers, names = numbered(encoded.dictionary.to_pylist(), what=what)
         return numbers[encoded.indices.to_numpy()], tuple(names)
     if not pa.types.is_integer(values.type):
         raise DataError(f"{what}: column {columns.label} is {values.type}, not a class; name one with #label=COLUMN")
     labels = values.to_numpy().astype(np.int64)
-    most = int(labels.max())
-    names = columns.class_names or tuple(str(number) for number in range(most + 1))
-    if labels.min() < 0 or most >= len(names):
+    if columns.class_names is None:
+        distinct, inverse = np.unique(labels, return_inverse=True)
+        numbers, names = numbered([str(number) for number in distinct.tolist()], what=what)
+        return numbers[inverse], tuple(names)
+    if labels.min() < 0 or labels.max() >= len(columns.class_names):
         raise DataError(
-            f"{what}: labels are {labels.min()} to {most}, and there are {len(names)} classes; use labelled images"
+            f"{what}: labels are {labels.min()} to {labels.max()}, and there are {len(columns.class_names)} classes; "
+            "use labelled images"
         )
-    return labels, names
+    return labels, columns.class_names

@@ -162,7 +162,7 @@ def _options(protocol: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-        return {"client_kwargs": {"timeout": timeout}}
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # HTTP_PROXY, NO_PROXY, .netrc
     return {}
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
+import tempfile
+import unicodedata
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -21,9 +22,9 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.base import printable
 from unmask.errors import DataError
-from unmask.files import written_aside
+from unmask.files import expanded, written_aside
 
-_VERSION = 2
+_VERSION = 3
 _WORD = 8
 """Bytes of a name compared at once."""
 _ROWS = 1024
@@ -42,7 +43,7 @@ class Table:
     meta: dict[str, Any] = field(default_factory=dict[str, Any])
     """What else is known, as JSON."""
     token: str = ""
-    """Identifies this table: a cache file may be replaced while the arrays mapped from it are in use."""
+    """Of the contents: a cache file may be replaced while the arrays mapped from it are in use, and may be damaged."""
     cache: Path | None = None
     """File these arrays are mapped from."""
 
@@ -187,7 +188,7 @@ def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
     """
     text = json.dumps([_VERSION, *identity])
     cache = cache_folder() / f"table-{hashlib.sha256(text.encode()).hexdigest()[:32]}.index"
-    if (table := load_table(cache)) is None:
+    if (table := load_table(cache, check=True)) is None:
         table = build()
         if store_table(cache, table):
             table = load_table(cache) or table
@@ -197,20 +198,24 @@ def cached(identity: Sequence[object], build: Callable[[], Table]) -> Table:
 def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> tuple[NDArray[np.int64], list[str]]:
     """Label of each image, and the class names in byte order: the first folder of each name.
 
-    The table is in byte order. `folders` are the ones known to exist; none may be empty. Raises DataError when
-    an image is in none.
+    The table is in byte order. `folders` are the ones known to exist; none may be empty. Folders whose names differ
+    only in how accents are written are one class (Unicode's NFC and NFD). Raises
+    DataError when an image is in none.
     """
     labels = np.full(len(table), -1, np.int64)
-    names = _first_folders(table) if folders is None else sorted(folders)
-    for label, name in enumerate(names):
+    written = _first_folders(table) if folders is None else sorted(folders)
+    composed = {name: unicodedata.normalize("NFC", os.fsdecode(name)) for name in written}
+    names = sorted(set(composed.values()), key=os.fsencode)
+    places = {name: place for place, name in enumerate(names)}
+    for name in written:
         rows = table.span(name)
         if rows.start == rows.stop:
             raise DataError(f"{what}: class folder {printable(os.fsdecode(name))} holds no images; fill or remove it")
-        labels[rows] = label
+        labels[rows] = places[composed[name]]
     if len(stray := np.flatnonzero(labels < 0)):
         name = printable(os.fsdecode(table.name(int(stray[0]))))
         raise DataError(f"{what}: {len(stray)} images are in no class folder, such as {name}; move them into one")
-    return labels, [os.fsdecode(name) for name in names]
+    return labels, names
 
 
 def _first_folders(table: Table) -> list[bytes]:
@@ -227,14 +232,17 @@ def _first_folders(table: Table) -> list[bytes]:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask").expanduser()
+    folder = expanded(os.environ.get("UNMASK_CACHE") or "~/.cache/unmask")
+    if folder.parts[0] == "~":  # in a container, a user of whom nothing is known
+        return Path(tempfile.gettempdir()) / f"unmask-{os.getuid()}"
+    return folder
 
 
 def store_table(cache: Path, table: Table) -> bool:
     """Write the cache file in one step. False where that is not possible, which costs only the next start."""
     arrays = {"ends": table.ends, **table.columns}
     lengths = {key: len(values) for key, values in arrays.items()}
-    head = {"version": _VERSION, "token": secrets.token_hex(8), "lengths": lengths, "meta": table.meta}
+    head = {"version": _VERSION, "token": _token(table), "lengths": lengths, "meta": table.meta}
     line = json.dumps(head).encode()
     line += b" " * (-(len(line) + 1) % 8) + b"\n"  # so that the numbers are aligned
     try:
@@ -249,8 +257,20 @@ def store_table(cache: Path, table: Table) -> bool:
     return True
 
 
-def load_table(cache: Path) -> Table | None:
-    """The table in a cache file, mapped into memory; None when there is none that can be used."""
+def _token(table: Table) -> str:
+    """SHA-256 over all there is in a table: 50 ms for a million images."""
+    digest = hashlib.sha256(json.dumps([list(table.columns), table.meta]).encode())
+    for values in (table.ends, *table.columns.values()):
+        digest.update(np.ascontiguousarray(values, "<i8").data)
+    digest.update(np.ascontiguousarray(table.names).data)
+    return digest.hexdigest()
+
+
+def load_table(cache: Path, *, check: bool = False) -> Table | None:
+    """The table in a cache file, mapped into memory; None when there is none that can be used.
+
+    With `check`, a file in which a single bit is another is none; it is read in full for that.
+    """
     try:
         with cache.open("rb") as file:
             line = file.readline()
@@ -266,7 +286,8 @@ def load_table(cache: Path) -> Table | None:
         ends = arrays.pop("ends")
         if ends[-1] != len(values) - start:
             return None
-        return Table(values[start:], ends, arrays, head["meta"], head["token"], cache)
+        table = Table(values[start:], ends, arrays, head["meta"], head["token"], cache)
+        return None if check and _token(table) != table.token else table
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 

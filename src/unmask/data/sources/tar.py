@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from unmask.data.sources import files, imagenet
 from unmask.data.sources.base import printable
-from unmask.data.sources.folder_scan import ENCODED
+from unmask.data.sources.image_names import HEAD, is_image
 from unmask.data.sources.labels import numbered
+from unmask.data.sources.left_out import HIDDEN, LeftOut, Tally
+from unmask.data.sources.samples import one_of_each, survey
 from unmask.data.sources.table import Table, TableBuilder, cached, classes
 from unmask.data.sources.tar_headers import Member, members
 from unmask.errors import DataError
@@ -47,8 +49,13 @@ class TarSource:
     """(N,) from a file beside the tar, in place of those in it."""
 
     @classmethod
-    def open(cls, shards: list[str], *, what: str, labels: bool, labels_file: str | None = None) -> TarSource:
-        """Index `shards`, or take the index from the cache. Raises DataError when they are damaged or ambiguous."""
+    def open(
+        cls, shards: list[str], *, what: str, labels: bool, labels_file: str | None = None, image: str | None = None
+    ) -> TarSource:
+        """Index `shards`, or take the index from the cache. `image`: which file of a sample, see `samples.one_of_each`.
+
+        Raises DataError when they are damaged or ambiguous.
+        """
         shards = [files.absolute(shard) for shard in shards]
         if len(set(shards)) < len(shards):
             raise DataError(f"{what} names the same tar twice; name it once")
@@ -56,7 +63,9 @@ class TarSource:
         identity = ["tar", *([shard, state.size, state.version] for shard, state in zip(shards, states, strict=True))]
         index = cached(identity, lambda: _index(shards, [state.size for state in states], what))
         if not len(index):
-            raise DataError(f"{what} holds no images")
+            passed = f"; there are {left_out}" if (left_out := LeftOut.told(index)) else ""
+            raise DataError(f"{what} holds no images{passed}")
+        index = one_of_each(index, image, what)
         source = cls(tuple(shards), tuple(state.version for state in states), index, None)
         if not labels:
             return source
@@ -97,9 +106,9 @@ def _states(shards: list[str]) -> list[files.State]:
 
 def _index(shards: list[str], sizes: list[int], what: str) -> Table:
     """One table of all images; its columns are _COLUMNS."""
-    table, texts, firsts = _walked(shards, sizes)
+    table, texts, firsts, left_out = _walked(shards, sizes)
     if not len(table):
-        return table
+        return Table(table.names, table.ends, table.columns, {"left_out": left_out.record()})
     table = _below_common_folder(table)
     labels, names, problem = _labels(table, texts, firsts)
     table = Table(table.names, table.ends, table.columns | {"label": labels})
@@ -112,23 +121,29 @@ def _index(shards: list[str], sizes: list[int], what: str) -> Table:
         table = table.take(np.argsort(np.argsort(stems)[table.columns["shard"]], kind="stable"))  # is now their order
         table = table.with_prefix(stems, table.columns["shard"])
         repeated = table.repeated()
-    table = table.take(~repeated) if repeated.any() else table  # as on extraction, the last of a name counts
-    meta = {"classes": names, "problem": problem, "labelled": bool(texts)}
-    return Table(table.names, table.ends, table.columns, meta)
+    if repeated.any():  # as on extraction, the last of a name counts
+        first = table.name(int(np.argmax(repeated)))
+        left_out.add("replaced by later ones of the same name", first, count=int(repeated.sum()))
+        table = table.take(~repeated)
+    meta = {"classes": names, "problem": problem, "labelled": bool(texts), "left_out": left_out.record()}
+    return Table(table.names, table.ends, table.columns, meta | {"samples": survey(table)})
 
 
-def _walked(shards: list[str], sizes: list[int]) -> tuple[Table, list[bytes], list[int]]:
-    """The images of all shards in byte order, the labels as they are written, and where those of each shard start."""
+def _walked(shards: list[str], sizes: list[int]) -> tuple[Table, list[bytes], list[int], Tally]:
+    """The images of all shards in byte order, the labels as they are written, where those of each shard start, and what
+    was left out."""
     rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
     texts: list[bytes] = []
     firsts: list[int] = []
     seen: dict[str, str] = {}
+    left_out = Tally()
     for shard, walk in zip(shards, _walks(shards, sizes), strict=True):
         _refuse_copy(shard, walk.rows.build(), seen)
         rows.extend(walk.rows)
         firsts.append(len(texts))
         texts += walk.texts
-    return rows.sorted(), texts, firsts
+        left_out.merge(walk.left_out.record())
+    return rows.sorted(), texts, firsts, left_out
 
 
 def _walks(shards: list[str], sizes: list[int]) -> Iterator[_Walk]:
@@ -153,7 +168,10 @@ def _labels(table: Table, texts: list[bytes], firsts: list[int]) -> tuple[NDArra
         name = printable(os.fsdecode(table.name(int(np.argmax(missing)))))
         return which, [], f"{missing.sum()} images have no label in a .cls or .json member, such as {name}"
     used, which = np.unique(which, return_inverse=True)  # a .cls replaces what a .json said
-    values, names = numbered([os.fsdecode(texts[text]) for text in used.tolist()])
+    try:
+        values, names = numbered([os.fsdecode(texts[text]) for text in used.tolist()])
+    except DataError as error:
+        return which, [], str(error).removeprefix(": ")
     return values[which], names, ""
 
 
@@ -191,6 +209,7 @@ class _Walk:
         self.rows = TableBuilder(*_COLUMNS, narrow=("shard", "label"))
         self.texts: dict[bytes, int] = {}
         """Labels as they are written."""
+        self.left_out = Tally()
         self._path, self._number, self._size = path, number, size
         self._key = b""
         self._first = 0
@@ -216,13 +235,19 @@ class _Walk:
             self._add(folder + b"/" + member.name.removeprefix(b"./"), member, what)
 
     def _add(self, name: bytes, member: Member, what: str) -> None:
+        if name[name.rfind(b"/") + 1 :].startswith(b"."):  # such as ._photo.jpg
+            self.left_out.add(HIDDEN, name, doubtful=False)
+            return
         lower = name[-5:].lower()
-        image = lower.endswith(ENCODED)
-        if not image and not lower.endswith((b".cls", b".json")):
+        label = lower.endswith((b".cls", b".json"))
+        image = not label and is_image(name, lambda: self._head(member))
+        if not image and not label:
+            self.left_out.add_file(name)
             return
         if b"//" in name or b"/." in name or name.startswith((b".", b"/")):
             name = _relative(name, what)
-            if b"/." in name or name.startswith(b"."):  # hidden, such as ._photo.jpg
+            if b"/." in name or name.startswith(b"."):
+                self.left_out.add(HIDDEN, name, doubtful=False)
                 return
         folder, slash, base = name.rpartition(b"/")
         key = folder + slash + base.partition(b".")[0]
@@ -243,6 +268,9 @@ class _Walk:
         self._from_cls = cls
         for row in range(self._first, len(self.rows)):
             self.rows.set("label", row, self._label)
+
+    def _head(self, member: Member) -> bytes:
+        return b"" if member.kind is not None else self._read(member.start, min(member.size, HEAD))
 
     def _read(self, start: int, length: int) -> bytes:
         first = start - self._window_start
@@ -285,5 +313,5 @@ def _labels_of(path: str, count: int, what: str) -> tuple[NDArray[np.int64], tup
     if len(texts) != count:
         raise DataError(f"{what} holds {count} images and {printable(path)} {len(texts)} labels; name matching files")
     distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    values, names = numbered(list(distinct))
+    values, names = numbered(list(distinct), what=what)
     return values[[distinct[text] for text in texts]], tuple(names)

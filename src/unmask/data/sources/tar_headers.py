@@ -19,6 +19,8 @@ _MOST_NAME = 65_536
 """Most bytes of a long name or of pax records."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLANK = b" " * 8
+_PADDING = 1 << 16
+"""Most bytes looked at together behind an end mark."""
 _NO_PAYLOAD = b"123456"
 """Links, devices, folders and FIFOs: whatever their size field says, no payload follows."""
 _KINDS = {b"1": "hard link", b"2": "symbolic link", b"S": "sparse file"}
@@ -48,7 +50,10 @@ def members(read: Read, start: int, stop: int, what: str) -> Iterator[Member]:
         if len(header) != _BLOCK:
             raise _damaged(what, position, "it ends without an end mark; it was truncated")
         if not header[0] and not header.strip(b"\0"):
-            return
+            if (position := _joined(read, position, stop)) == stop:
+                return
+            defaults = {}
+            continue
         _check(header, position, what, first=position == start)
         kind = header[156:157]
         length = _number(header[124:136], position, what) if size is None else size
@@ -79,6 +84,28 @@ def members(read: Read, start: int, stop: int, what: str) -> Iterator[Member]:
                 yield Member(name, position, length, _KINDS[kind])
             name, size, sparse = defaults.get(b"path"), None, False
         position += padded
+
+
+def _joined(read: Read, position: int, stop: int) -> int:
+    """Where the tar begins that `cat` put behind the end mark at `position`; `stop` where nothing follows but zeros, or
+    something that is no tar, which every reader of tars ignores."""
+    length = _BLOCK
+    while position < stop and (blocks := read(position, min(length, stop - position))):
+        if rest := blocks.lstrip(b"\0"):
+            position += (len(blocks) - len(rest)) // _BLOCK * _BLOCK
+            whole = position + _BLOCK <= stop and _is_header(read(position, _BLOCK))
+            return position if whole else stop
+        position += len(blocks)
+        length = min(2 * length, _PADDING)  # never more than was zero so far, as a tar may be nothing but such marks
+    return stop
+
+
+def _is_header(header: bytes) -> bool:
+    try:
+        _check(header, 0, "", first=False)
+    except DataError:
+        return False
+    return True
 
 
 def _check(header: bytes, position: int, what: str, *, first: bool) -> None:

@@ -1,0 +1,11 @@
+"""Evaluate as in the MindSpore model zoo: python eval.py --config_path=FILE [--key value ...]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # also where unmask is not installed, as on ModelArts
+
+from unmask.cli import main
+
+if __name__ == "__main__":  # loader processes import this file
+    sys.exit(main(["evaluate", "--config_path=eval.yaml", *sys.argv[1:]]))
