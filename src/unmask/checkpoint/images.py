@@ -22,7 +22,7 @@ from unmask.data.sources.folder import FolderSource
 from unmask.data.sources.list_file import ListFileSource
 from unmask.data.sources.subset import SubsetSource
 from unmask.data.sources.table import Table, load_table, store_table
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 
 IMAGES = "images.index"
 SAMPLED = 256
@@ -55,6 +55,8 @@ def sample_of(source: Source) -> str | None:
     def content(index: int) -> bytes:
         try:
             image = source.read(index)
+        except StorageError:
+            raise
         except DataError:  # counted when its turn comes
             return b"cannot be read"
         return image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
