@@ -32,10 +32,11 @@ from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.subset import subset
+from unmask.data.sources.subset import subset, without
 from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
@@ -154,7 +155,9 @@ def train(
         if rank == 0:
             _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
-            output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
+            log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
+            shown = {"batch_size": config.train.batch_size, "repeats": config.augment.repeats}
+            output = _Output(store, log, Spikes(source, folder / "spikes.jsonl", seed=config.seed, **shown))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
         if plan.warmup > plan.total:
@@ -205,6 +208,7 @@ class _Output:
 
     store: CheckpointStore
     log: RunLog
+    spikes: Spikes
 
 
 @dataclass
@@ -311,6 +315,7 @@ class _Loop:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
             if self.output is not None:
                 self.output.log.train(step, values)
+                self.output.spikes.add(step, values["loss"])
             self.latest |= {"loss": values["loss"]}
             self._call_back(step, values)
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
@@ -422,6 +427,8 @@ def open_sources(
         if config.data.train is None:
             raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
         source = open_source(config.data.train, key="data.train", labels=labels)
+    if config.data.exclude is not None:
+        source = without(source, config.data.exclude)
     if config.data.labels_per_class is not None:
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:
