@@ -405,7 +405,7 @@ def open_sources(
         val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
-            check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
+            check_images(images, key, config.model.channels, config.data, exact=True)
     return source, val
 
 
