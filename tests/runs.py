@@ -26,10 +26,17 @@ TINY_MODEL = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 
-def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, cwd: Path, group: bool = False) -> subprocess.Popen[str]:
+    """`group`: the process leads a group of its own, with those that it starts."""
     command = [sys.executable, "-m", "unmask", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=group,
     )
 
 

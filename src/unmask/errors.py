@@ -21,6 +21,10 @@ class DataError(UnmaskError):
     exit_code = 3
 
 
+class StorageError(DataError):
+    """A disk, an object store or a web server fails, which does not make a bad image of the one that was asked for."""
+
+
 class CheckpointError(UnmaskError):
     """A checkpoint is damaged, of another shape, or could not be written."""
 

@@ -124,7 +124,7 @@ def train(
         checkpoint = store.load() if store.steps() else None
         if checkpoint is not None:
             check_same_config(config, checkpoint, folder)
-        data = data_record(source, checkpoint, folder, allow_change=config.data.allow_change)
+        data = data_record(source, val, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, world, folder)
         embed = partial(

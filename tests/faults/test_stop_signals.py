@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -62,3 +63,29 @@ def test_sigterm_stops_pack(tmp_path: Path) -> None:
     process = start("pack", "bundled:mnist5k/train", "packed", "--shard-size", "1K", cwd=tmp_path)
     said = stop(process, signal.SIGTERM, lambda: any(tmp_path.glob("packed/*")))
     assert (process.returncode, said) == (143, "unmask: stopped by SIGTERM\n")
+
+
+def test_sigterm_to_the_group_leaves_the_loaders_to_the_end(tmp_path: Path) -> None:
+    """As a scheduler sends it: to each process. The state is saved before the loaders go, and none stays behind."""
+    settings = [*TINY_MODEL, DATA[0], "train.batch_size=20", "train.log_every=1", "data.workers=2", "output=run"]
+    command = ["pretrain", "mae-vit-tiny", *settings, "optimizer.warmup_epochs=0"]
+    process = start(*command, cwd=tmp_path, group=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said.splitlines()[-1]) == (143, "unmask: stopped by SIGTERM")
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+    while is_group(process.pid) and time.monotonic() < deadline:  # Python's tracker of resources goes a little later
+        time.sleep(0.01)
+    assert not is_group(process.pid)
+
+
+def is_group(number: int) -> bool:
+    try:
+        os.killpg(number, 0)
+    except ProcessLookupError:
+        return False
+    return True

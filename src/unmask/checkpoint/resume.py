@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.checkpoint.folder import Checkpoint
-from unmask.checkpoint.images import changes
+from unmask.checkpoint.images import changes, sample_of, written_anew
 from unmask.config.load import check_config, flatten, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources.base import Source
@@ -35,23 +35,25 @@ def check_same_config(config: Config, checkpoint: Checkpoint, folder: Path) -> N
         raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
 
 
-def data_record(source: Source, checkpoint: Checkpoint | None, folder: Path, *, allow_change: bool) -> dict[str, Any]:
-    """What `run.yaml` and every checkpoint say of the training images: {images, fingerprint, earlier}.
+def data_record(
+    source: Source, val: Source | None, checkpoint: Checkpoint | None, folder: Path, *, allow_change: bool
+) -> dict[str, Any]:
+    """What `run.yaml` and every checkpoint say of the training images: {images, fingerprint, sample, earlier, val}.
 
-    `earlier` lists the same of the images that the run was trained on before, each with `until_step`. Raises DataError
-    when the images differ from the checkpoint's, unless `allow_change`, and always when the classes differ, because the
-    model's head was trained on them.
+    `sample`: see `sample_of`. `earlier` lists images and fingerprint of what the run was trained on before, each with
+    `until_step`; `val` has those of the images it is judged by. Raises DataError when the images differ from the
+    checkpoint's, unless `allow_change`, and always when the classes differ, because the model's head was trained on
+    them.
     """
-    record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "earlier": []}
+    record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "sample": sample_of(source)}
+    record |= {"earlier": [], "val": None if val is None else _identity(val)}
     if checkpoint is None:
         return record
-    before = {"earlier": []} | checkpoint.meta["data"]  # runs from before changes could be allowed
-    if before["fingerprint"] == record["fingerprint"]:
-        return before
-    difference = (
-        f"data.train has changed since the last checkpoint in {folder}: {before['images']} images then, "
-        f"{len(source)} now: {changes(source, before['fingerprint'], folder) or 'other names, sizes or labels'}"
-    )
+    before = {"earlier": [], "sample": None, "val": None} | checkpoint.meta["data"]  # runs from before these were kept
+    _check_same_val(before["val"], record["val"], folder, allow_change=allow_change)
+    if not (change := _change(source, before, record, folder)):
+        return before | {"sample": record["sample"], "val": record["val"]}
+    difference = f"data.train has changed since the last checkpoint in {folder}: {change}"
     if not allow_change:
         raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")
     if checkpoint.meta["class_names"] != (None if source.class_names is None else list(source.class_names)):
@@ -59,3 +61,31 @@ def data_record(source: Source, checkpoint: Checkpoint | None, folder: Path, *, 
     say(f"{difference}; going on with what is there")
     kept = {name: before[name] for name in ("images", "fingerprint")}
     return record | {"earlier": [*before["earlier"], kept | {"until_step": checkpoint.step}]}
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    return {"images": len(source), "fingerprint": source.fingerprint(), "sample": sample_of(source)}
+
+
+def _change(source: Source, before: dict[str, Any], now: dict[str, Any], folder: Path) -> str:
+    """What is different about the training images; "" where nothing is."""
+    if before["fingerprint"] != now["fingerprint"]:
+        told = changes(source, before["fingerprint"], folder) or "other names, sizes or labels"
+        return f"{before['images']} images then, {now['images']} now: {told}"
+    if anew := written_anew(source, before["fingerprint"], folder):
+        return anew
+    same = before["sample"] in (None, now["sample"])
+    return "" if same else "names and sizes are the same, but not what the images hold"
+
+
+def _check_same_val(
+    before: dict[str, Any] | None, now: dict[str, Any] | None, folder: Path, *, allow_change: bool
+) -> None:
+    """Figures on other images are no figures of the same curve."""
+    if before is None or now is None or before == now:
+        return
+    counts = f"{before['images']} images then, {now['images']} now"
+    difference = f"data.val has changed since the last checkpoint in {folder}: {counts}"
+    if not allow_change:
+        raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")
+    say(f"{difference}; going on with what is there")

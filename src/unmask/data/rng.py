@@ -41,6 +41,8 @@ class Op(IntEnum):
     """Mixup and cutmix; the index is the number of the batch, the pair or the position."""
     DIRECTIONS = 13
     """Directions in which an objective looks at features; the index is the number of the step."""
+    SAMPLE = 14
+    """Images whose contents are looked at when a run starts; the seed is of their names and sizes."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:

@@ -14,7 +14,7 @@ from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.raster import open_image, read_stored
 from unmask.data.sources.base import Source, printable
 from unmask.environment import cores
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 from unmask.report.progress import progress
 
 _AHEAD = 4
@@ -77,6 +77,8 @@ def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixe
         try:
             image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels)
             return image.mode, image.pixels()
+        except StorageError:
+            raise
         except DataError as error:
             return f"{printable(source.name(index))}: {error}"
 
@@ -98,6 +100,8 @@ def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: 
     for index in range(looks):
         try:
             stored = read_stored(source.read(index), channels, max_pixels)
+        except StorageError:
+            raise
         except DataError as reason:
             error = f"{printable(source.name(index))}: {reason}"
             continue

@@ -1,7 +1,9 @@
 """Sources behind URLs: from a server that speaks the S3 protocol, and from a web server that fails on request."""
 
+import errno
 import http.server
 import io
+import os
 import re
 import tarfile
 import threading
@@ -13,9 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
+from unmask.data.batch import Needs
+from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, files, open_source, remote
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 
 s3fs = pytest.importorskip("s3fs", reason="remote sources need unmask[remote]")
 FILES = {f"class{i % 3}/{i:03}.jpg": b"%d" % i * (100 + i) for i in range(12)}
@@ -126,6 +132,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def translate_path(self, path: str) -> str:
+        return super().translate_path(re.sub("^http://[^/]*", "", path))  # a proxy is asked for whole addresses
+
     def do_HEAD(self) -> None:
         if self.server.fail_heads:
             self.server.fail_heads -= 1
@@ -171,6 +180,17 @@ def test_web_server_gives_what_the_disk_gives(data: Path, web: Web, kind: str):
     here, there = open_images(f"{data}/{kind}"), open_images(f"{web.url}/{kind}")
     assert rows(there) == rows(here)
     assert there.class_names == here.class_names
+
+
+def test_proxies_are_asked_where_the_environment_says_so(data: Path, web: Web, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", web.url)
+    expected = rows(open_images(f"{data}/all.tar"))
+    assert rows(open_images("http://no-such-host.invalid/all.tar")) == expected
+    assert {path for path, _ in web.gets} == {"http://no-such-host.invalid/all.tar"}
+    web.gets.clear()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert rows(open_images(f"{web.url}/all.tar")) == expected
+    assert {path for path, _ in web.gets} == {"/all.tar"}
 
 
 @pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short"])
@@ -264,3 +284,43 @@ def test_cache_limit_must_be_a_number(web: Web, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("UNMASK_REMOTE_CACHE_GB", "much")
     with pytest.raises(DataError, match="UNMASK_REMOTE_CACHE_GB=much is not a number"):
         open_images(f"{web.url}/all.tar")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("failure", ["404", "503", "truncate", "drop"])
+def test_a_store_that_fails_is_no_bad_image(data: Path, web: Web, failure: str, workers: int, tmp_path: Path):
+    """Replaced by others, they would make another run of it, and nobody would know."""
+    images = tmp_path / "images"
+    for number in range(12):
+        images.mkdir(exist_ok=True)
+        Image.new("L", (16, 16), number).save(images / f"{number:02}.png")
+    (tmp_path / "list.txt").write_text("".join(f"images/{number:02}.png\n" for number in range(12)))
+    web.root = tmp_path
+    source = open_source(f"{web.url}/list.txt", key="data.train", labels=False)
+    web.fail = [""] * 5 + [failure] * 1000
+    with pytest.raises(DataError, match=r"http://127.*/images/\d+\.png cannot be read"):
+        for _ in train_batches(
+            source,
+            needs=Needs(),
+            model=ModelConfig(image_size=(16, 16), patch_size=8),
+            data=DataConfig(workers=workers),
+            augment=AugmentConfig(),
+            seed=0,
+            batch_size=4,
+            accumulate=1,
+            start_step=0,
+            stop_step=6,
+        ):
+            pass
+
+
+def test_a_disk_that_fails_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    source = open_source(str(tmp_path), key="data.train", labels=False)
+
+    def failing(*_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("unmask.data.sources.files.os.read", failing)  # a disk cannot be broken here
+    with pytest.raises(StorageError, match=r"a\.jpg cannot be read: Input/output error"):
+        source.read(0)

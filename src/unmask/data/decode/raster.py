@@ -44,7 +44,7 @@ from unmask.data.decode.picture import (
 )
 from unmask.data.decode.tiff import Tiff, codec
 from unmask.data.sources.base import Source, printable
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, StorageError
 
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -148,6 +148,8 @@ def check_images(source: Source, what: str, channels: int, dtype: str, max_pixel
             (Raster if exact else open_image)(data, channels, dtype, max_pixels)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
+        except StorageError:
+            raise
         except DataError:  # found and counted when its turn comes
             continue
         else:

@@ -299,9 +299,23 @@ def _explain(code: int) -> str:
 
 
 def _start_worker(number: int, count: int) -> None:
-    """For a loader process: leave Ctrl-C to the training process, and end when that ends, for whatever reason."""
+    """For a loader process: leave signals to the training process, and end when that ends, for whatever reason.
+
+    Ctrl-C and a scheduler's SIGTERM reach a whole group of processes; the state is saved before the loaders go.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    """Python ends daemonic processes that were left behind by SIGTERM, and waits for them."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 def _end_with_parent() -> None:

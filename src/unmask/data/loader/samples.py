@@ -24,7 +24,7 @@ from unmask.data.decode.raster import Raster, open_image
 from unmask.data.loader.order import sample_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, StorageError
 
 _REPLACEMENTS = 20
 """Samples tried in place of a bad one before the data as a whole counts as unusable."""
@@ -159,6 +159,8 @@ class TrainSamples(Samples):
                 opened = picture(candidate)
                 for view, pixels in enumerate(out if self.needs.views > 1 else [out]):
                     pixels[:] = self._crop(opened, epoch, candidate, view)
+            except StorageError:
+                raise
             except DataError as error:
                 bad.append(candidate)
                 reason = f"{printable(self.source.name(candidate))}: {error}"
@@ -193,6 +195,8 @@ class EvalSamples(Samples):
         for row in np.flatnonzero(valid).tolist():
             try:
                 images[row] = self._crop(positions[row])
+            except StorageError:
+                raise
             except DataError:
                 bad.append(positions[row])
                 valid[row] = False

@@ -27,7 +27,7 @@ from unmask.data.sources import Source, files, open_source, remote
 from unmask.data.sources.base import printable
 from unmask.data.sources.pack import BAD, FORMAT, INDEX, PARTS, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
-from unmask.errors import ConfigError, DataError
+from unmask.errors import ConfigError, DataError, StorageError
 from unmask.files import RunLock, cause, written_aside
 from unmask.report.progress import Bar, progress, say
 
@@ -98,7 +98,7 @@ def pack(
     out = files.absolute(str(out).removeprefix("file://"))
     images = _open(str(source))
     settings = Settings(short_side, quality if short_side else None, shard_size)
-    packer = _Packer(images, out, settings, max_bad_share, files.is_remote(str(source)))
+    packer = _Packer(images, out, settings, max_bad_share)
     try:
         packer.run(workers or cores())
     except OSError as error:
@@ -127,11 +127,10 @@ def _open(spec: str) -> Source:
 
 
 class _Packer:
-    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float, from_afar: bool) -> None:
+    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float) -> None:
         self._images, self._out, self._settings = images, out, settings
         self._parts = f"{out}/{PARTS}"
         self._most_bad = max_bad_share * len(images)
-        self._from_afar = from_afar
         self._job = {
             "settings": asdict(settings),
             "source": {"images": len(images), "fingerprint": images.fingerprint()},
@@ -244,9 +243,9 @@ class _Packer:
         settings, name = self._settings, printable(self._images.name(index))
         try:
             data = self._images.read(index)
+        except StorageError:  # a network that fails must not decide what is in the pack
+            raise
         except DataError as error:
-            if self._from_afar:  # a network that fails must not decide what is in the pack
-                raise
             return Encoded(index, problem=f"{name}: {error}")
         limit = DataConfig().max_pixels
         try:

@@ -98,6 +98,12 @@ def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
     )
 
 
+def is_stored(source: Source) -> bool:
+    """Whether images are the same whenever they are read: not those that a program makes."""
+    ours = type(source).__module__.startswith(__name__)
+    return ours and not isinstance(getattr(source, "parent", source), DatasetSource | InMemorySource)
+
+
 def _is_source(images: Any) -> TypeGuard[Source]:
     return all(callable(getattr(images, name, None)) for name in ("read", "name", "fingerprint"))
 

@@ -5,6 +5,7 @@ A path is a string; with "://" in it, it is an fsspec URL. All functions raise D
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
@@ -15,11 +16,16 @@ from pathlib import Path
 
 from unmask.data.sources import remote
 from unmask.data.sources.base import printable
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 from unmask.files import expanded
 
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """A FIFO would wait for its writer; Windows has none, but reads text unless told otherwise."""
+_FAILURES = {
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+}
+"""Of a disk, a network file system or this machine; not of a file."""
 _MOST_FILES = 100_000
 """A pattern that names more files than this is a mistake."""
 
@@ -175,4 +181,5 @@ def _check_regular(path: str, status: os.stat_result) -> None:
 
 
 def _failed(path: str, error: OSError) -> DataError:
-    return DataError(f"{printable(path)} cannot be read: {error.strerror}")
+    failure = StorageError if error.errno in _FAILURES else DataError
+    return failure(f"{printable(path)} cannot be read: {error.strerror}")

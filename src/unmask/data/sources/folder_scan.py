@@ -37,7 +37,7 @@ def index_folder(root: Path, *, follow: bool = False) -> Table:
     """
     name = hashlib.sha256(os.fsencode(root) + b"\0follow" * follow).hexdigest()[:32]
     cache = cache_folder() / f"folder-{name}.index"
-    if (index := load_table(cache)) is not None and "samples" in index.meta and _unchanged(root, index):
+    if (index := load_table(cache, check=True)) is not None and "samples" in index.meta and _unchanged(root, index):
         return index
     started = time.time_ns()
     index = scan(root, follow=follow)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from unmask.data.sources.base import printable
 from unmask.data.sources.table import cache_folder
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 from unmask.files import written_aside
 
 T = TypeVar("T")
@@ -131,9 +131,11 @@ def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
         except Exception as raised:  # the stores' libraries share no base class
             error = _cause(raised)
             if _final(error):
-                raise DataError(f"{printable(url)} cannot be {done}: {_reason(error)}") from None
+                raise StorageError(f"{printable(url)} cannot be {done}: {_reason(error)}") from None
             if attempt == ATTEMPTS:
-                raise DataError(f"{printable(url)} cannot be {done}, {ATTEMPTS} attempts: {_reason(error)}") from None
+                raise StorageError(
+                    f"{printable(url)} cannot be {done}, {ATTEMPTS} attempts: {_reason(error)}"
+                ) from None
         time.sleep(FIRST_WAIT * 2 ** (attempt - 1) * (1 + secrets.randbelow(100) / 100))  # not all at the same time
     raise AssertionError
 
@@ -162,7 +164,7 @@ def _options(protocol: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-        return {"client_kwargs": {"timeout": timeout}}
+        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # HTTP_PROXY, NO_PROXY, .netrc
     return {}
 
 
