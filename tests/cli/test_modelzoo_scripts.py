@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
 import subprocess
-import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,72 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launchers import TOOLS, ended, older_table_of, stand_ins, started, table_of
+
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "config"
 SCRIPTS = ROOT / "scripts"
-TOOLS = Path(sys.executable).parent
-"""Has the launchers, and the `python` that msrun starts."""
 SMALL = ["--device_target=CPU", "--num_workers=0", "--encoder_layers=1", "--encoder_num_heads=4", "--encoder_dim=32"]
 SMALL += ["--image_size=32", "--batch_size=6", "--warmup_epochs=0", "--epoch=2"]
 
 
-def table_of(folder: Path, *devices: list[int]) -> Path:
-    """A rank table of machines with these devices, as hccl_tools writes it."""
-    servers = [
-        {"server_id": f"10.0.0.{n}", "device": [{"device_id": str(d), "device_ip": "", "rank_id": ""} for d in numbers]}
-        for n, numbers in enumerate(devices, start=1)
-    ]
-    table = folder / "hccl.json"
-    table.write_text(json.dumps({"version": "1.0", "server_count": str(len(servers)), "server_list": servers}))
-    return table
-
-
-def older_table_of(folder: Path, *devices: list[int], one_instance_each: bool = False) -> Path:
-    """The same in the older layout, with an instance for each machine, or for each device."""
-    listed = [[{"device_id": str(d), "device_ip": ""} for d in numbers] for numbers in devices]
-    instances = [
-        {"pod_name": "job", "server_id": f"10.0.0.{n}", "devices": part}
-        for n, numbers in enumerate(listed, start=1)
-        for part in ([[device] for device in numbers] if one_instance_each else [numbers])
-    ]
-    group = {"group_name": "g", "instance_count": str(len(instances)), "instance_list": instances}
-    table = folder / "older.json"
-    table.write_text(json.dumps({"status": "completed", "group_count": "1", "group_list": [group]}))
-    return table
-
-
-def launch(
-    script: str, *arguments: str | Path, folder: Path, stand_ins: bool = True, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end; in the background it may have left what it started.
-
-    There is no cluster here. With `stand_ins`, msrun and torchrun write down what they were given, into the log of the
-    launcher: that shows that the scripts read the table and hand over the right numbers, not that a cluster forms.
-    """
-    for name in ("msrun", "torchrun") if stand_ins else ():
-        stand_in = folder / "bin" / name
-        stand_in.parent.mkdir(exist_ok=True)
-        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$ASCEND_RT_VISIBLE_DEVICES" "$@"\n')
-        stand_in.chmod(0o755)
+def launch(script: str, *arguments: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script to its end; in the background it may have left what it started."""
     ours = ("ENGINE", "SERVER_ID", "MASTER_PORT", "PYTHONPATH")
-    inherited = {name: value for name, value in os.environ.items() if name not in ours}
-    environment = inherited | {"PATH": f"{folder / 'bin'}:{TOOLS}:{os.environ['PATH']}"} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in ours} | variables
     command = ["sh", str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def ended(done: subprocess.CompletedProcess[str], seconds: float) -> None:
-    """Wait until what the script left in the background has ended."""
-    found = re.search(r"kill (\d+)$", done.stdout, re.M)
-    assert found, done.stderr
-    deadline = time.monotonic() + seconds
-    while Path(f"/proc/{found[1]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{found[1]}").exists(), done.stdout
-
-
-def started(folder: Path, logs: str) -> list[str]:
-    return (folder / f"{logs}.log").read_text().splitlines()
 
 
 @pytest.mark.parametrize("layout", ["servers", "groups", "a group of single devices"])
@@ -104,7 +50,7 @@ def test_a_script_starts_msrun_on_every_device_of_the_table(
         else older_table_of(tmp_path, *devices, one_instance_each=one_each)
     )
     config = FILES / "eval.yaml"
-    done = launch(script, table, config, "--batch_size", "2", folder=tmp_path, SERVER_ID="1")
+    done = launch(script, table, config, "--batch_size", "2", folder=tmp_path, SERVER_ID="1", **stand_ins(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "mindspore: 3 of 6 processes on machine 1 of 2, in the background; to stop them: kill " in done.stdout
     assert f"logs: {logs}0/log and so on, by rank; what msrun says: {logs}.log\n" in done.stdout
@@ -119,7 +65,15 @@ def test_a_script_starts_msrun_on_every_device_of_the_table(
 
 def test_torchrun_is_started_for_pytorch(tmp_path: Path) -> None:
     config, table = FILES / "mae-vit-base-p16.yaml", table_of(tmp_path, [0, 1, 2, 3], [4, 5])
-    done = launch("pretrain_distribute.sh", table, config, folder=tmp_path, ENGINE="torch", MASTER_PORT="29511")
+    done = launch(
+        "pretrain_distribute.sh",
+        table,
+        config,
+        folder=tmp_path,
+        ENGINE="torch",
+        MASTER_PORT="29511",
+        **stand_ins(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     ended(done, 30)
     launcher, visible, *given = started(tmp_path, "train_parallel")
@@ -155,7 +109,7 @@ def test_a_script_says_what_is_wrong_before_it_goes_to_the_background(
     real = {"TABLE": str(table_of(tmp_path, [0, 1], [4])), "CONFIG": str(FILES / "eval.yaml"), "EMPTY": str(empty)}
     variables = dict(argument.split("=") for argument in arguments if "=" in argument)
     given = [real.get(argument, argument) for argument in arguments if "=" not in argument]
-    done = launch("eval_distribute.sh", *given, folder=tmp_path, **variables)
+    done = launch("eval_distribute.sh", *given, folder=tmp_path, **variables, **stand_ins(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -186,13 +140,16 @@ def test_two_processes_train_and_evaluate_and_log_where_the_model_zoo_s_did(engi
             )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        here = {"ENGINE": engine, "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+        here = {
+            "ENGINE": engine,
+            "MASTER_PORT": str(free.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{TOOLS}:{os.environ['PATH']}",
+        }
     table = older_table_of(tmp_path, [0, 1])
     images = ["--dataset_path=photos", "--eval_path=photos"]
     options = [*SMALL, "--layer_decay=1", *images]
-    done = launch(
-        "finetune_distribute.sh", table, FILES / "vit-base-p16.yaml", *options, folder=tmp_path, stand_ins=False, **here
-    )
+    done = launch("finetune_distribute.sh", table, FILES / "vit-base-p16.yaml", *options, folder=tmp_path, **here)
     ended(done, 240)
     log = (tmp_path / "train_parallel0" / "log").read_text()
     assert "finetune in output/ViT-B-P16: 24 images, 4 steps, 2 processes\n" in log, log
@@ -201,6 +158,6 @@ def test_two_processes_train_and_evaluate_and_log_where_the_model_zoo_s_did(engi
     assert (tmp_path / "output" / "ViT-B-P16-2_2.ckpt").exists()
 
     options = [*SMALL, "--eval_path=photos", "--use_ckpt=output/ViT-B-P16-2_2.ckpt"]
-    done = launch("eval_distribute.sh", table, FILES / "eval.yaml", *options, folder=tmp_path, stand_ins=False, **here)
+    done = launch("eval_distribute.sh", table, FILES / "eval.yaml", *options, folder=tmp_path, **here)
     ended(done, 240)
     assert re.search(r"^accuracy=[01]\.\d{3}$", (tmp_path / "eval0" / "log").read_text(), re.M)
