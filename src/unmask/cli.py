@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a name that is too long, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
+        return UnmaskError.exit_code
     return 0
 
 
@@ -220,6 +224,20 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
     sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
+
+    sub = command("check", commands.check, "look at all images: broken, blank, tiny, there twice, or in both sets")
+    sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
+    sub.add_argument("--against", metavar="VAL", help="images to be judged by, which must not be among DATA")
+    sub.add_argument(
+        "--smallest", type=_count, default=32, metavar="PIXELS", help="a shorter side below this is tiny (default 32)"
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("check"),
+        metavar="FOLDER",
+        help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
+    )
 
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(

@@ -202,6 +202,12 @@ def stats(options: Namespace) -> None:
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
 
 
+def check(options: Namespace) -> None:
+    from unmask.check import check as look_at_all
+
+    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest)
+
+
 def doctor(_options: Namespace) -> None:
     from unmask.doctor import report
 

@@ -33,7 +33,7 @@ from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.subset import subset
+from unmask.data.sources.subset import subset, without
 from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
@@ -390,6 +390,8 @@ def open_sources(
         if config.data.train is None:
             raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
         source = open_source(config.data.train, key="data.train", labels=labels)
+    if config.data.exclude is not None:
+        source = without(source, config.data.exclude)
     if config.data.labels_per_class is not None:
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:

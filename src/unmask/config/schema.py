@@ -21,6 +21,8 @@ from pydantic import (
 from unmask import plugins
 from unmask.config.policies import parse_policy
 
+_MOST_FOLDERS = 256
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -129,6 +131,8 @@ class DataConfig(Section):
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
+    exclude: str | None = None
+    """A text file with the names of images of `train` to do without, one a line: `unmask check` writes such a list."""
     allow_change: bool = False
     """Resume although the images of `train` have changed since; they are counted anew, and the run notes the change."""
     labels_per_class: int | None = Field(default=None, ge=1)
@@ -342,6 +346,12 @@ def objective_section(name: Any) -> type[ObjectiveSection]:
     return plugins.find(plugins.OBJECTIVES, name).Section
 
 
+def _not_too_deep(path: str | None) -> str | None:
+    if path is not None and path.count("/") > _MOST_FOLDERS:
+        raise ValueError(f"a folder below {path.count('/')} others; name another")
+    return path
+
+
 def _engine(name: str) -> str:
     known = plugins.names(plugins.ENGINES)
     if name not in known:
@@ -359,7 +369,7 @@ class Config(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    output: str | None = None
+    output: Annotated[str | None, AfterValidator(_not_too_deep)] = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
     """Weights to start from: a run, a checkpoint, or a model of another tool, also hf://OWNER/NAME. Fine-tuning takes

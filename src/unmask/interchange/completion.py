@@ -38,7 +38,12 @@ def config_of(found: StoredModel, source: str, settings: Settings = (), **root: 
     Only `objective.norm_pix_loss` may be left: all but reconstruction and its loss does without. Raises ConfigError
     naming everything else that the source does not tell.
     """
-    values: dict[str, Any] = found.config or {"model": found.model, "data": found.data, "objective": _objective(found)}
+    values: dict[str, Any] = found.config or {
+        "model": found.model,
+        "data": found.data,
+        "objective": _objective(found),
+        **({} if found.seed is None else {"seed": found.seed}),
+    }
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()} | root
     origins = apply_settings(values, settings)
     untold = (
@@ -73,6 +78,7 @@ def completed(found: StoredModel, source: str, settings: Settings = ()) -> Store
         model=values["model"],
         data={name: values["data"][name] for name in OF_DATA},
         objective={k: v for k, v in values["objective"].items() if k != "name" and f"objective.{k}" not in untold},
+        seed=config.seed if found.kind == "autoencoder" else None,
     )
 
 

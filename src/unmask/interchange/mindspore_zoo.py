@@ -89,6 +89,8 @@ def to_zoo(weights: Tensors, norm_eps: float) -> Tensors:
     """
     try:
         return _NAMING.theirs(_computing_the_same_there(weights, norm_eps))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; try --to mindspore") from error
     except (ValueError, LookupError) as error:
         raise CheckpointError(f"the model has tensors that do not fit together: {cause(error)}") from error
 
@@ -109,9 +111,10 @@ def _computing_the_same(theirs: Tensors, norm_eps: float) -> Tensors:
 
 def _computing_the_same_there(ours: Tensors, norm_eps: float) -> Tensors:
     weights = _under_patch_norm(_transposed(ours), math.sqrt(_EPS_OF_PATCH_NORM / norm_eps))
-    if (cls_token := weights.pop("cls_token", None)) is not None:
-        first, rest = np.split(weights["pos_embed"], [1], axis=1)
-        weights["pos_embed"] = np.concatenate([first + cls_token, rest], axis=1)
+    if "cls_token" not in weights:
+        raise CheckpointError("the format has no place for model.cls_token=false")
+    first, rest = np.split(weights["pos_embed"], [1], axis=1)
+    weights["pos_embed"] = np.concatenate([first + weights.pop("cls_token"), rest], axis=1)
     if "mask_token" in weights:
         weights["mask_token"] = weights["mask_token"].reshape(-1)
     if (table := weights.get("decoder_pos_embed")) is not None:

@@ -49,6 +49,8 @@ class StoredModel:
     """Fields of DataConfig that say how images are prepared (OF_DATA)."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Of an autoencoder (OF_OBJECTIVE)."""
+    seed: int | None = None
+    """Of an autoencoder: that of its run, by which masks are drawn when it is evaluated."""
 
     @property
     def kind(self) -> Literal["classifier", "autoencoder", "encoder"]:
@@ -75,12 +77,13 @@ def extra_json(model: StoredModel) -> str:
             "class_names": model.class_names and list(model.class_names),
             "data": {name: model.data[name] for name in OF_DATA if name in model.data},
             "objective": {name: model.objective[name] for name in OF_OBJECTIVE if name in model.objective},
+            "seed": model.seed,
         }
     )
 
 
 def from_extra(path: Path, text: str | bytes) -> dict[str, Any]:
-    """`model`, `class_names`, `data` and `objective` of a StoredModel, from what `extra_json` wrote into `path`.
+    """What `extra_json` wrote into `path`: `model`, `class_names`, `data`, `objective` and `seed` of a StoredModel.
 
     The file may be a stranger's: of data and objective only what says how images are prepared and masked is taken.
     Raises CheckpointError.
@@ -89,7 +92,9 @@ def from_extra(path: Path, text: str | bytes) -> dict[str, Any]:
     model, class_names = stated(path, extra, extra.get("model", {}))
     # Earlier versions wrote these among the fields of the model.
     objective = {name: model[name] for name in OF_OBJECTIVE if name in model} | _section(path, extra, "objective")
-    data = _section(path, extra, "data")
+    data, seed = _section(path, extra, "data"), extra.get("seed")
+    if not (seed is None or (type(seed) is int and 0 <= seed < 2**31)):
+        raise CheckpointError(f"{path} has a seed that is none")
     if strange := [name for name in data if name not in OF_DATA] + [
         name for name in objective if name not in OF_OBJECTIVE
     ]:
@@ -99,6 +104,7 @@ def from_extra(path: Path, text: str | bytes) -> dict[str, Any]:
         "class_names": class_names,
         "data": checked_data(path, data),
         "objective": objective,
+        "seed": seed,
     }
 
 
@@ -164,7 +170,9 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
         fields["depth"] = depth
     match shapes.get("blocks.0.mlp.fc1.weight"), shapes.get("blocks.0.mlp.fc2.weight"):
         case (rows, width), (_, hidden) if width:
-            fields |= {"mlp_ratio": mlp_ratio(hidden, width), "mlp": "swiglu" if rows == 2 * hidden else "gelu"}
+            of_decoder = shapes.get("decoder_blocks.0.mlp.fc1.weight", ())
+            blocks = [(hidden, width), *([of_decoder] if len(of_decoder) == 2 and all(of_decoder) else [])]
+            fields |= {"mlp_ratio": mlp_ratio(*blocks), "mlp": "swiglu" if rows == 2 * hidden else "gelu"}
         case _:
             pass
     if depth := _depth(shapes, "decoder_blocks."):
@@ -202,10 +210,18 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio for which int(width * ratio) is `hidden`, whatever the division rounds to."""
-    ratio = hidden / width
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+def mlp_ratio(*blocks: tuple[int, int]) -> float:
+    """The ratio for which int(width * ratio) is `hidden` of each (hidden, width), whatever the division rounds to.
+
+    If there is none, that of the first.
+    """
+    least = [hidden / width for hidden, width in blocks]
+    least = [
+        ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+        for ratio, (hidden, width) in zip(least, blocks, strict=True)
+    ]
+    fitting = all(int(width * max(least)) == hidden for hidden, width in blocks)
+    return max(least) if fitting else least[0]
 
 
 def _depth(names: Iterable[str], stack: str) -> int:

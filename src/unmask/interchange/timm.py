@@ -108,6 +108,8 @@ def read_timm(folder: Path) -> StoredModel:
     }
     checked_model(str(path), fields if "heads" in fields else fields | {"heads": 1})
     data = ours["data"] | checked_data(path, _data(path, prepared))
+    if "mean" in data:
+        data.setdefault("dtype", "uint8")  # timm knows no other
     return StoredModel(weights, fields, _class_names(path, config, prepared, weights), "timm", data=data)
 
 
@@ -123,6 +125,10 @@ def write_timm(folder: Path, model: StoredModel) -> None:
         log.warning("%s: the encoder alone is written; timm has no place for a decoder", folder)
     checked = checked_model("the model", model.model)
     config = _config_json(checked, weights, model)
+    if (dtype := model.data.get("dtype", "uint8")) != "uint8" or checked.channels not in (1, 3):
+        log.warning(
+            "%s: timm itself opens images of 8 bits and 1 or 3 channels, not %s of %d", folder, dtype, checked.channels
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "model.safetensors") as aside:
@@ -187,7 +193,6 @@ def _data(path: Path, prepared: Mapping[str, Any]) -> dict[str, Any]:
     """How timm prepares an image; what has no counterpart is named and left to be told."""
     said = {name: prepared[name] for name in _PREPARED if prepared.get(name) is not None}
     data: dict[str, Any] = {name: said[name] for name in ("mean", "std") if name in said}
-    data |= {"dtype": "uint8"} if data else {}
     strange: list[str] = []
     mode, share = said.get("crop_mode", "center"), said.get("crop_pct")
     if mode == "center" and share is not None:
@@ -226,7 +231,9 @@ def _class_names(
 def _architecture(model: ModelConfig) -> str:
     """One whose network `model_args` can bend into ours; they cannot say what class the norms and MLPs are of."""
     if model.norm_eps > 1e-6 and (model.norm_eps != _CLIP_EPS or model.mlp == "swiglu" or model.patch_norm):
-        raise CheckpointError(f"timm has no such model with model.norm_eps={model.norm_eps}")
+        raise CheckpointError(
+            f"timm has no such model with model.norm_eps={model.norm_eps}; try --to facebook or mindspore"
+        )
     if model.mlp == "swiglu":
         return "vit_giant_patch14_dinov2"
     return "vit_base_patch16_clip_224" if model.norm_eps == _CLIP_EPS else "vit_base_patch16_224"
@@ -236,7 +243,9 @@ def _config_json(model: ModelConfig, weights: Tensors, stored: StoredModel) -> d
     architecture = _architecture(model)
     classes = model.num_classes if "head.weight" in weights else 0
     if classes and model.pool == "mean+cls":
-        raise CheckpointError("timm has no place for a classifier with model.pool=mean+cls")
+        raise CheckpointError(
+            "timm has no place for a classifier with model.pool=mean+cls; try --to transformers, facebook or mindspore"
+        )
     if stored.class_names and len(stored.class_names) != classes:
         raise CheckpointError(f"{len(stored.class_names)} class names for a head of {classes} classes")
     pool = "token" if classes and model.pool == "cls" else "avg"
@@ -248,7 +257,7 @@ def _config_json(model: ModelConfig, weights: Tensors, stored: StoredModel) -> d
         "embed_dim": model.width,
         "depth": model.depth,
         "num_heads": model.heads,
-        "mlp_ratio": mlp_ratio(2 * hidden, model.width) if model.mlp == "swiglu" else model.mlp_ratio,
+        "mlp_ratio": mlp_ratio((2 * hidden, model.width)) if model.mlp == "swiglu" else model.mlp_ratio,
         "qkv_bias": model.qkv_bias,
         "init_values": model.layer_scale or 0.0,  # no layer scale; None would leave the architecture's own
         "class_token": model.cls_token,

@@ -24,7 +24,15 @@ from unmask.files import cause, parse_json, read_bytes, written_aside
 from unmask.interchange.adapt import interpolate_position_embedding
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
-from unmask.interchange.stored_model import OF_OBJECTIVE, StoredModel, as_float32, checked_model, mlp_ratio
+from unmask.interchange.stored_model import (
+    OF_OBJECTIVE,
+    StoredModel,
+    as_float32,
+    checked_model,
+    extra_json,
+    from_extra,
+    mlp_ratio,
+)
 from unmask.interchange.torch_file import TorchFile
 from unmask.interchange.transformers_images import FILE, preparation_json, read_preparation
 from unmask.interchange.transformers_names import FAMILIES, Family
@@ -34,6 +42,10 @@ from unmask.objectives.encoder import EncoderAlone, EncoderSection
 from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
 log = logging.getLogger("unmask")
+
+EXTRA = "unmask"
+"""In config.json, in folders written here: what FILE cannot say of how images are prepared, and the seed of the run.
+transformers passes it over."""
 
 _FIELDS = {
     "image_size": "image_size",
@@ -97,13 +109,18 @@ def read_transformers(folder: Path) -> StoredModel:
             weights.setdefault(f"decoder_blocks.{i}.attn.qkv.bias", bias)
     check_shapes(str(folder), weights, _shapes(model, kind))
     if kind == "classifier" and family.dinov2:
-        weights["head.weight"] = _halves_swapped(weights["head.weight"])
+        head = weights["head.weight"] = _halves_swapped(weights["head.weight"])
+        if not head[:, : model.width].any():  # as written here for a head of the cls token alone
+            weights["head.weight"] = head[:, model.width :]
+            model = model.model_copy(update={"pool": "cls"})
+    ours = from_extra(path, json.dumps(config.get(EXTRA, {})))
     data, size = read_preparation(folder, str(config["model_type"]), model.channels)
+    data = ours["data"] | data
     if size is not None and size != model.image_size:
         model = _resized(folder, weights, model, size, antialias=bool(model.register_tokens))
     fields = model.model_dump(exclude={"drop_path"} | _of_others(kind))
     names = _class_names(path, config) if kind == "classifier" else None
-    return StoredModel(weights, fields, names, "transformers", data=data, objective=objective)
+    return StoredModel(weights, fields, names, "transformers", None, data, objective, ours["seed"])
 
 
 def write_transformers(folder: Path, stored: StoredModel) -> None:
@@ -178,16 +195,16 @@ def _fields(path: Path, config: dict[str, Any], family: Family, weights: Tensors
     if config["hidden_act"] != "gelu" and not gated:
         raise CheckpointError(f"{path} has hidden_act={config['hidden_act']}, which our model does not have")
     try:
-        fields["mlp_ratio"] = mlp_ratio(
-            _hidden(config, gated) if family.dinov2 else config["intermediate_size"], fields["width"]
-        )
+        blocks = [(_hidden(config, gated) if family.dinov2 else config["intermediate_size"], fields["width"])]
         if kind == "autoencoder":
-            expected, found = int(fields["decoder_width"] * fields["mlp_ratio"]), config["decoder_intermediate_size"]
-            if found != expected:
-                raise CheckpointError(
-                    f"{path} has decoder_intermediate_size={found}, where our model, whose decoder has the encoder's "
-                    f"ratio, has {expected}"
-                )
+            blocks += [(config["decoder_intermediate_size"], fields["decoder_width"])]
+        fields["mlp_ratio"] = ratio = mlp_ratio(*blocks)
+        if [hidden for hidden, width in blocks if int(width * ratio) != hidden]:
+            found, expected = blocks[-1][0], int(blocks[-1][1] * ratio)
+            raise CheckpointError(
+                f"{path} has decoder_intermediate_size={found}, where our model, whose decoder has the encoder's "
+                f"ratio, has {expected}"
+            )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} has a number that is none: {cause(error)}") from error
     if family.dinov2:
@@ -311,10 +328,7 @@ def _type_for(stored: StoredModel, model: ModelConfig) -> str:
     elif any(of_dinov2.values()):
         foreign[f"model.image_size={list(model.image_size)}, not square"] = model.grid[0] != model.grid[1]
     if has := [what for what, here in foreign.items() if here]:
-        raise CheckpointError(
-            f"transformers has no {stored.kind} with {' and '.join(has)}; "
-            "try --to timm, whose folders transformers loads too"
-        )
+        raise CheckpointError(f"transformers has no {stored.kind} with {' and '.join(has)}; {_way_out(stored, model)}")
     if stored.kind == "autoencoder":
         return "vit_mae"
     if not any(of_dinov2.values()):
@@ -359,7 +373,7 @@ def _config_json(stored: StoredModel, model: ModelConfig, model_type: str) -> di
         config["intermediate_size"] = hidden
     else:
         config |= {"use_swiglu_ffn": model.mlp == "swiglu", "layerscale_value": model.layer_scale or 1.0}
-        config["mlp_ratio"] = _whole_ratio(model, hidden)
+        config["mlp_ratio"] = _whole_ratio(stored, model, hidden)
         config |= {"num_register_tokens": model.register_tokens} if model.register_tokens else {}
     if model_type == "vit_mae":
         config["qkv_bias"] = True
@@ -367,10 +381,15 @@ def _config_json(stored: StoredModel, model: ModelConfig, model_type: str) -> di
         config |= {name: stored.objective[name] for name in OF_OBJECTIVE if name in stored.objective}
     if stored.kind == "classifier":
         config |= _labels_json(model.num_classes or 0, stored.class_names)
-    return config
+    return config | {EXTRA: {name: json.loads(extra_json(stored))[name] for name in ("data", "seed")}}
 
 
-def _whole_ratio(model: ModelConfig, hidden: int) -> int:
+def _way_out(stored: StoredModel, model: ModelConfig) -> str:
+    timm = stored.kind == "encoder" or (stored.kind == "classifier" and model.pool != "mean+cls")
+    return f"try --to {'timm, whose folders transformers loads too' if timm else 'facebook or mindspore'}"
+
+
+def _whole_ratio(stored: StoredModel, model: ModelConfig, hidden: int) -> int:
     """What transformers computes the hidden units of DINOv2 from."""
     gated = model.mlp == "swiglu"
     for ratio in range(1, 2 * math.ceil(model.mlp_ratio) + 2):
@@ -378,7 +397,7 @@ def _whole_ratio(model: ModelConfig, hidden: int) -> int:
             return ratio
     raise CheckpointError(
         f"transformers' DINOv2 has whole mlp_ratios, which none gives {hidden} hidden units (model.mlp_ratio="
-        f"{model.mlp_ratio:g}); try --to timm"
+        f"{model.mlp_ratio:g}); {_way_out(stored, model)}"
     )
 
 

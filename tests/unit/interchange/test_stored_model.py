@@ -21,19 +21,20 @@ def stored(**fields: Any) -> StoredModel:
 
 
 def test_what_a_model_needs_comes_back():
-    model = stored(class_names=("größe", "b"), format="x", data=DATA, objective={"mask_ratio": 0.5})
+    model = stored(class_names=("größe", "b"), format="x", data=DATA, objective={"mask_ratio": 0.5}, seed=7)
     found = from_extra(Path("x"), extra_json(model))
     assert found == {
         "model": {"width": 8, "image_size": [8, 16]},
         "class_names": ("größe", "b"),
         "data": DATA,
         "objective": {"mask_ratio": 0.5},
+        "seed": 7,
     }
 
 
 def test_what_is_not_known_stays_unknown():
     found = from_extra(Path("x"), extra_json(stored(class_names=None, format="x")))
-    assert (found["class_names"], found["data"], found["objective"]) == (None, {}, {})
+    assert (found["class_names"], found["data"], found["objective"], found["seed"]) == (None, {}, {}, None)
 
 
 def test_where_the_images_of_a_run_were_stays_behind():
@@ -62,6 +63,8 @@ def test_files_of_earlier_versions_keep_what_is_now_the_objectives_with_the_mode
         ({"objective": {"name": "x"}}, "'name' among its settings"),
         ({"data": {"mean": [0.5], "std": [0.0]}}, "std must be positive"),
         ({"data": {"eval_crop": "x"}}, "eval_crop"),
+        ({"seed": "x"}, "a seed that is none"),
+        ({"seed": -1}, "a seed that is none"),
     ],
 )
 def test_what_we_would_not_have_written_is_refused(extra: Any, match: str):
