@@ -30,6 +30,7 @@ from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
@@ -152,7 +153,9 @@ def train(
         if rank == 0:
             _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
-            output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
+            log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
+            shown = {"batch_size": config.train.batch_size, "repeats": config.augment.repeats}
+            output = _Output(store, log, Spikes(source, folder / "spikes.jsonl", seed=config.seed, **shown))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
         if plan.warmup > plan.total:
@@ -194,6 +197,7 @@ class _Output:
 
     store: CheckpointStore
     log: RunLog
+    spikes: Spikes
 
 
 @dataclass
@@ -280,6 +284,7 @@ class _Loop:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
             if self.output is not None:
                 self.output.log.train(step, values)
+                self.output.spikes.add(step, values["loss"])
             self.latest |= {"loss": values["loss"]}
             self._call_back(step, values)
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
@@ -400,7 +405,7 @@ def open_sources(
         val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
-            check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
+            check_images(images, key, config.model.channels, config.data, exact=True)
     return source, val
 
 
