@@ -224,6 +224,13 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
     sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
+    sub.add_argument(
+        "--range",
+        type=_finite,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="as data.range: values that become black and white",
+    )
 
     sub = command("check", commands.check, "look at all images: broken, blank, tiny, there twice, or in both sets")
     sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
@@ -282,6 +289,10 @@ def _real(text: str, what: str, fits: Callable[[float], bool]) -> float:
 
 def _share(text: str) -> float:
     return _real(text, "a share, from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def _finite(text: str) -> float:
+    return _real(text, "a number", lambda number: abs(number) < float("inf"))
 
 
 def _positive(text: str) -> float:

@@ -45,7 +45,7 @@ from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
-from unmask.files import RunLock
+from unmask.files import RunLock, gone_if_unused
 from unmask.interchange import StoredModel, read_model
 from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state, with_architecture
@@ -114,11 +114,11 @@ def train(
             f"objective.name={config.objective.name} has no loss for single images: leave out data.val, and give "
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         rank, world = stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
+            stack.enter_context(gone_if_unused(folder))
             stack.enter_context(RunLock(folder))
         engine.sum(np.zeros(1))  # the others wait until the folder is ours
         store = stack.enter_context(
@@ -437,7 +437,7 @@ def open_sources(
         val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
-            check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
+            check_images(images, key, config.model.channels, config.data, exact=True)
     return source, val
 
 

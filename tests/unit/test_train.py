@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import unmask.train
 from checkpoints import best_of
@@ -22,7 +23,7 @@ from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import open_source
-from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
+from unmask.errors import CheckpointError, ConfigError, DataError, EngineError, TrainingError, UnmaskError
 from unmask.files import RunLock
 from unmask.interrupts import Interrupted, command_line
 from unmask.report.log import read_log
@@ -367,6 +368,38 @@ def test_an_objective_without_a_loss_for_single_images_refuses_data_val(photos: 
     with pytest.raises(ConfigError, match=r"objective.name=lejepa has no loss for single images: leave out data.val"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("output", ["run", "new/run"])
+def test_a_start_that_fails_leaves_no_folder(output: str, photos: Path, tmp_path: Path) -> None:
+    for name in ("none.safetensors", "strange.safetensors"):
+        config = make_config(photos, init=str(tmp_path / name))
+        with pytest.raises(CheckpointError):
+            train(config, tmp_path / output)
+        save_file({"strange": np.ones(1, np.float32)}, tmp_path / "strange.safetensors")
+        assert not (tmp_path / output.partition("/")[0]).exists()
+
+
+def test_a_start_that_fails_late_or_in_a_folder_that_was_there_removes_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise EngineError("no")
+
+    monkeypatch.setattr(FakeEngine, "load", failing)
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "there")
+    assert (tmp_path / "there").is_dir()
+    monkeypatch.undo()
+    monkeypatch.setattr(unmask.train, "create_engine", FakeEngine)
+    monkeypatch.setattr(unmask.train, "write_images", failing)
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "run")
+    assert (tmp_path / "run" / "run.yaml").exists()
 
 
 @pytest.mark.parametrize("loss", [np.nan, np.inf, 1e6])

@@ -139,6 +139,10 @@ class DataConfig(Section):
     """Train on a deterministic subset with this many images of each class."""
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
     """What pixels are kept in from file to device. float32 keeps the values of any file as they are."""
+    range: tuple[float, float] | None = None
+    """Stored values that become black and white, for images whose values fill a part of what their type holds: 12 bits
+    in 16-bit files [0, 4095], a window of CT. What is beyond is cut off, NaN becomes black, and every kind of file fits
+    every dtype (float32: 0..1)."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -169,6 +173,8 @@ class DataConfig(Section):
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
         if any(s <= 0 for s in self.std):
             raise ValueError("std must be positive")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range={list(self.range)} goes from a lower to a higher value")
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:

@@ -273,7 +273,7 @@ class Model:
     def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
         config = self.config
-        check_images(source, "images", config.model.channels, config.data.dtype, config.data.max_pixels)
+        check_images(source, "images", config.model.channels, config.data)
         batches = eval_batches(
             SubsetSource(source, np.arange(start, len(source))) if start else source,
             needs=self.objective.needs(training=False),

@@ -96,6 +96,13 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
         if left := len(model.weights) - len(weights):
             log.warning("%s: the encoder alone is written; %d tensors of its training have no place there", path, left)
         model = dataclasses.replace(model, weights=weights, objective={})
+    if model.data.get("range") is not None and format in ("timm", "transformers"):
+        log.warning(
+            "%s: %s knows no data.range=%s; spread the values of images over 8 bits first",
+            path,
+            format,
+            list(model.data["range"]),
+        )
     _WRITERS[format](Path(path), model)
 
 

@@ -101,35 +101,53 @@ class Flat:
 Outcome = dict[str, Any] | str | tuple[dict[str, Any], str]
 """Settings of ours, the words that say why there are none, or both: settings, and what differs from the model zoo."""
 Rule = Callable[[Any, Flat], Outcome]
-"""Turns the value of a key into its outcome. Raises ValueError for a value that cannot be taken."""
+"""Turns the value of a key into its outcome. Raises ValueError for a value that cannot be taken.
+
+The docstring, up to an empty line, is what docs/model-zoo.md says of the key."""
+
+
+def meaning(key: str) -> str:
+    """What becomes of a key, in a line for people."""
+    return " ".join(str(TABLE[key].__doc__).partition("\n\n")[0].split())
 
 
 def _to(key: str) -> Rule:
-    return lambda value, _: {key: value}
+    def rule(value: Any, _: Flat) -> Outcome:
+        return {key: value}
+
+    rule.__doc__ = f"`{key}`"
+    return rule
 
 
 def _nothing(reason: str) -> Rule:
-    return lambda _value, _flat: f"without meaning here: {reason}"
+    def rule(_value: Any, _flat: Flat) -> Outcome:
+        return f"without meaning here: {reason}"
+
+    rule.__doc__ = f"nothing: {reason}"
+    return rule
 
 
 def _use_ckpt(value: Any, flat: Flat) -> Outcome:
+    """`init`; while pretraining the weights alone: optimizer and schedule begin anew"""
     if flat.command == "pretrain":
         return {"init": value}, "weights alone: optimizer and schedule begin anew; the run itself goes on without it"
     return {"init": value}
 
 
 def _dropout(value: Any, flat: Flat) -> Outcome:
+    """`model.drop_path` of a classifier: whole branches of the later blocks are dropped, not single values"""
     if flat.command == "pretrain":
         return "without meaning here: MAE trains without"
     return {"model.drop_path": value}, "whole branches of the later blocks are dropped, not single values"
 
 
 def _data_path(value: Any, flat: Flat) -> Outcome:
+    """`data.train`; `dataset_path` is another name of it"""
     return {"data.train": flat.listed or value}
 
 
 def _img_ids(_: Any, flat: Flat) -> Outcome:
-    """A JSON list of paths."""
+    """`data.train`: a JSON list of paths; it and they are relative to `data_path`. Left empty: all of `data_path`"""
     if flat.command != "pretrain":
         return "without meaning here: class folders are read whole"
     if flat.listed is None:
@@ -142,6 +160,7 @@ def _img_ids(_: Any, flat: Flat) -> Outcome:
 
 
 def _layer_decay(value: Any, flat: Flat) -> Outcome:
+    """`optimizer.layer_decay`, where there are weights to start from"""
     # The model zoo grouped its parameters by layer only when it had weights to load.
     if flat.get("use_ckpt") is None and flat.get("init") is None:
         return "without meaning here: from scratch no layer is pretrained; --optimizer.layer_decay sets it all the same"
@@ -149,7 +168,7 @@ def _layer_decay(value: Any, flat: Flat) -> Outcome:
 
 
 def _start_learning_rate(_: Any, flat: Flat) -> Outcome:
-    """Despite its name the top of the warmup, not scaled by the batch; 0 leaves it to base_lr.
+    """`optimizer.base_lr`: despite its name the top of the warmup, not scaled by the batch; 0 leaves it to `base_lr`
 
     The model zoo's fine-tuning took 0 as it stands and trained with it.
     """
@@ -162,6 +181,7 @@ def _start_learning_rate(_: Any, flat: Flat) -> Outcome:
 
 
 def _base_lr(value: Any, flat: Flat) -> Outcome:
+    """`optimizer.base_lr`, unless `start_learning_rate` is set"""
     if flat.number("start_learning_rate", 0):
         return "without meaning here: start_learning_rate is the peak"
     return {"optimizer.base_lr": value}
@@ -169,15 +189,22 @@ def _base_lr(value: Any, flat: Flat) -> Outcome:
 
 def _switched(switch: str, name: str, key: str, default: float) -> Rule:
     """Both of a pair like use_ema and ema_decay."""
-    return lambda _, flat: {key: flat.get(name, default) if flat.on(switch) else None}
+
+    def rule(_: Any, flat: Flat) -> Outcome:
+        return {key: flat.get(name, default) if flat.on(switch) else None}
+
+    rule.__doc__ = f"`{key}`: `{name}` where `{switch}` is on"
+    return rule
 
 
 def _loss_scale(_: Any, flat: Flat) -> Outcome:
+    """`train.loss_scale`: dynamic, or the number in `loss_scale`"""
     dynamic = flat.on("use_dynamic_loss_scale")
     return {"train.loss_scale": "dynamic" if dynamic else flat.number("loss_scale", 1024)}
 
 
 def _loss_name(value: Any, _: Flat) -> Outcome:
+    """says which smoothing counts; the loss is cross entropy"""
     losses = ("soft_ce", "ce_smooth", "ce_smooth_mixup")
     if value not in losses:
         raise ValueError(f"must be one of {', '.join(losses)}, not {value!r}")
@@ -185,18 +212,21 @@ def _loss_name(value: Any, _: Flat) -> Outcome:
 
 
 def _label_smoothing(value: Any, flat: Flat) -> Outcome:
+    """`augment.label_smoothing`, with `loss_name: soft_ce`"""
     if flat.get("loss_name", "soft_ce") != "soft_ce":
         return f"without meaning here: loss_name={flat.get('loss_name')} is smoothed by label_smooth_factor"
     return {"augment.label_smoothing": value}
 
 
 def _label_smooth_factor(_: Any, flat: Flat) -> Outcome:
+    """`augment.label_smoothing`, with another `loss_name`, where `use_label_smooth` is on"""
     if flat.get("loss_name", "soft_ce") == "soft_ce":
         return "without meaning here: loss_name=soft_ce is smoothed by label_smoothing"
     return {"augment.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
 
 
 def _mode(value: Any, flat: Flat) -> Outcome:
+    """`train.compile`; PyTorch runs eagerly unless `--train.compile True`"""
     graph = {"GRAPH_MODE": True, "0": True, "PYNATIVE_MODE": False, "1": False}.get(str(value).upper())
     if graph is None:
         raise ValueError(f"must be GRAPH_MODE or PYNATIVE_MODE, not {value!r}")
@@ -206,7 +236,7 @@ def _mode(value: Any, flat: Flat) -> Outcome:
 
 
 def _device(_: Any, flat: Flat) -> Outcome:
-    """device_target and device_id together."""
+    """`device`, and `train.precision`: fp32 on a CPU, else fp16"""
     if not flat.target:
         return "without meaning here: device_target is not set"
     kinds = {"CPU": "cpu", "GPU": "cuda", "ASCEND": "npu" if flat.engine == "torch" else "ascend"}
@@ -220,6 +250,7 @@ def _device(_: Any, flat: Flat) -> Outcome:
 
 
 def _use_parallel(_: Any, flat: Flat) -> Outcome:
+    """False: one process works, whatever was started"""
     if not flat.on("use_parallel"):
         return "one process"
     if flat.processes == 1:
@@ -228,21 +259,24 @@ def _use_parallel(_: Any, flat: Flat) -> Outcome:
 
 
 def _batch_size(_: Any, flat: Flat) -> Outcome:
+    """`train.batch_size`, after multiplication by the number of processes"""
     return {"train.batch_size": flat.global_batch}
 
 
 def _crop_min(value: Any, _: Flat) -> Outcome:
+    """`data.crop_scale`"""
     return {"data.crop_scale": [value, 1.0]}
 
 
 def _interpolation(value: Any, _: Flat) -> Outcome:
-    """MindSpore's names, of which some are the same to us: its PILCUBIC is what we call bicubic."""
+    """`data.interpolation`; AREA is box, PILCUBIC bicubic, ANTIALIAS lanczos"""
     name = str(value).lower()
     same = {"linear": "bilinear", "cubic": "bicubic", "pilcubic": "bicubic", "area": "box", "antialias": "lanczos"}
     return {"data.interpolation": same.get(name, name)}
 
 
 def _per_step_size(value: Any, flat: Flat) -> Outcome:
+    """`train.log_every`; evaluations and checkpoints count whole epochs, not epochs of so many steps"""
     if not value:
         return "whole epochs, looked at every train.log_every steps"
     if flat.command == "evaluate":
@@ -251,18 +285,21 @@ def _per_step_size(value: Any, flat: Flat) -> Outcome:
 
 
 def _parallel_mode(value: Any, flat: Flat) -> Outcome:
+    """must be DATA_PARALLEL where `use_parallel` is on"""
     if flat.on("use_parallel") and str(value).upper() != "DATA_PARALLEL":
         raise ValueError(f"must be DATA_PARALLEL, not {value!r}: each process holds the whole model")
     return f"without meaning here: {_SPLIT}"
 
 
 def _gradients_mean(_: Any, flat: Flat) -> Outcome:
+    """must be True where `use_parallel` is on"""
     if flat.on("use_parallel") and not flat.on("gradients_mean"):
         raise ValueError("must be True: gradients are averaged, never summed")
     return f"without meaning here: {_SPLIT}"
 
 
 def _output(_: Any, flat: Flat) -> Outcome:
+    """`output`, the run folder: `save_dir/prefix`"""
     return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
 
 
