@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.flat = rest
     try:
         with interrupts.command_line():
-            if options.run not in (commands.train, commands.evaluate):
+            if options.run not in (commands.train, commands.evaluate, commands.predict, commands.embed):
                 from unmask.environment import check_alone
 
                 check_alone()

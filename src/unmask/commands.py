@@ -46,15 +46,15 @@ def evaluate(options: Namespace) -> None:
 def predict(options: Namespace) -> None:
     from unmask.evaluate.output import write_predictions
 
-    model = _load(options)
-    write_predictions(model, _images(options), options.out, options.top)
+    with _load(options, join=True) as model:
+        write_predictions(model, _images(options), options.out, options.top)
 
 
 def embed(options: Namespace) -> None:
     from unmask.evaluate.output import write_embeddings
 
-    model = _load(options)
-    write_embeddings(model, _images(options), options.out, pool=options.pool)
+    with _load(options, join=True) as model:
+        write_embeddings(model, _images(options), options.out, pool=options.pool)
 
 
 def knn(options: Namespace) -> None:

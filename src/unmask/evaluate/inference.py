@@ -86,6 +86,10 @@ class Model:
         """Release the device and leave the other processes; `with` does the same at its end."""
         self._open.close()
 
+    def wait(self) -> None:
+        """Until all of the processes that share the work have come here."""
+        self.engine.sum(np.zeros(1))
+
     def __enter__(self) -> Model:
         return self
 

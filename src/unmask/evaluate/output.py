@@ -48,6 +48,8 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
         return (_likeliest(rows, dtype) for rows in model.predict_batches(source, start))
 
     if out is None:
+        if model.world > 1:
+            raise ConfigError("of several processes no one can print for all; give --out FILE")
         bad = 0
 
         def counted() -> Iterator[Records]:
@@ -59,7 +61,13 @@ def write_predictions(model: Model, images: Images, out: Path | None, top: int) 
         _write_csv(sys.stdout, _named(model, source, counted()), top)
         _check_bad(model, bad, len(source))
         return
-    with _collected(model, source, out, {"command": "predict"}, dtype, compute) as records, _aside(out) as path:
+    with _collected(model, source, out, {"command": "predict"}, dtype, compute) as records:
+        if model.rank == 0:
+            _write_predictions(model, source, out, records, top)
+
+
+def _write_predictions(model: Model, source: Source, out: Path, records: Records, top: int) -> None:
+    with _aside(out) as path:
         chunks = _named(model, source, _chunks(records))
         if out.suffix == ".parquet":
             _write_predictions_parquet(path, chunks, top)
@@ -83,10 +91,13 @@ def write_embeddings(model: Model, images: Images, out: Path, *, pool: Pool | No
     def compute(start: int) -> Iterator[Records]:
         return embeddings(model, source, start, pool)
 
-    with (
-        _collected(model, source, out, {"command": "embed", "pool": pool}, dtype, compute) as records,
-        _aside(out) as path,
-    ):
+    with _collected(model, source, out, {"command": "embed", "pool": pool}, dtype, compute) as records:
+        if model.rank == 0:
+            _write_embeddings(source, out, records, width)
+
+
+def _write_embeddings(source: Source, out: Path, records: Records, width: int) -> None:
+    with _aside(out) as path:
         if out.suffix == ".parquet":
             _write_embeddings_parquet(path, source, records, width)
         else:
@@ -205,13 +216,28 @@ def _collected(
 ) -> Generator[Records]:
     """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`.
 
+    Of several processes each computes its share, and the first writes.
+
     Raises DataError, once all that could be written is, when more images than `data.max_bad_share` are bad.
     """
     folder = out.with_name(f"{out.name}.partial")
     job = {**job, "model": model.fingerprint(), "images": source.fingerprint()}
     size = min(model.batch_size, len(source))
-    records = collect(folder, job, dtype, len(source), compute, batch_size=size, title=job["command"])
+    records = collect(
+        folder,
+        job,
+        dtype,
+        len(source),
+        compute,
+        batch_size=size,
+        title=job["command"],
+        rank=model.rank,
+        world=model.world,
+        wait=model.wait,
+    )
     yield records
+    if model.rank != 0:
+        return
     bad = np.flatnonzero(~records["valid"])
     bad_list = out.with_name(f"{out.name}.bad.txt")
     bad_list.unlink(missing_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +73,38 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="in use"):
         gather(tmp_path, Second())
+
+
+@pytest.mark.parametrize(("before", "after"), [((1, 99), 3), ((1, 92), 2), ((3, 150), 1), ((2, 150), 4)])
+def test_shares_of_any_number_of_processes_make_the_same_whole(
+    tmp_path: Path, before: tuple[int, int], after: int
+) -> None:
+    """One number of processes breaks off at an image, another goes on. 300 images are five parts."""
+    expected = gather_many(tmp_path / "whole", 1)
+    world, fails_at = before
+    with pytest.raises(RuntimeError):
+        gather_many(tmp_path / "shared", world, fails_at)
+    np.testing.assert_array_equal(gather_many(tmp_path / "shared", after), expected)
+    assert sorted(path.name for path in (tmp_path / "shared").glob("*.bin")) == ["rows.bin"]
+
+
+def gather_many(folder: Path, world: int, fails_at: int = 999) -> np.ndarray:
+    """What several threads, in the place of processes, collect of 300 records."""
+    together = threading.Barrier(world)
+
+    def compute(start: int) -> Iterator[np.ndarray]:
+        for first in range(start, 300, 4):
+            if first >= fails_at:
+                together.abort()
+                raise RuntimeError("broken off")
+            records = np.zeros(4, DTYPE)
+            records["value"] = np.arange(first, first + 4)[:, None]
+            yield records
+
+    def gather_one(rank: int) -> np.ndarray:
+        shared = {"rank": rank, "world": world, "wait": together.wait}
+        return np.array(collect(folder, JOB, DTYPE, 300, compute, batch_size=4, title="count", **shared))
+
+    with ThreadPoolExecutor(world) as pool:
+        found = [future.result() for future in [pool.submit(gather_one, rank) for rank in range(world)]]
+    return found[0]
