@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from unmask import interrupts
 from unmask.checkpoint.folder import Checkpoint, read_meta
@@ -113,7 +115,7 @@ def train(
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
     with ExitStack() as stack:
-        rank, world = stack.enter_context(joined(config.engine, config.device))
+        rank, world = stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
             stack.enter_context(gone_if_unused(folder))
@@ -165,8 +167,7 @@ def train(
                 f"rate ends at {share:.0%} of its peak; lower it"
             )
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
-        bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
-        bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
+        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt", writes=rank == 0)
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(
@@ -189,6 +190,16 @@ def train(
             world,
             skipped,
         ).run(start)
+
+
+@dataclass
+class _Said:
+    """What a process told the others after a step."""
+
+    sums: Callable[[], NDArray[np.float64]]
+    """Of all, by kind and rank."""
+    bad: list[int]
+    """The bad images it counted."""
 
 
 @dataclass
@@ -223,6 +234,8 @@ class _Loop:
         self.read_at = time.monotonic()
         self.latest: dict[str, float] = {}
         self.enough = False
+        self.bad: list[int] = []
+        self.said: deque[_Said] = deque()
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
@@ -240,13 +253,16 @@ class _Loop:
                 if read:
                     self._read(bar)
                 metric = self._evaluate(step) if evaluate else None
-                stop = self._agree_to_stop(request) if read or self.world == 1 else False
+                self._say_to_others(request)
+                stop = len(self.said) > self.delay and self._hear(request)
                 if stop and not read:
                     self._read(bar)
                 if save or stop:
                     self._save(step, metric=metric)
                 if stop:
                     break
+            while self.said:
+                self._hear(request)
             if self.output is not None:
                 self.output.store.wait()
             if not request.received:
@@ -255,18 +271,33 @@ class _Loop:
                 say("The state is saved; the same command goes on from there")
         return self.latest
 
-    def _agree_to_stop(self, request: interrupts.Request) -> bool:
-        """Whether any of the processes received a signal, then the request of all, or had enough: all stop together."""
-        asked = np.zeros((2, self.world))
-        asked[:, self.rank] = request.received or 0, self.enough
-        received, enough = self.engine.sum(asked).max(axis=1)
-        if received:
-            request.received = signal.Signals(int(received))
-        return bool(received or enough)
+    @property
+    def delay(self) -> int:
+        """Steps until what a process says is heard: of several, one, so that nobody waits for it."""
+        return int(self.world > 1)
+
+    def _say_to_others(self, request: interrupts.Request) -> None:
+        """What all must do alike: the signal that this process received, whether it had enough, its bad images."""
+        mine = np.zeros((3, self.world))
+        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad)
+        self.said.append(_Said(self.engine.begin_sum(mine), self.bad))
+        self.bad = []
+
+    def _hear(self, request: interrupts.Request) -> bool:
+        """Take the next of what all said; returns whether to stop, which a signal to one makes the request of all."""
+        said = self.said.popleft()
+        signals, enough, bad = said.sums()
+        if bad.any():
+            mine = np.zeros((self.world, int(bad.max())))
+            mine[self.rank, : len(said.bad)] = said.bad
+            found = self.engine.sum(mine)
+            self.bad_files.add(int(index) for row, count in zip(found, bad, strict=True) for index in row[: int(count)])
+        if signals.any():
+            request.received = signal.Signals(int(signals.max()))
+        return bool(signals.any() or enough.any())
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
-        for batch in micro_batches:
-            self.bad_files.add(batch)
+        self.bad += [index for batch in micro_batches for index in self.bad_files.new(batch)]
         lr = learning_rate(
             step - 1,
             total_steps=self.plan.total,
@@ -337,6 +368,7 @@ class _Loop:
             self.enough |= bool(callback(step, values))
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
+        state = self.engine.state()
         if self.output is None:
             return
         meta = {
@@ -347,7 +379,7 @@ class _Loop:
             "versions": versions(),
         }
         self.output.log.flush()
-        self.output.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
+        self.output.store.save(Checkpoint(step, state, meta), metric=metric)
         self.read_at = time.monotonic()
 
     def _title(self) -> str:

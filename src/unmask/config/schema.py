@@ -270,6 +270,13 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block for the backward pass, and compute the rest again: less memory, a third more
+    time. The PyTorch engine alone, like the next two."""
+    shard: bool = False
+    """Of several processes each keeps a share of every weight, gradient and moment (FSDP2), where else all have all."""
+    exchange_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are averaged in over the processes; bf16 halves what travels."""
     compile: bool | None = None
     """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode (PyNative mode,
     to debug: false)."""
@@ -287,6 +294,9 @@ class TrainConfig(Section):
     """Epochs between checkpoints."""
     keep: int = Field(default=2, ge=1, le=10**6)
     """Checkpoints kept, beside the best."""
+    process_timeout: float = Field(default=600, ge=1, le=86_400)
+    """Of several processes: seconds that one waits for another, which is lost then. All end, and the same command goes
+    on from the last checkpoint."""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:

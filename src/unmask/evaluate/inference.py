@@ -75,7 +75,10 @@ class Model:
         self.class_names = class_names
         self.batch_size = batch_size
         self._open = ExitStack()
-        self.rank, self.world = self._open.enter_context(joined(config.engine, config.device)) if join else (0, 1)
+        self.rank, self.world = (0, 1)
+        if join:
+            timeout = config.train.process_timeout
+            self.rank, self.world = self._open.enter_context(joined(config.engine, config.device, timeout))
         self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
         self.engine.load(EngineState(weights))
 
