@@ -128,10 +128,10 @@ def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Com
     """
     translation = load_modelzoo(path, options, command)
     if not translation.alone:
-        arguments = [command, f"--config_path={path}", *options]
-        if translation.places and (again := modelarts.torchrun(os.environ, arguments)):
+        arguments, engine = [command, f"--config_path={path}", *options], translation.config.engine
+        if translation.places and engine == "torch" and (again := modelarts.torchrun(os.environ, arguments)):
             _replace_process(again)
-        if joined := modelarts.join(os.environ):
+        if joined := modelarts.join(os.environ, on_modelarts=translation.places is not None, engine=engine):
             os.environ.update(joined)
             translation = load_modelzoo(path, options, command)  # batch and device depend on the processes
     rank = work_alone() if translation.alone else 0

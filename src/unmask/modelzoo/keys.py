@@ -371,7 +371,8 @@ def _output_path(value: Any, flat: Flat) -> Outcome:
 
 
 def _of_modelarts(words: str, flat: Flat) -> str:
-    return words if flat.modelarts else "without meaning here: enable_modelarts is off"
+    off = NOT_TRAINED if flat.command == "evaluate" else "without meaning here: enable_modelarts is off"
+    return words if flat.modelarts else off
 
 
 NOT_TRAINED = "without meaning here: evaluating trains nothing"

@@ -104,8 +104,8 @@ def _opened(path: str) -> str:
     return path
 
 
-def join(env: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set, from what ModelArts or a rank table says of a process for each card or machine.
+def join(env: Mapping[str, str], *, on_modelarts: bool, engine: str) -> dict[str, str]:
+    """What torchrun would have set, from what a rank table or ModelArts says of a process for each card or machine.
 
     Empty where a launcher started the process, and where it is alone. Raises ConfigError when what is set cannot be.
     """
@@ -113,8 +113,10 @@ def join(env: Mapping[str, str]) -> dict[str, str]:
         return {}
     if env.get("RANK_TABLE_FILE") and env.get("RANK_ID"):
         return _by_rank_table(env)
-    machines, index = _machine(env)
+    machines, index = _machine(env) if on_modelarts else (1, 0)
     if machines > 1:
+        if engine == "mindspore":
+            raise ConfigError(f"{machines} machines: MindSpore needs RANK_TABLE_FILE to join them; or --engine torch")
         return _variables(env, rank=index, world=machines, local=0, first=_first_host(env))
     if int(env.get("RANK_SIZE") or env.get("WORLD_SIZE") or 1) > 1 and not env.get("MASTER_ADDR"):
         name = "RANK_SIZE" if env.get("RANK_SIZE") else "WORLD_SIZE"

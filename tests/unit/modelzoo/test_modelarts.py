@@ -177,7 +177,9 @@ def test_what_the_environment_says(env: dict[str, str], expected: tuple[str, ...
     if "RANK_ID" in env:
         env = env | {"RANK_TABLE_FILE": table(tmp_path)}
     wanted = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    assert join(env) == dict(zip(wanted, expected, strict=False))
+    assert join(env, on_modelarts=True, engine="torch") == dict(zip(wanted, expected, strict=False))
+    if "RANK_ID" not in env:  # other clusters set VC_ too
+        assert join(env, on_modelarts=False, engine="torch") == {}
 
 
 @pytest.mark.parametrize(
@@ -189,12 +191,15 @@ def test_what_the_environment_says(env: dict[str, str], expected: tuple[str, ...
         (VC | {"VC_TASK_INDEX": "2"}, "VC_TASK_INDEX=2, but VC_WORKER_NUM"),
         (VC | {"VC_WORKER_HOSTS": ""}, "neither VC_WORKER_HOSTS nor BATCH_CUSTOM0_HOSTS"),
         (VC | {"VC_WORKER_NUM": "two"}, "VC_WORKER_NUM=two is not a number"),
+        (VC, "2 machines: MindSpore needs RANK_TABLE_FILE"),
     ],
 )
 def test_what_cannot_be_is_said(env: dict[str, str], message: str, tmp_path: Path) -> None:
     path = table(tmp_path)
+    env = {name: path if value == "TABLE" else value for name, value in env.items()}
+    engine = "mindspore" if "MindSpore" in message else "torch"
     with pytest.raises(ConfigError) as error:
-        join({name: path if value == "TABLE" else value for name, value in env.items()})
+        join(env, on_modelarts=True, engine=engine)
     assert message in str(error.value)
 
 
