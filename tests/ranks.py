@@ -89,8 +89,15 @@ def _cwd(process: Path) -> Path | None:
         return None
 
 
-def launch(engine: str, *arguments: str | Path, cwd: Path, processes: int = 2, options: Sequence[str] = ()) -> Ranks:
-    """`unmask ARGUMENTS` in the folder `cwd`; `options` are the launcher's."""
+def launch(
+    engine: str,
+    *arguments: str | Path,
+    cwd: Path,
+    processes: int = 2,
+    options: Sequence[str] = (),
+    program: Sequence[str] = ("-m", "unmask"),
+) -> Ranks:
+    """`unmask ARGUMENTS` in the folder `cwd`, or another program; `options` are the launcher's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,17 +105,17 @@ def launch(engine: str, *arguments: str | Path, cwd: Path, processes: int = 2, o
     launcher = {
         "torch": [
             *(sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"),
-            *(f"--master_port={port}", *options, "-m"),
+            *(f"--master_port={port}", *options),
         ],
         "mindspore": [
             *(tools / "msrun", f"--worker_num={processes}", f"--local_worker_num={processes}"),
             *("--master_addr=127.0.0.1", f"--master_port={port}", "--log_dir=msrun", "--join=True"),
-            *(*options, "python", "-m"),
+            *(*options, "python"),
         ],
     }[engine]
     # msrun starts a bare `python`, which must be this one.
     environment = ENVIRONMENT | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    command = [*map(str, launcher), "unmask", *map(str, arguments)]
+    command = [*map(str, launcher), *program, *map(str, arguments)]
     with (cwd / LOG).open("w") as log:
         return Ranks(subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT), cwd)
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +51,7 @@ from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state, with_architecture
 from unmask.interchange.stored_model import fields_from_shapes
 from unmask.objectives.base import Objective, create_objective
-from unmask.report.log import RunLog
+from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
 
@@ -121,6 +121,7 @@ def train(
             stack.enter_context(gone_if_unused(folder))
             stack.enter_context(RunLock(folder))
         engine.sum(np.zeros(1))  # the others wait until the folder is ours
+        rank_log = stack.enter_context(RankLog(folder, rank)) if world > 1 else None
         store = stack.enter_context(
             closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
         )
@@ -185,6 +186,7 @@ def train(
             engine,
             features,
             output,
+            rank_log,
             bad_files,
             callbacks,
             rank,
@@ -223,6 +225,7 @@ class _Loop:
     engine: Engine
     features: FeatureEvaluation | None
     output: _Output | None
+    rank_log: RankLog | None
     bad_files: BadFiles
     callbacks: Sequence[Callback]
     rank: int
@@ -237,6 +240,10 @@ class _Loop:
         self.enough = False
         self.bad: list[int] = []
         self.said: deque[_Said] = deque()
+        self.step_ended = self.read_at
+        self.data_wait = self.between = 0.0
+        self.waits = np.zeros((2, self.world))
+        self.steps_heard = 0
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
@@ -244,8 +251,8 @@ class _Loop:
             size = self.config.train.batch_size
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
             batches = stack.enter_context(closing(self._batches(start)))
-            self.read_at = time.monotonic()
-            for step, micro_batches in enumerate(batches, start + 1):
+            self.read_at = self.step_ended = time.monotonic()
+            for step, micro_batches in enumerate(self._waited_for(batches), start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
                 evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
@@ -278,16 +285,22 @@ class _Loop:
         return int(self.world > 1)
 
     def _say_to_others(self, request: interrupts.Request) -> None:
-        """What all must do alike: the signal that this process received, whether it had enough, its bad images."""
-        mine = np.zeros((3, self.world))
-        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad)
+        """What all must do alike: the signal that this process received, whether it had enough, its bad images.
+
+        And how long it took: waiting for data in this step, and in all from the end of the step before to its begin.
+        """
+        mine = np.zeros((5, self.world))
+        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad), self.data_wait, self.between
         self.said.append(_Said(self.engine.begin_sum(mine), self.bad))
         self.bad = []
 
     def _hear(self, request: interrupts.Request) -> bool:
         """Take the next of what all said; returns whether to stop, which a signal to one makes the request of all."""
         said = self.said.popleft()
-        signals, enough, bad = said.sums()
+        signals, enough, bad, data_wait, between = said.sums()
+        # A step ends for all at once, with the exchange of gradients; the next can begin when the last is ready for it.
+        self.waits += data_wait, between.max() - between
+        self.steps_heard += 1
         if bad.any():
             mine = np.zeros((self.world, int(bad.max())))
             mine[self.rank, : len(said.bad)] = said.bad
@@ -307,7 +320,16 @@ class _Loop:
             minimum=self.config.optimizer.min_lr,
         )
         hyper = {"lr": lr, **self.objective.hyper(step - 1, self.plan.total)}
+        self.between = time.monotonic() - self.step_ended
         self.unread.append((step, lr, self.engine.train_step(micro_batches, hyper)))
+        self.step_ended = time.monotonic()
+
+    def _waited_for(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        begun = time.monotonic()
+        for micro_batches in batches:
+            self.data_wait = time.monotonic() - begun
+            yield micro_batches
+            begun = time.monotonic()
 
     def _read(self, bar: Bar) -> None:
         """Wait for the device and log every step since the last look."""
@@ -321,9 +343,15 @@ class _Loop:
             self._call_back(step, values)
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
         self.unread.clear()
+        rate = steps * self.config.train.batch_size / (now - self.read_at)
+        waits = self._mean_waits()
         if self.output is not None:
-            rate = steps * self.config.train.batch_size / (now - self.read_at)
-            self.output.log.speed(step, {"images_per_s": round(rate, 2)})
+            by_rank = {f"{name}_{rank}": wait for name, each in waits.items() for rank, wait in enumerate(each)}
+            alone = {"data_wait_s": waits["data_wait_s"][0]}
+            self.output.log.speed(step, {"images_per_s": round(rate, 2)} | (by_rank if self.world > 1 else alone))
+        if self.rank_log is not None:
+            mine = "  ".join(f"{name} {each[self.rank]:g}" for name, each in waits.items())
+            self.rank_log.say(f"step {step}: images_per_s {rate:.1f} of all  {mine}")
         self.read_at = now
         bar.update(steps, loss=self.latest["loss"])
         if self.skipped_in_a_row > self.config.train.max_skipped:
@@ -363,6 +391,15 @@ class _Loop:
         if "loss" in values:
             return values.get("top1", -values["loss"])
         return values.get("knn_top1") if self.val is None else None
+
+    def _mean_waits(self) -> dict[str, list[float]]:
+        """Seconds a step since the last look that each process waited: for its data, and for the others to be ready.
+
+        A straggler is the one that all others wait for.
+        """
+        data, others = (self.waits / max(self.steps_heard, 1)).round(5).tolist()
+        self.waits, self.steps_heard = np.zeros_like(self.waits), 0
+        return {"data_wait_s": data, "exchange_wait_s": others}
 
     def _call_back(self, step: int, values: Mapping[str, float]) -> None:
         for callback in self.callbacks:
