@@ -175,6 +175,8 @@ for path in sys.argv[1:]:
             open_image(data, *run, 178_956_970).pixels()
         except DataError as error:
             print(peak() - before, error)
+        else:
+            print(peak() - before, "is read")
 """
 
 
