@@ -96,7 +96,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         metavar="FOLDER",
         help="write metrics.json, per_class.csv, confusion.csv, confusion.png and worst.png there",
     )
@@ -107,7 +107,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default 5)")
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         metavar="FILE",
         help=".csv, .jsonl or .parquet (default: CSV on the screen); interrupted, the same command goes on",
     )
@@ -118,7 +118,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     _add_pool(sub)
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         required=True,
         metavar="FILE",
         help=".parquet, or .npy with the names beside; interrupted, the same command goes on",
@@ -176,7 +176,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=_seed, metavar="N", help="of the masks (default: the run's)")
     sub.add_argument("--mask-ratio", type=_share, metavar="R", help="share of patches hidden (default: the run's)")
-    sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
+    sub.add_argument("--out", type=_place, default=Path("reconstruction.png"), metavar="FILE.png")
 
     sub = command("pack", commands.pack, "copy the images of any source into a few large tars, to train from")
     sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
@@ -202,7 +202,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("convert", commands.convert, "write a model in another format")
     _add_stored(sub)
-    sub.add_argument("out", type=Path, metavar="OUT")
+    sub.add_argument("out", type=_place, metavar="OUT")
     formats = ("facebook", "timm", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
@@ -218,7 +218,9 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
     _add_stored(sub)
-    sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")
+    sub.add_argument(
+        "out", type=_place, metavar="OUT.mindir", help="logits of a classifier, embedding of another model"
+    )
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
@@ -240,10 +242,17 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         default=Path("check"),
         metavar="FOLDER",
         help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
+    )
+
+    sub = command("replay", commands.replay, "do one step of a run again: its images, its numbers, its weights")
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
+    sub.add_argument("--step", type=_count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
+    sub.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
     )
 
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
@@ -297,6 +306,12 @@ def _finite(text: str) -> float:
 
 def _positive(text: str) -> float:
     return _real(text, "a positive number", lambda number: 0 < number < float("inf"))
+
+
+def _place(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; name a file or folder here, and copy it")
+    return Path(text)
 
 
 def _bytes(text: str) -> int:

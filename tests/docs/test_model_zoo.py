@@ -10,12 +10,14 @@ import subprocess
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from launchers import ended, stand_ins, started, table_of
+from unmask.cli import main
 from unmask.modelzoo.keys import SAME, TABLE, meaning
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +99,45 @@ def test_the_commands_of_a_rank_table_start_what_they_should(tmp_path: Path) -> 
         )  # fmt: skip
         ended(done, 30)
         assert {f"--config_path={here / config}", logs} < set(started(work, logs)), line
+
+
+MODELARTS = [ROOT / "docs" / name for name in ("modelarts.md", "modelarts.zh-CN.md")]
+
+
+def test_the_page_of_object_stores_is_the_same_in_both_languages() -> None:
+    assert blocks(MODELARTS[0]) == blocks(MODELARTS[1])
+    english, chinese = (
+        [line.count("|") for line in page.read_text(encoding="utf-8").splitlines()] for page in MODELARTS
+    )
+    assert [count for count in english if count] == [count for count in chinese if count]
+
+
+def test_the_commands_of_object_stores_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+        for folder in ("photos", f"labelled/train/{'ab'[number % 2]}", f"labelled/val/{'ab'[number % 2]}"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            pixels.save(Path(folder) / f"{number}.png")
+        store.upload_file(f"photos/{number}.png", "bucket", f"imagenet/{number}.png")
+    ours, theirs = blocks(MODELARTS[0])
+    small = {"model.image_size": 32, "model.width": 32, "model.depth": 1, "model.heads": 2, "model.decoder_width": 16}
+    small |= {
+        "model.decoder_depth": 1,
+        "model.decoder_heads": 2,
+        "train.epochs": 1,
+        "train.batch_size": 6,
+        "device": "cpu",
+    }
+    for line in ours.splitlines():
+        words = shlex.split(line)[1:]
+        trained = words[0] in ("pretrain", "finetune")
+        assert main([*words, *(f"{key}={value}" for key, value in small.items() if trained)]) == 0, line
+    _, _, *options = shlex.split(theirs.replace("/cache/", f"{tmp_path}/ma/"))
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    assert main(["pretrain", *options, *TRAINED, *DECODER]) == 0
+    kept = {found["Key"] for found in store.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert {"runs/mae/run.yaml", "runs/classifier/curves.png", "output/MaeFintuneViT-B-P16-1_2.ckpt"} <= kept

@@ -73,6 +73,25 @@ class Flat:
         return path if path.rpartition("/")[0] == folder else f"{path}#root={folder}"
 
     @property
+    def modelarts(self) -> bool:
+        return self.on("enable_modelarts") and self.command != "evaluate"
+
+    def of_platform(self, name: str) -> str | None:
+        """A key that counts on ModelArts only."""
+        value = self.get(name)
+        return str(value) if self.modelarts and value is not None else None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.get("save_dir", "output"))
+
+    @property
+    def folder(self) -> str | None:
+        """Where a run works that ModelArts' keys keep in an object store; None: as any that is kept there."""
+        here = self.of_platform("output_path") or self.save_dir
+        return None if self.of_platform("train_url") is None or files.is_remote(here) else _run_in(here, self)
+
+    @property
     def target(self) -> str:
         return str(self.get("device_target", "")).upper()
 
@@ -153,7 +172,7 @@ def _img_ids(_: Any, flat: Flat) -> Outcome:
     if flat.listed is None:
         raise ValueError("needs data_path, to which its paths are relative")
     path = flat.listed.partition("#root=")[0]
-    brought = flat.on("enable_modelarts")  # is there only when the data are
+    brought = flat.of_platform("data_url") is not None  # is there only when the data are
     if "data.train" not in flat.entries and not brought and not files.exists(path):
         raise ValueError(f"there is no {path}; give a JSON list of paths, or --img_ids= to take all of data_path")
     return {"data.train": flat.listed}
@@ -243,8 +262,11 @@ def _device(_: Any, flat: Flat) -> Outcome:
     if flat.target not in kinds:
         raise ValueError(f"must be Ascend, GPU or CPU, not {flat.get('device_target')!r}")
     device = kinds[flat.target]
+    card = os.environ.get("ASCEND_DEVICE_ID") or os.environ.get("DEVICE_ID")
     if flat.target != "CPU" and flat.processes == 1:  # else the launcher gives each process its own
         device += f":{flat.get('device_id', 0)}"
+    elif flat.target == "ASCEND" and card and "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ:
+        device += f":{card}"  # no launcher: a process for each card, which it is told
     # The model zoo computed its Transformer blocks in fp16; on a CPU that is slower and gains nothing.
     return {"device": device, "train.precision": "fp32" if flat.target == "CPU" else "fp16"}
 
@@ -300,13 +322,63 @@ def _gradients_mean(_: Any, flat: Flat) -> Outcome:
 
 def _output(_: Any, flat: Flat) -> Outcome:
     """`output`, the run folder: `save_dir/prefix`"""
-    return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
+    return {"output": _run_in(flat.of_platform("train_url") or flat.of_platform("output_path") or flat.save_dir, flat)}
+
+
+def _run_in(folder: str, flat: Flat) -> str:
+    name = str(flat.get("prefix", flat.stem))
+    return f"{folder.rstrip('/')}/{name}" if files.is_remote(folder) else str(Path(folder) / name)
+
+
+def _enable_modelarts(_: Any, flat: Flat) -> Outcome:
+    """whether the next five count; data and results otherwise stay where `data_path` and `save_dir` say"""
+    return "ModelArts: data_url is brought to data_path, results go to train_url" if flat.modelarts else "off"
+
+
+def _data_url(_: Any, flat: Flat) -> Outcome:
+    """brought to `data_path` by the first process of each machine"""
+    if flat.modelarts and flat.get("data_path") is None:
+        raise ValueError("needs data_path, to which it is brought")
+    return _of_modelarts("brought to data_path", flat)
+
+
+def _checkpoint_url(_: Any, flat: Flat) -> Outcome:
+    """brought to `load_path`, where `use_ckpt` names the file"""
+    if flat.modelarts and flat.get("load_path") is None:
+        raise ValueError("needs load_path, to which it is brought")
+    return _of_modelarts("brought to load_path", flat)
+
+
+def _load_path(_: Any, flat: Flat) -> Outcome:
+    """where `checkpoint_url` is brought to"""
+    return _of_modelarts("where checkpoint_url is brought to", flat)
+
+
+def _train_url(value: Any, flat: Flat) -> Outcome:
+    """`output`: the run is sent to `train_url/prefix` at each checkpoint and at its end, and goes on from there"""
+    if not flat.modelarts:
+        return _of_modelarts("", flat)
+    if not files.is_remote(str(value)):
+        raise ValueError(f"must be a URL, such as obs://BUCKET/PATH, not {value!r}")
+    return _output(value, flat)
+
+
+def _output_path(value: Any, flat: Flat) -> Outcome:
+    """the folder here in which the run works, in place of `save_dir`"""
+    if not flat.modelarts:
+        return _of_modelarts("", flat)
+    return "the run works there" if flat.of_platform("train_url") else _output(value, flat)
+
+
+def _of_modelarts(words: str, flat: Flat) -> str:
+    off = NOT_TRAINED if flat.command == "evaluate" else "without meaning here: enable_modelarts is off"
+    return words if flat.modelarts else off
 
 
 NOT_TRAINED = "without meaning here: evaluating trains nothing"
 _COMPILER = "MindSpore's own switch; unmask sets what it needs"
 _SPLIT = "the gradients of all processes are averaged, each holds the whole model"
-_MODELARTS = "data and results stay where data_path and save_dir say; ModelArts mounts or copies them"
+_PLATFORM = "an argument of ModelArts, whose environment says the same"
 
 TABLE: Mapping[str, Rule] = {
     # model
@@ -386,7 +458,13 @@ TABLE: Mapping[str, Rule] = {
     "gradients_mean": _gradients_mean,
     **dict.fromkeys(("device_num", "gradient_fp32_sync"), _nothing(_SPLIT)),
     **dict.fromkeys(("all_reduce_fusion_config", "enable_parallel_optimizer"), _nothing(_SPLIT)),
-    **dict.fromkeys(("enable_modelarts", "output_path", "load_path"), _nothing(_MODELARTS)),
-    **dict.fromkeys(("data_url", "train_url", "checkpoint_url"), _nothing(_MODELARTS)),
+    # ModelArts
+    "enable_modelarts": _enable_modelarts,
+    "data_url": _data_url,
+    "checkpoint_url": _checkpoint_url,
+    "load_path": _load_path,
+    "train_url": _train_url,
+    "output_path": _output_path,
+    **dict.fromkeys(("num_gpus", "init_method", "rank", "world_size"), _nothing(_PLATFORM)),
 }
 """Key of the model zoo (without its group) -> what becomes of it."""
