@@ -30,7 +30,7 @@ ROLL_CALL = 3.0
 """Seconds in which all who are there answer, when something has gone wrong."""
 
 
-def _meet(wait: timedelta) -> tuple[dist.Store, int, int]:
+def _meet(wait: timedelta) -> tuple[Any, int, int]:
     """Store, rank and number of the processes. Raises EngineError when the environment does not tell them."""
     try:
         return next(rendezvous("env://", timeout=wait))
