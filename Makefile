@@ -23,12 +23,13 @@ export PYTEST_DEBUG_TEMPROOT := $(CACHE)
 ENGINE ?= torch
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all test-faults lint clean
 
 help:
 	@echo 'make demo    pretrain, fine-tune and compare on 5,000 real digits; make demo ENGINE=mindspore ARGS="seed=1"'
 	@echo 'make test    what CI runs: ruff, pyright, pytest; options for pytest: make test ARGS="-k name"'
 	@echo 'make test-all  the same and the campaigns, which take minutes each'
+	@echo 'make test-faults  what docs/reliability.md promises, at length'
 	@echo 'make lint    the part of it that runs nothing: ruff, pyright'
 	@echo 'make clean   remove .venv, caches and build folders; keeps runs'
 	@echo
@@ -44,6 +45,11 @@ test: lint
 
 test-all: ARGS := -m "campaign or not campaign" $(ARGS)
 test-all: test
+
+# What docs/reliability.md names, with the campaigns of minutes.
+test-faults: ARGS := $(addprefix tests/,$(shell grep -oE '[a-z_/0-9]+\.py::' docs/reliability.md | sed 's/:://' | sort -u)) \
+	-m "campaign or not campaign" $(ARGS)
+test-faults: test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check

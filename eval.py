@@ -1,4 +1,4 @@
-"""Evaluate as in the MindSpore model zoo: python eval.py --config_path=FILE [--key value ...]"""
+"""Evaluate as in the MindSpore model zoo: python eval.py --config_path=FILE [--key value ...]; docs/model-zoo.md"""
 
 import sys
 from pathlib import Path

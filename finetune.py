@@ -1,5 +1,5 @@
 """Fine-tune or train from scratch as in the MindSpore model zoo:
-python finetune.py --config_path=FILE [--key value ...]"""
+python finetune.py --config_path=FILE [--key value ...]; docs/model-zoo.md"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pretrain as in the MindSpore model zoo: python pretrain.py --config_path=FILE [--key value ...]"""
+"""Pretrain as in the MindSpore model zoo: python pretrain.py --config_path=FILE [--key value ...]; docs/model-zoo.md"""
 
 import sys
 from pathlib import Path

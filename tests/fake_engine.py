@@ -6,7 +6,7 @@ classification head on the mean patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,9 @@ class FakeEngine:
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return values
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return lambda: values
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}

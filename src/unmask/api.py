@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from unmask.checkpoint.mirror import Mirror, folder_here
 from unmask.checkpoint.store import Choice
 from unmask.config.load import Settings, load_config
 from unmask.config.schema import Config
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.dataset import check_picklable
+from unmask.data.sources.files import is_remote
 from unmask.environment import launched, work_alone
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.inference import Model, load
 from unmask.files import expanded
 from unmask.interchange.beside import write_beside
+from unmask.modelzoo import modelarts
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
 from unmask.report.log import METRICS_FILE, read_log
@@ -103,7 +105,7 @@ def run_recipe(
     config, images = _given(config, "train", train)
     config, val_images = _given(config, "val", val)
     folder = _folder(config, Path(recipe).stem)
-    return run(config, folder, images=images, val_images=val_images, callbacks=callbacks)
+    return run(config, folder, images=images, val_images=val_images, callbacks=callbacks, kept_at=_kept_at(config))
 
 
 def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run | None:
@@ -111,8 +113,12 @@ def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) 
     translation = translate_modelzoo(path, options, command=command)
     if translation is None:
         return None
-    folder = _folder(translation.config, Path(path).stem)
-    return run(translation.config, folder, saved=partial(write_beside, folder))
+    config, places = translation.config, translation.places
+    folder = _folder(config, Path(path).stem)
+    if places is not None:
+        folder = folder if places.folder is None else expanded(places.folder)
+        config = places.bring(config)
+    return run(config, folder, kept_at=_kept_at(config), beside=True)
 
 
 def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Translation | None:
@@ -121,12 +127,25 @@ def translate_modelzoo(path: str | Path, options: Sequence[str], *, command: Com
     None in all but the first of several processes where use_parallel is off: the first works alone.
     """
     translation = load_modelzoo(path, options, command)
+    if not translation.alone:
+        arguments, engine = [command, f"--config_path={path}", *options], translation.config.engine
+        if translation.places and engine == "torch" and (again := modelarts.torchrun(os.environ, arguments)):
+            _replace_process(again)
+        if joined := modelarts.join(os.environ, on_modelarts=translation.places is not None, engine=engine):
+            os.environ.update(joined)
+            translation = load_modelzoo(path, options, command)  # batch and device depend on the processes
     rank = work_alone() if translation.alone else 0
     if rank != 0:
         say(f"use_parallel is False: process {rank} leaves the work to process 0")
         return None
     table(translation.rows, ["key", "value", "what it becomes"])
     return translation
+
+
+def _replace_process(command: list[str]) -> NoReturn:
+    """Become `command`, which finds this package where it is."""
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.execve(command[0], command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
 
 
 def run(
@@ -136,13 +155,29 @@ def run(
     images: Source | None = None,
     val_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
-    saved: Callable[[], None] = lambda: None,
+    kept_at: str | None = None,
+    beside: bool = False,
 ) -> Run:
-    """Train in `folder`, then draw the curves and, where it can, a reconstruction. Arguments as for `train`."""
+    """Train in `folder`, then draw the curves and, where it can, a reconstruction. Arguments as for `train`.
+
+    `kept_at`: a URL that the run comes from and is sent to. `beside`: MindSpore's files beside the folder, see
+    `write_beside`.
+    """
+    mirror = None if kept_at is None else Mirror(folder, kept_at)
+    if mirror is not None:
+        mirror.begin(writes=launched()[0] == 0)
+
+    def saved() -> None:
+        if beside:
+            write_beside(folder)
+        if mirror is not None:
+            mirror.send()
+
     values = train(config, folder, images=images, val_images=val_images, callbacks=callbacks, saved=saved)
     if launched()[0] != 0:
         return Run(folder, values)
-    saved()  # also what a run that was killed had no time for
+    if beside:
+        write_beside(folder)  # also what a run that was killed had no time for
     from unmask.report.pictures import curves
 
     finished = Run(folder, _last(read_log(folder / METRICS_FILE)))
@@ -156,6 +191,9 @@ def run(
             write_reconstruction(model, shown, pictures[-1], count=8)
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     say("pictures: " + ", ".join(str(picture) for picture in pictures))
+    if mirror is not None:
+        mirror.finish()
+        say(f"sent to {mirror.url}")
     return finished
 
 
@@ -181,7 +219,13 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return values | {f"val_{name}": v for name, v in last.get("val", {}).items() if name not in ("step", "split")}
 
 
+def _kept_at(config: Config) -> str | None:
+    return config.output if config.output and is_remote(config.output) else None
+
+
 def _folder(config: Config, name: str) -> Path:
+    if url := _kept_at(config):
+        return folder_here(url)
     if config.output:
         return expanded(config.output)
     number = 1

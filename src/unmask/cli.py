@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a name that is too long, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
+        return UnmaskError.exit_code
     return 0
 
 
@@ -92,7 +96,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         )
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         metavar="FOLDER",
         help="write metrics.json, per_class.csv, confusion.csv, confusion.png and worst.png there",
     )
@@ -103,7 +107,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default 5)")
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         metavar="FILE",
         help=".csv, .jsonl or .parquet (default: CSV on the screen); interrupted, the same command goes on",
     )
@@ -114,7 +118,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     _add_pool(sub)
     sub.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         required=True,
         metavar="FILE",
         help=".parquet, or .npy with the names beside; interrupted, the same command goes on",
@@ -172,7 +176,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=_seed, metavar="N", help="of the masks (default: the run's)")
     sub.add_argument("--mask-ratio", type=_share, metavar="R", help="share of patches hidden (default: the run's)")
-    sub.add_argument("--out", type=Path, default=Path("reconstruction.png"), metavar="FILE.png")
+    sub.add_argument("--out", type=_place, default=Path("reconstruction.png"), metavar="FILE.png")
 
     sub = command("pack", commands.pack, "copy the images of any source into a few large tars, to train from")
     sub.add_argument("source", nargs="?", metavar="SOURCE", help="anything that data.train may name")
@@ -198,7 +202,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("convert", commands.convert, "write a model in another format")
     _add_stored(sub)
-    sub.add_argument("out", type=Path, metavar="OUT")
+    sub.add_argument("out", type=_place, metavar="OUT")
     formats = ("facebook", "timm", "transformers", "mindspore", "mindspore-zoo")
     sub.add_argument("--to", required=True, choices=formats, help="format of OUT")
 
@@ -214,12 +218,35 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
     _add_stored(sub)
-    sub.add_argument("out", type=Path, metavar="OUT.mindir", help="logits of a classifier, embedding of another model")
+    sub.add_argument(
+        "out", type=_place, metavar="OUT.mindir", help="logits of a classifier, embedding of another model"
+    )
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
     sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
+    sub.add_argument(
+        "--range",
+        type=_finite,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="as data.range: values that become black and white",
+    )
+
+    sub = command("check", commands.check, "look at all images: broken, blank, tiny, there twice, or in both sets")
+    sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
+    sub.add_argument("--against", metavar="VAL", help="images to be judged by, which must not be among DATA")
+    sub.add_argument(
+        "--smallest", type=_count, default=32, metavar="PIXELS", help="a shorter side below this is tiny (default 32)"
+    )
+    sub.add_argument(
+        "--out",
+        type=_place,
+        default=Path("check"),
+        metavar="FOLDER",
+        help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
+    )
 
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
@@ -266,8 +293,18 @@ def _share(text: str) -> float:
     return _real(text, "a share, from 0 to 1", lambda number: 0 <= number <= 1)
 
 
+def _finite(text: str) -> float:
+    return _real(text, "a number", lambda number: abs(number) < float("inf"))
+
+
 def _positive(text: str) -> float:
     return _real(text, "a positive number", lambda number: 0 < number < float("inf"))
+
+
+def _place(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL; name a file or folder here, and copy it")
+    return Path(text)
 
 
 def _bytes(text: str) -> int:

@@ -186,7 +186,14 @@ def stats(options: Namespace) -> None:
     from unmask.report.progress import say, table
 
     source = open_source(options.images, key="images", labels=False)
-    found = measure(source, channels=options.channels, dtype=options.dtype, max_pixels=DataConfig().max_pixels)
+    value_range = options.range and tuple(options.range)
+    found = measure(
+        source,
+        channels=options.channels,
+        dtype=options.dtype,
+        max_pixels=DataConfig().max_pixels,
+        value_range=value_range,
+    )
     table([[c, f"{m:.6g}", f"{s:.6g}"] for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True))], STATS)
     for name, axis in (("height", 0), ("width", 1)):
         sides = sorted(size[axis] for size in found.sizes.elements())
@@ -198,8 +205,21 @@ def stats(options: Namespace) -> None:
     if found.bad:
         say(f"{len(found.bad)} images were left out")
     values = {"mean": found.mean, "std": found.std}
-    say(f"model.channels={found.channels} data.dtype={found.dtype}")
+    if found.dtype == "uint16" and value_range is None and found.highest < 65535 / 4:
+        say(
+            f"the values reach {found.highest:g} of 65535: for a model of 8-bit images, which would see them nearly "
+            f"black, or to spread them, data.range=[{found.lowest:g},{found.highest:g}] (here --range {found.lowest:g} "
+            f"{found.highest:g})"
+        )
+    ranged = "" if value_range is None else f" data.range=[{value_range[0]:g},{value_range[1]:g}]"
+    say(f"model.channels={found.channels} data.dtype={found.dtype}{ranged}")
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
+
+
+def check(options: Namespace) -> None:
+    from unmask.check import check as look_at_all
+
+    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest)
 
 
 def doctor(_options: Namespace) -> None:

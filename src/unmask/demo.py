@@ -9,6 +9,8 @@ from pathlib import Path
 from unmask.api import run
 from unmask.config.load import load_config
 from unmask.config.schema import Config
+from unmask.data.sources.files import is_remote
+from unmask.errors import ConfigError
 from unmask.evaluate.inference import load
 from unmask.report.progress import say, table
 
@@ -23,6 +25,8 @@ def run_demo(settings: Sequence[str] = ()) -> dict[str, float]:
     """
     began = time.monotonic()
     pretraining, training = load_config("demo-mae", settings), load_config("demo-finetune", settings)
+    if is_remote(pretraining.output or ""):
+        raise ConfigError(f"output={pretraining.output}: the demo needs a folder here")
     folder = Path(pretraining.output or "runs/demo")
 
     def train(config: Config, name: str, init: Path | None = None) -> None:

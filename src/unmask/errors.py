@@ -41,3 +41,9 @@ class EngineError(UnmaskError):
     """The engine or device asked for is not there."""
 
     exit_code = 6
+
+
+class ProcessError(UnmaskError):
+    """Of several processes one was lost: it ended, or did not answer in time."""
+
+    exit_code = 7

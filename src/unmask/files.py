@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -143,6 +143,25 @@ class RunLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.release()
+
+
+@contextmanager
+def gone_if_unused(folder: Path) -> Generator[None]:
+    """A run folder that this block made, and the folders above it, are gone after an error that left it empty.
+
+    Empty is also one with nothing but an empty `checkpoints` and the lock, which must have been released.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # whatever holds anything stays
+            if made and {path.name for path in folder.iterdir()} <= {"checkpoints", ".lock"}:
+                (folder / "checkpoints").rmdir()
+                (folder / ".lock").unlink()
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _write_process_id(descriptor: int) -> None:

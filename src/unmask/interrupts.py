@@ -8,9 +8,12 @@ here does anything.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -34,7 +37,8 @@ class _CommandLine:
     """The command line's handler: the first signal raises Interrupted, a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self._received = False
+        self._received: float | None = None
+        self.repeated_within = 0.0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.note(number)
@@ -42,9 +46,11 @@ class _CommandLine:
 
     def note(self, number: int) -> None:
         """Count a signal without raising."""
-        if self._received:
+        now = time.monotonic()
+        if self._received is None:
+            self._received = now
+        elif now - self._received >= self.repeated_within:
             os._exit(128 + number)
-        self._received = True
 
 
 @contextmanager
@@ -81,6 +87,26 @@ def deferred() -> Generator[Request]:
         yield request
     if request.received is not None:
         raise Interrupted(request.received)
+
+
+@contextmanager
+def ignored() -> Generator[None]:
+    """Signals are lost. For the few seconds of an end that nothing shall cut short."""
+    with _installed(dict.fromkeys(_interrupting(), signal.SIG_IGN)):
+        yield
+
+
+def heed_launcher() -> None:
+    """For one of several processes: end in order when the launcher ends, which the kernel tells on Linux.
+
+    msrun passes no signal on. torchrun does, so a signal to a whole group comes twice, and counts once.
+    """
+    if sys.platform == "linux":
+        parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGTERM))
+    for handler in _interrupting().values():
+        if isinstance(handler, _CommandLine):
+            handler.repeated_within = 5.0
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from unmask.api import run
 from unmask.config.load import Settings, load_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources import Source
+from unmask.data.sources.files import is_remote
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import SubsetSource, subset
 from unmask.errors import ConfigError, UnmaskError
@@ -62,6 +63,8 @@ def sweep_labels(
     """
     config = load_config(recipe, settings)
     train, val = _sources(config)
+    if is_remote(config.output or ""):
+        raise ConfigError(f"output={config.output}: a sweep needs a folder here; copy it when it has ended")
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
     results = list(_probes(config, subsets, val, folder / "features"))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from unmask import interrupts
 from unmask.checkpoint.folder import Checkpoint, read_meta
@@ -30,10 +32,11 @@ from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.subset import subset
+from unmask.data.sources.subset import subset, without
 from unmask.engines import create_engine, joined
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, versions
@@ -42,13 +45,13 @@ from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
-from unmask.files import RunLock
+from unmask.files import RunLock, gone_if_unused
 from unmask.interchange import StoredModel, read_model
 from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state, with_architecture
 from unmask.interchange.stored_model import fields_from_shapes
 from unmask.objectives.base import Objective, create_objective
-from unmask.report.log import RunLog
+from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
 
@@ -111,13 +114,14 @@ def train(
             f"objective.name={config.objective.name} has no loss for single images: leave out data.val, and give "
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        rank, world = stack.enter_context(joined(config.engine, config.device))
+        rank, world = stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
+            stack.enter_context(gone_if_unused(folder))
             stack.enter_context(RunLock(folder))
         engine.sum(np.zeros(1))  # the others wait until the folder is ours
+        rank_log = stack.enter_context(RankLog(folder, rank)) if world > 1 else None
         store = stack.enter_context(
             closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
         )
@@ -152,7 +156,9 @@ def train(
         if rank == 0:
             _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
             write_images(source, data["fingerprint"], folder)
-            output = _Output(store, stack.enter_context(closing(RunLog(folder, resume_step=start))))
+            log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
+            shown = {"batch_size": config.train.batch_size, "repeats": config.augment.repeats}
+            output = _Output(store, log, Spikes(source, folder / "spikes.jsonl", seed=config.seed, **shown))
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
         if plan.warmup > plan.total:
@@ -162,8 +168,7 @@ def train(
                 f"rate ends at {share:.0%} of its peak; lower it"
             )
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
-        bad_list = folder / ("bad_files.txt" if rank == 0 else f"bad_files-{rank}.txt")
-        bad_files = BadFiles(source, config.data.max_bad_share, bad_list)
+        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt", writes=rank == 0)
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(
@@ -180,6 +185,7 @@ def train(
             engine,
             features,
             output,
+            rank_log,
             bad_files,
             callbacks,
             rank,
@@ -189,11 +195,22 @@ def train(
 
 
 @dataclass
+class _Said:
+    """What a process told the others after a step."""
+
+    sums: Callable[[], NDArray[np.float64]]
+    """Of all, by kind and rank."""
+    bad: list[int]
+    """The bad images it counted."""
+
+
+@dataclass
 class _Output:
     """What one process writes for all."""
 
     store: CheckpointStore
     log: RunLog
+    spikes: Spikes
 
 
 @dataclass
@@ -207,6 +224,7 @@ class _Loop:
     engine: Engine
     features: FeatureEvaluation | None
     output: _Output | None
+    rank_log: RankLog | None
     bad_files: BadFiles
     callbacks: Sequence[Callback]
     rank: int
@@ -219,6 +237,12 @@ class _Loop:
         self.read_at = time.monotonic()
         self.latest: dict[str, float] = {}
         self.enough = False
+        self.bad: list[int] = []
+        self.said: deque[_Said] = deque()
+        self.step_ended = self.read_at
+        self.data_wait = self.between = 0.0
+        self.waits = np.zeros((2, self.world))
+        self.steps_heard = 0
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
@@ -226,8 +250,8 @@ class _Loop:
             size = self.config.train.batch_size
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
             batches = stack.enter_context(closing(self._batches(start)))
-            self.read_at = time.monotonic()
-            for step, micro_batches in enumerate(batches, start + 1):
+            self.read_at = self.step_ended = time.monotonic()
+            for step, micro_batches in enumerate(self._waited_for(batches), start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
                 evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
@@ -236,13 +260,16 @@ class _Loop:
                 if read:
                     self._read(bar)
                 metric = self._evaluate(step) if evaluate else None
-                stop = self._agree_to_stop(request) if read or self.world == 1 else False
+                self._say_to_others(request)
+                stop = len(self.said) > self.delay and self._hear(request)
                 if stop and not read:
                     self._read(bar)
                 if save or stop:
                     self._save(step, metric=metric)
                 if stop:
                     break
+            while self.said:
+                self._hear(request)
             if self.output is not None:
                 self.output.store.wait()
             if not request.received:
@@ -251,18 +278,39 @@ class _Loop:
                 say("The state is saved; the same command goes on from there")
         return self.latest
 
-    def _agree_to_stop(self, request: interrupts.Request) -> bool:
-        """Whether any of the processes received a signal, then the request of all, or had enough: all stop together."""
-        asked = np.zeros((2, self.world))
-        asked[:, self.rank] = request.received or 0, self.enough
-        received, enough = self.engine.sum(asked).max(axis=1)
-        if received:
-            request.received = signal.Signals(int(received))
-        return bool(received or enough)
+    @property
+    def delay(self) -> int:
+        """Steps until what a process says is heard: of several, one, so that nobody waits for it."""
+        return int(self.world > 1)
+
+    def _say_to_others(self, request: interrupts.Request) -> None:
+        """What all must do alike: the signal that this process received, whether it had enough, its bad images.
+
+        And how long it took: waiting for data in this step, and in all from the end of the step before to its begin.
+        """
+        mine = np.zeros((5, self.world))
+        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad), self.data_wait, self.between
+        self.said.append(_Said(self.engine.begin_sum(mine), self.bad))
+        self.bad = []
+
+    def _hear(self, request: interrupts.Request) -> bool:
+        """Take the next of what all said; returns whether to stop, which a signal to one makes the request of all."""
+        said = self.said.popleft()
+        signals, enough, bad, data_wait, between = said.sums()
+        # A step ends for all at once, with the exchange of gradients; the next can begin when the last is ready for it.
+        self.waits += data_wait, between.max() - between
+        self.steps_heard += 1
+        if bad.any():
+            mine = np.zeros((self.world, int(bad.max())))
+            mine[self.rank, : len(said.bad)] = said.bad
+            found = self.engine.sum(mine)
+            self.bad_files.add(int(index) for row, count in zip(found, bad, strict=True) for index in row[: int(count)])
+        if signals.any():
+            request.received = signal.Signals(int(signals.max()))
+        return bool(signals.any() or enough.any())
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
-        for batch in micro_batches:
-            self.bad_files.add(batch)
+        self.bad += [index for batch in micro_batches for index in self.bad_files.new(batch)]
         lr = learning_rate(
             step - 1,
             total_steps=self.plan.total,
@@ -271,7 +319,16 @@ class _Loop:
             minimum=self.config.optimizer.min_lr,
         )
         hyper = {"lr": lr, **self.objective.hyper(step - 1, self.plan.total)}
+        self.between = time.monotonic() - self.step_ended
         self.unread.append((step, lr, self.engine.train_step(micro_batches, hyper)))
+        self.step_ended = time.monotonic()
+
+    def _waited_for(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        begun = time.monotonic()
+        for micro_batches in batches:
+            self.data_wait = time.monotonic() - begun
+            yield micro_batches
+            begun = time.monotonic()
 
     def _read(self, bar: Bar) -> None:
         """Wait for the device and log every step since the last look."""
@@ -280,13 +337,20 @@ class _Loop:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if values["skipped"] else 0
             if self.output is not None:
                 self.output.log.train(step, values)
+                self.output.spikes.add(step, values["loss"])
             self.latest |= {"loss": values["loss"]}
             self._call_back(step, values)
         step, steps, now = self.unread[-1][0], len(self.unread), time.monotonic()
         self.unread.clear()
+        rate = steps * self.config.train.batch_size / (now - self.read_at)
+        waits = self._mean_waits()
         if self.output is not None:
-            rate = steps * self.config.train.batch_size / (now - self.read_at)
-            self.output.log.speed(step, {"images_per_s": round(rate, 2)})
+            by_rank = {f"{name}_{rank}": wait for name, each in waits.items() for rank, wait in enumerate(each)}
+            alone = {"data_wait_s": waits["data_wait_s"][0]}
+            self.output.log.speed(step, {"images_per_s": round(rate, 2)} | (by_rank if self.world > 1 else alone))
+        if self.rank_log is not None:
+            mine = "  ".join(f"{name} {each[self.rank]:g}" for name, each in waits.items())
+            self.rank_log.say(f"step {step}: images_per_s {rate:.1f} of all  {mine}")
         self.read_at = now
         bar.update(steps, loss=self.latest["loss"])
         if self.skipped_in_a_row > self.config.train.max_skipped:
@@ -327,11 +391,21 @@ class _Loop:
             return values.get("top1", -values["loss"])
         return values.get("knn_top1") if self.val is None else None
 
+    def _mean_waits(self) -> dict[str, list[float]]:
+        """Seconds a step since the last look that each process waited: for its data, and for the others to be ready.
+
+        A straggler is the one that all others wait for.
+        """
+        data, others = (self.waits / max(self.steps_heard, 1)).round(5).tolist()
+        self.waits, self.steps_heard = np.zeros_like(self.waits), 0
+        return {"data_wait_s": data, "exchange_wait_s": others}
+
     def _call_back(self, step: int, values: Mapping[str, float]) -> None:
         for callback in self.callbacks:
             self.enough |= bool(callback(step, values))
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
+        state = self.engine.state()
         if self.output is None:
             return
         meta = {
@@ -342,7 +416,7 @@ class _Loop:
             "versions": versions(),
         }
         self.output.log.flush()
-        self.output.store.save(Checkpoint(step, self.engine.state(), meta), metric=metric)
+        self.output.store.save(Checkpoint(step, state, meta), metric=metric)
         self.read_at = time.monotonic()
 
     def _title(self) -> str:
@@ -390,6 +464,8 @@ def open_sources(
         if config.data.train is None:
             raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
         source = open_source(config.data.train, key="data.train", labels=labels)
+    if config.data.exclude is not None:
+        source = without(source, config.data.exclude)
     if config.data.labels_per_class is not None:
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:
@@ -398,7 +474,7 @@ def open_sources(
         val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
     for key, images in (("data.train", source), ("data.val", val)):
         if images is not None:
-            check_images(images, key, config.model.channels, config.data.dtype, config.data.max_pixels, exact=True)
+            check_images(images, key, config.model.channels, config.data, exact=True)
     return source, val
 
 

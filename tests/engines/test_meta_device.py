@@ -26,7 +26,7 @@ def test_a_step_reads_nothing_back(objective: str, precision: str) -> None:
     config = make_config_of(
         objective,
         device="meta",
-        train={"precision": precision, "ema_decay": 0.9, "ema_warmup": True},
+        train={"precision": precision, "ema_decay": 0.9, "ema_warmup": True, "activation_checkpointing": True},
         optimizer={"clip_grad": 1.0},
     )
     engine, batch = create_engine(config), make_batch(config)

@@ -82,6 +82,9 @@ def test_results_may_be_read_long_after_their_batches_are_gone() -> None:
         ({"device": "ascend:x"}, "device=ascend:x: the MindSpore engine runs on cpu and ascend"),
         ({"device": "ascend"}, "device=ascend: MindSpore finds no Ascend"),
         ({"train": {"precision": "bf16"}}, "train.precision=bf16: MindSpore computes it on Ascend only"),
+        ({"train": {"shard": True}}, "train.shard is for engine=torch alone"),
+        ({"train": {"activation_checkpointing": True}}, "train.activation_checkpointing is for engine=torch alone"),
+        ({"train": {"exchange_dtype": "bf16"}}, "train.exchange_dtype is for engine=torch alone"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(config: dict[str, object], message: str) -> None:

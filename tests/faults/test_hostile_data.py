@@ -82,7 +82,7 @@ def train_epochs(source: Source, workers: int, max_share: float, listed: Path) -
         stop_step=2,
     ):
         for batch in step:
-            bad_files.add(batch)
+            bad_files.add(bad_files.new(batch))
             shown += batch.index.tolist()
     return shown
 

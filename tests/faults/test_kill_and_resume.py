@@ -66,7 +66,7 @@ def interrupt(folder: Path, at_line: int, number: int) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.campaign) for seed in range(2, 12))])
 def test_sigkill_at_random_steps(tmp_path: Path, uninterrupted: dict[str, bytes], seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(3):

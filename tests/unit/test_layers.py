@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluate"],
     ["export", "train"],
     ["api"],
-    ["sweep", "demo", "doctor"],
+    ["check", "sweep", "demo", "doctor"],
     ["commands"],
     ["cli"],
     ["__init__", "__main__"],

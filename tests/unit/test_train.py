@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import unmask.train
 from checkpoints import best_of
@@ -20,7 +21,9 @@ from fake_engine import FakeEngine
 from unmask.checkpoint.store import CheckpointStore, load_newest
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
-from unmask.errors import ConfigError, DataError, TrainingError, UnmaskError
+from unmask.data.loader.spikes import Spikes
+from unmask.data.sources import open_source
+from unmask.errors import CheckpointError, ConfigError, DataError, EngineError, TrainingError, UnmaskError
 from unmask.files import RunLock
 from unmask.interrupts import Interrupted, command_line
 from unmask.report.log import read_log
@@ -365,3 +368,67 @@ def test_an_objective_without_a_loss_for_single_images_refuses_data_val(photos: 
     with pytest.raises(ConfigError, match=r"objective.name=lejepa has no loss for single images: leave out data.val"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("output", ["run", "new/run"])
+def test_a_start_that_fails_leaves_no_folder(output: str, photos: Path, tmp_path: Path) -> None:
+    for name in ("none.safetensors", "strange.safetensors"):
+        config = make_config(photos, init=str(tmp_path / name))
+        with pytest.raises(CheckpointError):
+            train(config, tmp_path / output)
+        save_file({"strange": np.ones(1, np.float32)}, tmp_path / "strange.safetensors")
+        assert not (tmp_path / output.partition("/")[0]).exists()
+
+
+def test_a_start_that_fails_late_or_in_a_folder_that_was_there_removes_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise EngineError("no")
+
+    monkeypatch.setattr(FakeEngine, "load", failing)
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "there")
+    assert (tmp_path / "there").is_dir()
+    monkeypatch.undo()
+    monkeypatch.setattr(unmask.train, "create_engine", FakeEngine)
+    monkeypatch.setattr(unmask.train, "write_images", failing)
+    with pytest.raises(EngineError):
+        train(make_config(photos), tmp_path / "run")
+    assert (tmp_path / "run" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, 1e6])
+def test_a_sudden_loss_names_its_images(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loss: float
+) -> None:
+    real, calls, shown = FakeEngine._loss_and_gradient, iter(range(1000)), list[list[int]]()
+
+    def sudden(self: FakeEngine, batch: Any) -> Any:
+        shown.append(batch.index.tolist())
+        return (loss, real(self, batch)[1]) if next(calls) == 29 else real(self, batch)
+
+    monkeypatch.setattr(FakeEngine, "_loss_and_gradient", sudden)
+    config = make_config(photos, train={"epochs": 15})
+    train(config, tmp_path / "run")
+    (line,) = (tmp_path / "run" / "spikes.jsonl").read_text("utf-8").splitlines()
+    row = json.loads(line)
+    source = open_source(str(photos), key="data.train", labels=False)
+    assert (row["step"], float(row["loss"])) == (30, pytest.approx(loss, nan_ok=True))
+    assert row["images"] == [source.name(index) for index in shown[29]]
+    assert "step 30: the loss is" in capsys.readouterr().out
+
+
+def test_a_loss_that_falls_or_scatters_is_no_spike(photos: Path, tmp_path: Path) -> None:
+    source = open_source(str(photos), key="data.train", labels=False)
+    spikes = Spikes(source, tmp_path / "spikes.jsonl", seed=0, batch_size=4, repeats=1)
+    rng = np.random.default_rng(0)
+    for step in range(1, 3000):
+        spikes.add(step, float((2 + np.exp(-step / 300)) * rng.lognormal(0, 0.2)))
+    assert not (tmp_path / "spikes.jsonl").exists()
+    spikes.add(3000, 40.0)
+    assert json.loads((tmp_path / "spikes.jsonl").read_text("utf-8"))["step"] == 3000

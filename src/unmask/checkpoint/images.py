@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from unmask.data.rng import Op, generator
 from unmask.data.sources import files, is_stored
-from unmask.data.sources.base import Source, printable
+from unmask.data.sources.base import Source, printable, whole
 from unmask.data.sources.folder import FolderSource
 from unmask.data.sources.list_file import ListFileSource
-from unmask.data.sources.subset import SubsetSource
 from unmask.data.sources.table import Table, load_table, store_table
 from unmask.errors import DataError, StorageError
 
@@ -123,11 +122,11 @@ def _change_times(source: Source) -> NDArray[np.int64] | None:
 
     Four seconds for a million.
     """
-    whole = source.parent if isinstance(source, SubsetSource) else source
-    if not isinstance(whole, FolderSource | ListFileSource) or files.is_remote(whole.root):
+    base = whole(source)
+    if not isinstance(base, FolderSource | ListFileSource) or files.is_remote(base.root):
         return None
-    names = map(whole.name, range(len(whole)))
-    return np.fromiter((_changed(files.beside(f"{whole.root}/", name)) for name in names), np.int64, len(whole))
+    names = map(base.name, range(len(base)))
+    return np.fromiter((_changed(files.beside(f"{base.root}/", name)) for name in names), np.int64, len(base))
 
 
 def _changed(path: str) -> int:
@@ -138,7 +137,7 @@ def _changed(path: str) -> int:
 
 
 def _table(source: Source) -> Table | None:
-    index = getattr(source.parent if isinstance(source, SubsetSource) else source, "index", None)
+    index = getattr(whole(source), "index", None)
     return index if isinstance(index, Table) else None
 
 

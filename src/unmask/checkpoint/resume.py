@@ -20,7 +20,8 @@ MAY_CHANGE = {
     "init",
     *("data.train", "data.val", "data.allow_change", "data.workers"),
     *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
-    *("train.eval_every", "train.checkpoint_every", "train.keep"),
+    *("train.eval_every", "train.checkpoint_every", "train.keep", "train.process_timeout"),
+    *("train.activation_checkpointing", "train.shard"),
     *("evaluate.every", "evaluate.train", "evaluate.val"),
 }
 """Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""

@@ -252,6 +252,8 @@ def _explain(problem: ErrorDetails, origins: Origins) -> str:
         (k for n in range(len(location), 0, -1) if (k := ".".join(location[:n])) in known_keys() or k in sections), ""
     )
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        return f"{_origin(key, origins)}{key}: a section; give its keys below it, or leave it out"
     if problem["type"] == "value_error":
         return f"{_origin(key, origins)}{key}{': ' if key else ''}{message}"
     return f"{_origin(key, origins)}{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"

@@ -21,6 +21,8 @@ from pydantic import (
 from unmask import plugins
 from unmask.config.policies import parse_policy
 
+_MOST_FOLDERS = 256
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -129,12 +131,18 @@ class DataConfig(Section):
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
+    exclude: str | None = None
+    """A text file with the names of images of `train` to do without, one a line: `unmask check` writes such a list."""
     allow_change: bool = False
     """Resume although the images of `train` have changed since; they are counted anew, and the run notes the change."""
     labels_per_class: int | None = Field(default=None, ge=1)
     """Train on a deterministic subset with this many images of each class."""
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
     """What pixels are kept in from file to device. float32 keeps the values of any file as they are."""
+    range: tuple[float, float] | None = None
+    """Stored values that become black and white, for images whose values fill a part of what their type holds: 12 bits
+    in 16-bit files [0, 4095], a window of CT. What is beyond is cut off, NaN becomes black, and every kind of file fits
+    every dtype (float32: 0..1)."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD
@@ -165,6 +173,8 @@ class DataConfig(Section):
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
         if any(s <= 0 for s in self.std):
             raise ValueError("std must be positive")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range={list(self.range)} goes from a lower to a higher value")
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
@@ -260,6 +270,13 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block for the backward pass, and compute the rest again: less memory, a third more
+    time. The PyTorch engine alone, like the next two."""
+    shard: bool = False
+    """Of several processes each keeps a share of every weight, gradient and moment (FSDP2), where else all have all."""
+    exchange_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients are averaged in over the processes; bf16 halves what travels."""
     compile: bool | None = None
     """Compile the step. None: as is usual for the engine, PyTorch eagerly and MindSpore in graph mode (PyNative mode,
     to debug: false)."""
@@ -277,6 +294,9 @@ class TrainConfig(Section):
     """Epochs between checkpoints."""
     keep: int = Field(default=2, ge=1, le=10**6)
     """Checkpoints kept, beside the best."""
+    process_timeout: float = Field(default=600, ge=1, le=86_400)
+    """Of several processes: seconds that one waits for another, which is lost then. All end, and the same command goes
+    on from the last checkpoint."""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
@@ -342,6 +362,12 @@ def objective_section(name: Any) -> type[ObjectiveSection]:
     return plugins.find(plugins.OBJECTIVES, name).Section
 
 
+def _not_too_deep(path: str | None) -> str | None:
+    if path is not None and path.count("/") > _MOST_FOLDERS:
+        raise ValueError(f"a folder below {path.count('/')} others; name another")
+    return path
+
+
 def _engine(name: str) -> str:
     known = plugins.names(plugins.ENGINES)
     if name not in known:
@@ -359,7 +385,7 @@ class Config(Section):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    output: str | None = None
+    output: Annotated[str | None, AfterValidator(_not_too_deep)] = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None
     """Weights to start from: a run, a checkpoint, or a model of another tool, also hf://OWNER/NAME. Fine-tuning takes

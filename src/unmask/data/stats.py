@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode.raster import open_image, read_stored
+from unmask.data.decode.raster import Range, open_image, read_stored
 from unmask.data.sources.base import Source, printable
 from unmask.environment import cores
 from unmask.errors import DataError, StorageError
@@ -36,6 +36,9 @@ class Stats:
     """How many images there are of each height and width."""
     bad: list[str] = field(default_factory=list[str])
     """Names of the images left out, and why."""
+    lowest: float = float("inf")
+    highest: float = float("-inf")
+    """Of all pixels, as they are stored."""
 
     def __post_init__(self) -> None:
         self._pixels = 0
@@ -51,6 +54,7 @@ class Stats:
         self._squares += ((values - mean) ** 2).sum(0) + off**2 * (self._pixels * len(values) / total)
         self._mean += off * (len(values) / total)
         self._pixels = total
+        self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
         self.count += 1
         self.stored[mode] += 1
         self.sizes[height, width] += 1
@@ -65,17 +69,19 @@ class Stats:
         return np.sqrt(self._squares / max(1, self._pixels)).tolist()
 
 
-def measure(source: Source, *, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
+def measure(
+    source: Source, *, channels: int | None, dtype: str | None, max_pixels: int, value_range: Range | None = None
+) -> Stats:
     """Look at every pixel once, with the memory of a few images.
 
-    `channels` and `dtype` default to those of the first image that can be read. Raises DataError if none of the
-    first 20 can.
+    `channels` and `dtype` default to those of the first image that can be read; `value_range`: see `data.range`. Raises
+    DataError if none of the first 20 can.
     """
     stats = _start(source, channels, dtype, max_pixels)
 
     def load(index: int) -> tuple[str, NDArray[Any]] | str:
         try:
-            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels)
+            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels, value_range)
             return image.mode, image.pixels()
         except StorageError:
             raise

@@ -39,10 +39,11 @@ def create_engine(config: Config, world: int = 1) -> Engine:
 
 
 @contextmanager
-def joined(engine: str, device: str) -> Generator[tuple[int, int]]:
+def joined(engine: str, device: str, timeout: float) -> Generator[tuple[int, int]]:
     """Connect the processes that were launched together; gives the rank of this one and how many they are.
 
-    Waits until all are there. Alone (0, 1), and nothing happens. Raises as `create_engine`.
+    Waits until all are there. Alone (0, 1), and nothing happens. Raises as `create_engine`; ProcessError when another
+    is lost, which is when it has ended, or is not heard of for `timeout` seconds.
     """
     rank, world = launched()
     if world == 1:
@@ -51,9 +52,13 @@ def joined(engine: str, device: str) -> Generator[tuple[int, int]]:
     kind = engine_kind(engine)
     with _missing_package(engine, kind):
         connect = plugins.resolve(kind.connect)
+    is_scheduler = rank < 0
+    if not is_scheduler:
+        interrupts.heed_launcher()
     with ExitStack() as stack:
-        with interrupts.immediate():  # the wait for the others, in which msrun's scheduler stays to the end
-            stack.enter_context(connect(device))
+        # The wait for the others. msrun's scheduler stays in it until they have ended, who may have something to save.
+        with interrupts.ignored() if is_scheduler else interrupts.immediate():
+            stack.enter_context(connect(device, timeout))
         yield rank, world
 
 

@@ -6,7 +6,7 @@ and neither shows outside. Engines never loop, never log, never touch files, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,8 @@ class EngineKind:
     create: str
     """Class, made as `Class(objective, data=…, optimizer=…, train=…, device=…, world=…)`."""
     connect: str
-    """Context manager of a device's name: join the processes that were launched together."""
+    """Context manager `connect(device, timeout)`: join the processes that were launched together. One that is not heard
+    of for `timeout` seconds is lost; within the block that raises ProcessError, which names it."""
     devices: str
     """Function without arguments: names of the devices that are there, and what to install for more."""
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -90,8 +91,13 @@ class Engine(Protocol):
         """
         ...
 
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        """As `sum`, but only begun: what is returned waits for it and gives it. Sums end in the order they begin."""
+        ...
+
     def state(self) -> EngineState:
-        """A copy on the host; later steps do not change it."""
+        """A copy on the host; later steps do not change it. Of several processes each must call this, and the first
+        gets it; what the others get is empty."""
         ...
 
     def load(self, state: EngineState) -> None:

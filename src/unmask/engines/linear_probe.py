@@ -6,7 +6,7 @@ and the same for all engines; the features, which cost the time, come from the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,9 @@ class LinearProbeEngine:
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return self.engine.sum(values)
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return self.engine.begin_sum(values)
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}

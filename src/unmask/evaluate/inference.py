@@ -75,7 +75,10 @@ class Model:
         self.class_names = class_names
         self.batch_size = batch_size
         self._open = ExitStack()
-        self.rank, self.world = self._open.enter_context(joined(config.engine, config.device)) if join else (0, 1)
+        self.rank, self.world = (0, 1)
+        if join:
+            timeout = config.train.process_timeout
+            self.rank, self.world = self._open.enter_context(joined(config.engine, config.device, timeout))
         self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
         self.engine.load(EngineState(weights))
 
@@ -270,7 +273,7 @@ class Model:
     def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
         config = self.config
-        check_images(source, "images", config.model.channels, config.data.dtype, config.data.max_pixels)
+        check_images(source, "images", config.model.channels, config.data)
         batches = eval_batches(
             SubsetSource(source, np.arange(start, len(source))) if start else source,
             needs=self.objective.needs(training=False),

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal
 
 from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
+from unmask.checkpoint.mirror import brought_model
 from unmask.checkpoint.store import Choice, read_chosen
 from unmask.checkpoint.tensors import read_tensors
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import ModelConfig
+from unmask.data.sources.files import is_remote
 from unmask.errors import CheckpointError, ConfigError
 from unmask.files import expanded, parse_json, read_bytes
 from unmask.interchange import hub
@@ -49,11 +51,13 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
 
     A run folder (of which `checkpoint` is taken), a checkpoint folder, a .safetensors file in our names, timm's or
     MindSpore's, a MindSpore .ckpt, a timm or transformers folder, a .pth of MAE, DINO, DINOv2, DeiT or MoCo-v3, or any
-    of these on the hub: hf://OWNER/NAME. Raises CheckpointError for anything else, damaged or hostile; ConfigError for
-    a checkpoint that is not there.
+    of these on the hub: hf://OWNER/NAME; in an object store (s3://…) a run or one file. Raises CheckpointError for
+    anything else, damaged or hostile; ConfigError for a checkpoint that is not there; DataError for a store that fails.
     """
     if hub.is_hub_name(name := str(path)):
         return _read_from_hub(name, checkpoint)
+    if is_remote(name):
+        return _read_from_store(name, checkpoint)
     path = expanded(path)
     is_run = (path / "checkpoints").is_dir()
     if checkpoint != "last" and path.exists() and not is_run:
@@ -96,6 +100,13 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
         if left := len(model.weights) - len(weights):
             log.warning("%s: the encoder alone is written; %d tensors of its training have no place there", path, left)
         model = dataclasses.replace(model, weights=weights, objective={})
+    if model.data.get("range") is not None and format in ("timm", "transformers"):
+        log.warning(
+            "%s: %s knows no data.range=%s; spread the values of images over 8 bits first",
+            path,
+            format,
+            list(model.data["range"]),
+        )
     _WRITERS[format](Path(path), model)
 
 
@@ -116,6 +127,14 @@ def _read_from_hub(name: str, checkpoint: Choice) -> StoredModel:
         return read_model(place)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from error
+
+
+def _read_from_store(url: str, checkpoint: Choice) -> StoredModel:
+    place = brought_model(url)
+    try:
+        return read_model(place, checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{url}: {error}") from error
 
 
 def _read_ours(folder: Path) -> StoredModel:

@@ -22,7 +22,7 @@ PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 
 PUBLISHED_DECODER_HEADS = {512: 16}
 
-OF_DATA = ("mean", "std", "eval_crop", "eval_fit", "interpolation", "dtype")
+OF_DATA = ("mean", "std", "eval_crop", "eval_fit", "interpolation", "dtype", "range")
 """Fields of DataConfig that say how images are prepared for a model."""
 
 OF_OBJECTIVE = ("mask_ratio", "norm_pix_loss")

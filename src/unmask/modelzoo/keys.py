@@ -73,6 +73,25 @@ class Flat:
         return path if path.rpartition("/")[0] == folder else f"{path}#root={folder}"
 
     @property
+    def modelarts(self) -> bool:
+        return self.on("enable_modelarts") and self.command != "evaluate"
+
+    def of_platform(self, name: str) -> str | None:
+        """A key that counts on ModelArts only."""
+        value = self.get(name)
+        return str(value) if self.modelarts and value is not None else None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.get("save_dir", "output"))
+
+    @property
+    def folder(self) -> str | None:
+        """Where a run works that ModelArts' keys keep in an object store; None: as any that is kept there."""
+        here = self.of_platform("output_path") or self.save_dir
+        return None if self.of_platform("train_url") is None or files.is_remote(here) else _run_in(here, self)
+
+    @property
     def target(self) -> str:
         return str(self.get("device_target", "")).upper()
 
@@ -101,47 +120,66 @@ class Flat:
 Outcome = dict[str, Any] | str | tuple[dict[str, Any], str]
 """Settings of ours, the words that say why there are none, or both: settings, and what differs from the model zoo."""
 Rule = Callable[[Any, Flat], Outcome]
-"""Turns the value of a key into its outcome. Raises ValueError for a value that cannot be taken."""
+"""Turns the value of a key into its outcome. Raises ValueError for a value that cannot be taken.
+
+The docstring, up to an empty line, is what docs/model-zoo.md says of the key."""
+
+
+def meaning(key: str) -> str:
+    """What becomes of a key, in a line for people."""
+    return " ".join(str(TABLE[key].__doc__).partition("\n\n")[0].split())
 
 
 def _to(key: str) -> Rule:
-    return lambda value, _: {key: value}
+    def rule(value: Any, _: Flat) -> Outcome:
+        return {key: value}
+
+    rule.__doc__ = f"`{key}`"
+    return rule
 
 
 def _nothing(reason: str) -> Rule:
-    return lambda _value, _flat: f"without meaning here: {reason}"
+    def rule(_value: Any, _flat: Flat) -> Outcome:
+        return f"without meaning here: {reason}"
+
+    rule.__doc__ = f"nothing: {reason}"
+    return rule
 
 
 def _use_ckpt(value: Any, flat: Flat) -> Outcome:
+    """`init`; while pretraining the weights alone: optimizer and schedule begin anew"""
     if flat.command == "pretrain":
         return {"init": value}, "weights alone: optimizer and schedule begin anew; the run itself goes on without it"
     return {"init": value}
 
 
 def _dropout(value: Any, flat: Flat) -> Outcome:
+    """`model.drop_path` of a classifier: whole branches of the later blocks are dropped, not single values"""
     if flat.command == "pretrain":
         return "without meaning here: MAE trains without"
     return {"model.drop_path": value}, "whole branches of the later blocks are dropped, not single values"
 
 
 def _data_path(value: Any, flat: Flat) -> Outcome:
+    """`data.train`; `dataset_path` is another name of it"""
     return {"data.train": flat.listed or value}
 
 
 def _img_ids(_: Any, flat: Flat) -> Outcome:
-    """A JSON list of paths."""
+    """`data.train`: a JSON list of paths; it and they are relative to `data_path`. Left empty: all of `data_path`"""
     if flat.command != "pretrain":
         return "without meaning here: class folders are read whole"
     if flat.listed is None:
         raise ValueError("needs data_path, to which its paths are relative")
     path = flat.listed.partition("#root=")[0]
-    brought = flat.on("enable_modelarts")  # is there only when the data are
+    brought = flat.of_platform("data_url") is not None  # is there only when the data are
     if "data.train" not in flat.entries and not brought and not files.exists(path):
         raise ValueError(f"there is no {path}; give a JSON list of paths, or --img_ids= to take all of data_path")
     return {"data.train": flat.listed}
 
 
 def _layer_decay(value: Any, flat: Flat) -> Outcome:
+    """`optimizer.layer_decay`, where there are weights to start from"""
     # The model zoo grouped its parameters by layer only when it had weights to load.
     if flat.get("use_ckpt") is None and flat.get("init") is None:
         return "without meaning here: from scratch no layer is pretrained; --optimizer.layer_decay sets it all the same"
@@ -149,7 +187,7 @@ def _layer_decay(value: Any, flat: Flat) -> Outcome:
 
 
 def _start_learning_rate(_: Any, flat: Flat) -> Outcome:
-    """Despite its name the top of the warmup, not scaled by the batch; 0 leaves it to base_lr.
+    """`optimizer.base_lr`: despite its name the top of the warmup, not scaled by the batch; 0 leaves it to `base_lr`
 
     The model zoo's fine-tuning took 0 as it stands and trained with it.
     """
@@ -162,6 +200,7 @@ def _start_learning_rate(_: Any, flat: Flat) -> Outcome:
 
 
 def _base_lr(value: Any, flat: Flat) -> Outcome:
+    """`optimizer.base_lr`, unless `start_learning_rate` is set"""
     if flat.number("start_learning_rate", 0):
         return "without meaning here: start_learning_rate is the peak"
     return {"optimizer.base_lr": value}
@@ -169,15 +208,22 @@ def _base_lr(value: Any, flat: Flat) -> Outcome:
 
 def _switched(switch: str, name: str, key: str, default: float) -> Rule:
     """Both of a pair like use_ema and ema_decay."""
-    return lambda _, flat: {key: flat.get(name, default) if flat.on(switch) else None}
+
+    def rule(_: Any, flat: Flat) -> Outcome:
+        return {key: flat.get(name, default) if flat.on(switch) else None}
+
+    rule.__doc__ = f"`{key}`: `{name}` where `{switch}` is on"
+    return rule
 
 
 def _loss_scale(_: Any, flat: Flat) -> Outcome:
+    """`train.loss_scale`: dynamic, or the number in `loss_scale`"""
     dynamic = flat.on("use_dynamic_loss_scale")
     return {"train.loss_scale": "dynamic" if dynamic else flat.number("loss_scale", 1024)}
 
 
 def _loss_name(value: Any, _: Flat) -> Outcome:
+    """says which smoothing counts; the loss is cross entropy"""
     losses = ("soft_ce", "ce_smooth", "ce_smooth_mixup")
     if value not in losses:
         raise ValueError(f"must be one of {', '.join(losses)}, not {value!r}")
@@ -185,18 +231,21 @@ def _loss_name(value: Any, _: Flat) -> Outcome:
 
 
 def _label_smoothing(value: Any, flat: Flat) -> Outcome:
+    """`augment.label_smoothing`, with `loss_name: soft_ce`"""
     if flat.get("loss_name", "soft_ce") != "soft_ce":
         return f"without meaning here: loss_name={flat.get('loss_name')} is smoothed by label_smooth_factor"
     return {"augment.label_smoothing": value}
 
 
 def _label_smooth_factor(_: Any, flat: Flat) -> Outcome:
+    """`augment.label_smoothing`, with another `loss_name`, where `use_label_smooth` is on"""
     if flat.get("loss_name", "soft_ce") == "soft_ce":
         return "without meaning here: loss_name=soft_ce is smoothed by label_smoothing"
     return {"augment.label_smoothing": flat.get("label_smooth_factor", 0.0) if flat.on("use_label_smooth") else 0.0}
 
 
 def _mode(value: Any, flat: Flat) -> Outcome:
+    """`train.compile`; PyTorch runs eagerly unless `--train.compile True`"""
     graph = {"GRAPH_MODE": True, "0": True, "PYNATIVE_MODE": False, "1": False}.get(str(value).upper())
     if graph is None:
         raise ValueError(f"must be GRAPH_MODE or PYNATIVE_MODE, not {value!r}")
@@ -206,20 +255,24 @@ def _mode(value: Any, flat: Flat) -> Outcome:
 
 
 def _device(_: Any, flat: Flat) -> Outcome:
-    """device_target and device_id together."""
+    """`device`, and `train.precision`: fp32 on a CPU, else fp16"""
     if not flat.target:
         return "without meaning here: device_target is not set"
     kinds = {"CPU": "cpu", "GPU": "cuda", "ASCEND": "npu" if flat.engine == "torch" else "ascend"}
     if flat.target not in kinds:
         raise ValueError(f"must be Ascend, GPU or CPU, not {flat.get('device_target')!r}")
     device = kinds[flat.target]
+    card = os.environ.get("ASCEND_DEVICE_ID") or os.environ.get("DEVICE_ID")
     if flat.target != "CPU" and flat.processes == 1:  # else the launcher gives each process its own
         device += f":{flat.get('device_id', 0)}"
+    elif flat.target == "ASCEND" and card and "RANK_TABLE_FILE" in os.environ and "MS_ROLE" not in os.environ:
+        device += f":{card}"  # no launcher: a process for each card, which it is told
     # The model zoo computed its Transformer blocks in fp16; on a CPU that is slower and gains nothing.
     return {"device": device, "train.precision": "fp32" if flat.target == "CPU" else "fp16"}
 
 
 def _use_parallel(_: Any, flat: Flat) -> Outcome:
+    """False: one process works, whatever was started"""
     if not flat.on("use_parallel"):
         return "one process"
     if flat.processes == 1:
@@ -228,21 +281,24 @@ def _use_parallel(_: Any, flat: Flat) -> Outcome:
 
 
 def _batch_size(_: Any, flat: Flat) -> Outcome:
+    """`train.batch_size`, after multiplication by the number of processes"""
     return {"train.batch_size": flat.global_batch}
 
 
 def _crop_min(value: Any, _: Flat) -> Outcome:
+    """`data.crop_scale`"""
     return {"data.crop_scale": [value, 1.0]}
 
 
 def _interpolation(value: Any, _: Flat) -> Outcome:
-    """MindSpore's names, of which some are the same to us: its PILCUBIC is what we call bicubic."""
+    """`data.interpolation`; AREA is box, PILCUBIC bicubic, ANTIALIAS lanczos"""
     name = str(value).lower()
     same = {"linear": "bilinear", "cubic": "bicubic", "pilcubic": "bicubic", "area": "box", "antialias": "lanczos"}
     return {"data.interpolation": same.get(name, name)}
 
 
 def _per_step_size(value: Any, flat: Flat) -> Outcome:
+    """`train.log_every`; evaluations and checkpoints count whole epochs, not epochs of so many steps"""
     if not value:
         return "whole epochs, looked at every train.log_every steps"
     if flat.command == "evaluate":
@@ -251,25 +307,78 @@ def _per_step_size(value: Any, flat: Flat) -> Outcome:
 
 
 def _parallel_mode(value: Any, flat: Flat) -> Outcome:
+    """must be DATA_PARALLEL where `use_parallel` is on"""
     if flat.on("use_parallel") and str(value).upper() != "DATA_PARALLEL":
         raise ValueError(f"must be DATA_PARALLEL, not {value!r}: each process holds the whole model")
     return f"without meaning here: {_SPLIT}"
 
 
 def _gradients_mean(_: Any, flat: Flat) -> Outcome:
+    """must be True where `use_parallel` is on"""
     if flat.on("use_parallel") and not flat.on("gradients_mean"):
         raise ValueError("must be True: gradients are averaged, never summed")
     return f"without meaning here: {_SPLIT}"
 
 
 def _output(_: Any, flat: Flat) -> Outcome:
-    return {"output": str(Path(flat.get("save_dir", "output")) / flat.get("prefix", flat.stem))}
+    """`output`, the run folder: `save_dir/prefix`"""
+    return {"output": _run_in(flat.of_platform("train_url") or flat.of_platform("output_path") or flat.save_dir, flat)}
+
+
+def _run_in(folder: str, flat: Flat) -> str:
+    name = str(flat.get("prefix", flat.stem))
+    return f"{folder.rstrip('/')}/{name}" if files.is_remote(folder) else str(Path(folder) / name)
+
+
+def _enable_modelarts(_: Any, flat: Flat) -> Outcome:
+    """whether the next five count; data and results otherwise stay where `data_path` and `save_dir` say"""
+    return "ModelArts: data_url is brought to data_path, results go to train_url" if flat.modelarts else "off"
+
+
+def _data_url(_: Any, flat: Flat) -> Outcome:
+    """brought to `data_path` by the first process of each machine"""
+    if flat.modelarts and flat.get("data_path") is None:
+        raise ValueError("needs data_path, to which it is brought")
+    return _of_modelarts("brought to data_path", flat)
+
+
+def _checkpoint_url(_: Any, flat: Flat) -> Outcome:
+    """brought to `load_path`, where `use_ckpt` names the file"""
+    if flat.modelarts and flat.get("load_path") is None:
+        raise ValueError("needs load_path, to which it is brought")
+    return _of_modelarts("brought to load_path", flat)
+
+
+def _load_path(_: Any, flat: Flat) -> Outcome:
+    """where `checkpoint_url` is brought to"""
+    return _of_modelarts("where checkpoint_url is brought to", flat)
+
+
+def _train_url(value: Any, flat: Flat) -> Outcome:
+    """`output`: the run is sent to `train_url/prefix` at each checkpoint and at its end, and goes on from there"""
+    if not flat.modelarts:
+        return _of_modelarts("", flat)
+    if not files.is_remote(str(value)):
+        raise ValueError(f"must be a URL, such as obs://BUCKET/PATH, not {value!r}")
+    return _output(value, flat)
+
+
+def _output_path(value: Any, flat: Flat) -> Outcome:
+    """the folder here in which the run works, in place of `save_dir`"""
+    if not flat.modelarts:
+        return _of_modelarts("", flat)
+    return "the run works there" if flat.of_platform("train_url") else _output(value, flat)
+
+
+def _of_modelarts(words: str, flat: Flat) -> str:
+    off = NOT_TRAINED if flat.command == "evaluate" else "without meaning here: enable_modelarts is off"
+    return words if flat.modelarts else off
 
 
 NOT_TRAINED = "without meaning here: evaluating trains nothing"
 _COMPILER = "MindSpore's own switch; unmask sets what it needs"
 _SPLIT = "the gradients of all processes are averaged, each holds the whole model"
-_MODELARTS = "data and results stay where data_path and save_dir say; ModelArts mounts or copies them"
+_PLATFORM = "an argument of ModelArts, whose environment says the same"
 
 TABLE: Mapping[str, Rule] = {
     # model
@@ -349,7 +458,13 @@ TABLE: Mapping[str, Rule] = {
     "gradients_mean": _gradients_mean,
     **dict.fromkeys(("device_num", "gradient_fp32_sync"), _nothing(_SPLIT)),
     **dict.fromkeys(("all_reduce_fusion_config", "enable_parallel_optimizer"), _nothing(_SPLIT)),
-    **dict.fromkeys(("enable_modelarts", "output_path", "load_path"), _nothing(_MODELARTS)),
-    **dict.fromkeys(("data_url", "train_url", "checkpoint_url"), _nothing(_MODELARTS)),
+    # ModelArts
+    "enable_modelarts": _enable_modelarts,
+    "data_url": _data_url,
+    "checkpoint_url": _checkpoint_url,
+    "load_path": _load_path,
+    "train_url": _train_url,
+    "output_path": _output_path,
+    **dict.fromkeys(("num_gpus", "init_method", "rank", "world_size"), _nothing(_PLATFORM)),
 }
 """Key of the model zoo (without its group) -> what becomes of it."""

@@ -15,6 +15,7 @@ from unmask.config.load import Origins, check_config, flatten, known_keys, neare
 from unmask.config.schema import Config
 from unmask.errors import ConfigError
 from unmask.modelzoo.keys import GROUPS, MEANT, NOT_TRAINED, SAME, TABLE, Command, Entry, Flat
+from unmask.modelzoo.modelarts import Places
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Translation:
     """Each key as it was written, its value, and what became of it."""
     alone: bool
     """use_parallel is off: this run is of one process, whatever else was started."""
+    places: Places | None
+    """Of ModelArts, where it is on."""
 
 
 def find_config(path: str | Path) -> Path:
@@ -68,7 +71,14 @@ def load_modelzoo(path: str | Path, options: Sequence[str], command: Command) ->
     rows = [(entry.spelled, str(entry.value), _describe(values, words, settings)) for entry, values, words in outcomes]
     if "engine" not in flat.entries:
         rows.insert(0, ("engine", "", f"-> engine={flat.engine}, {flat.engine_reason}"))
-    return Translation(config, settings, rows, alone=not flat.on("use_parallel"))
+    return Translation(config, settings, rows, alone=not flat.on("use_parallel"), places=_places(flat))
+
+
+def _places(flat: Flat) -> Places | None:
+    if not flat.modelarts:
+        return None
+    urls = {name: flat.of_platform(name) for name in ("data_url", "checkpoint_url", "load_path")}
+    return Places(**urls, folder=flat.folder)
 
 
 _OURS = tuple(key for key in known_keys() if key != "objective.name")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from numbers import Integral
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 from unmask.errors import UnmaskError
@@ -24,7 +27,8 @@ class RunLog:
 
     - `metrics.jsonl`: one object a line, `{"step": 20, "split": "train", "loss": 0.51, ...}`. Holds only what the run
       determines and no clock, so that a resumed run's file is byte-equal to an uninterrupted one's.
-    - `speed.jsonl`: `{"time": <seconds since 1970>, "step": 20, "images_per_s": 512.0, ...}`.
+    - `speed.jsonl`: `{"time": <seconds since 1970>, "step": 20, "images_per_s": 512.0, "data_wait_s": 0.001}`, waits in
+      seconds a step; of several processes those of each: `data_wait_s_1`, `exchange_wait_s_1`, ...
     - `tensorboard/`: the same numbers as `train/loss`, `val/loss`, `speed/images_per_s`, ...
 
     `step` counts the updates applied, so the first update logs step 1. JSON has no non-finite numbers: they are
@@ -83,6 +87,34 @@ class RunLog:
                 f"cannot write the log in {self._folder}: {error.strerror or error}; "
                 "make room there or fix its permissions, then run the same command again to resume"
             ) from error
+
+
+class RankLog:
+    """`rank-N.log` in `folder`: what one of several processes did and when; a resumed run adds to it.
+
+    Ends with the error that ended the process, if one did. Raises UnmaskError when it cannot be opened.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"rank-{rank}.log"
+        try:
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise UnmaskError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self.say(f"process {os.getpid()} on {platform.node()}")
+
+    def say(self, message: str) -> None:
+        """Add a line. A full disk ends no run here: the first process's log does."""
+        with suppress(OSError):
+            self._file.write(f"{datetime.now().astimezone().isoformat(timespec='milliseconds')}  {message}\n")
+
+    def __enter__(self) -> RankLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.say("done" if error is None else f"{type(error).__name__}: {' '.join(str(error).split())}")
+        with suppress(OSError):
+            self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

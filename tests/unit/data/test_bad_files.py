@@ -18,30 +18,30 @@ def batch(*bad: int) -> Batch:
 def test_distinct_images_are_listed(tmp_path: Path):
     bad_files = BadFiles(SOURCE, 0.01, tmp_path / "bad_files.txt")
     for found in (batch(), batch(3, 5, 3), batch(5), batch(7), Batch(batch().images, batch().index)):
-        bad_files.add(found)
+        bad_files.add(bad_files.new(found))
     assert len(bad_files) == 3
     assert (tmp_path / "bad_files.txt").read_text() == "n/3\nn/5\nn/7\n"
 
 
 def test_no_file_without_bad_images(tmp_path: Path):
-    BadFiles(SOURCE, 0, tmp_path / "bad_files.txt").add(batch())
+    BadFiles(SOURCE, 0, tmp_path / "bad_files.txt").add([])
     assert not list(tmp_path.iterdir())
 
 
 def test_resumed_run_goes_on_with_the_list(tmp_path: Path):
-    BadFiles(SOURCE, 0.002, tmp_path / "bad_files.txt").add(batch(3, 5))
+    BadFiles(SOURCE, 0.002, tmp_path / "bad_files.txt").add([3, 5])
     resumed = BadFiles(SOURCE, 0.002, tmp_path / "bad_files.txt")
-    resumed.add(batch(3))
+    resumed.add([3])
     assert len(resumed) == 2
     with pytest.raises(DataError):
-        resumed.add(batch(4))
+        resumed.add([4])
 
 
 def test_too_many_stop_the_run(tmp_path: Path):
     bad_files = BadFiles(SOURCE, 0.002, tmp_path / "bad_files.txt")
-    bad_files.add(batch(1, 2))
+    bad_files.add([1, 2])
     with pytest.raises(DataError) as caught:
-        bad_files.add(batch(3))
+        bad_files.add([3])
     assert str(caught.value) == (
         "3 of 1000 images (0.30%) cannot be decoded, more than data.max_bad_share=0.002; "
         f"they are listed in {tmp_path / 'bad_files.txt'}"

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
 
+from unmask.config.schema import DataConfig
 from unmask.data.augment.crop import RESAMPLING
 from unmask.data.decode.picture import DecodeError, FormError, Picture
 from unmask.data.decode.raster import Raster, check_images, open_image
@@ -200,7 +201,7 @@ def test_refusal_names_the_keys(tmp_path: Path, pixels: NDArray[Any], run: tuple
         path = tmp_path / f"{number}.tif"
         path.write_bytes(data)
         with pytest.raises(ConfigError, match=rf"data\.train: .*{number}\.tif: .*{message}") as caught:
-            check_images(source_of([path]), "data.train", *run, MANY, exact=True)
+            check_images(source_of([path]), "data.train", run[0], DataConfig(dtype=run[1]), exact=True)
         assert "\n" not in str(caught.value)
     with pytest.raises(FormError, match=message):
         open_image(pixels, *run, MANY)
@@ -211,19 +212,12 @@ def test_one_look_at_images_is_enough_and_broken_ones_are_left_to_the_count(tmp_
     (tmp_path / "good.png").write_bytes(png(noise(9, 7, 3, dtype="uint8")))
     (tmp_path / "deep.png").write_bytes(png(noise(9, 7)))
     source = source_of([tmp_path / name for name in ("broken.png", "good.png", "deep.png")])
-    check_images(source, "data.train", 3, "uint8", MANY, exact=True)
-    check_images(
-        source_of([tmp_path / "broken.png"]),
-        "data.train",
-        3,
-        "uint8",
-        MANY,
-        exact=True,
-    )
+    check_images(source, "data.train", 3, DataConfig(), exact=True)
+    check_images(source_of([tmp_path / "broken.png"]), "data.train", 3, DataConfig(), exact=True)
     deep = source_of([tmp_path / "deep.png"])
     with pytest.raises(ConfigError, match=r"set data\.dtype=uint16"):
-        check_images(deep, "data.train", 3, "uint8", MANY, exact=True)
-    check_images(deep, "images", 3, "uint8", MANY)  # a trained model takes it, divided by 257
+        check_images(deep, "data.train", 3, DataConfig(), exact=True)
+    check_images(deep, "images", 3, DataConfig())  # a trained model takes it, divided by 257
 
 
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -276,3 +270,32 @@ def test_sizes_are_checked_before_decoding(kind: str):
     data = {"tiff": tiff(pixels, photometric="rgb"), "png": png(pixels), "npy": npy(pixels)}[kind]
     with pytest.raises(DecodeError, match=r"40 x 30 pixels are more than data\.max_pixels=1199"):
         Raster(data, 3, "uint16", 1199)
+
+
+CT = np.array([[-1000, -160, 40, 240, 3000]], np.int16).repeat(2, 0)[:, :, None]
+
+
+@pytest.mark.parametrize(("dtype", "full"), [("uint8", 255), ("uint16", 65535), ("float32", 1)])
+def test_a_range_of_values_is_spread_over_what_the_run_holds(dtype: str, full: float):
+    found = open_image(npy(CT), 1, dtype, MANY, (-160, 240)).pixels()[0, :, 0]
+    assert found.dtype == dtype
+    assert_allclose(found, np.array([0, 0, 0.5, 1, 1]) * full, atol=0.51 if full > 1 else 1e-6)
+
+
+def test_12_bits_in_16_are_not_black_for_a_model_of_8_bit_images():
+    xray = np.linspace(0, 4095, 64).reshape(8, 8).astype(np.uint16)
+    file = BytesIO()
+    Image.fromarray(xray).save(file, "PNG")
+    for data in (file.getvalue(), tiff(xray)):
+        assert open_image(data, 3, "uint8", MANY).pixels().max() == 16
+        seen = open_image(data, 3, "uint8", MANY, (0, 4095)).pixels()
+        assert (seen.shape, seen.max(), seen.min()) == ((8, 8, 3), 255, 0)
+        assert_allclose(seen[:, :, 0], xray * (255 / 4095), atol=0.51)
+
+
+def test_a_range_makes_black_of_nan_and_fits_any_kind_of_file():
+    values = np.array([[np.nan, np.inf, -np.inf, 0.5]], np.float32).repeat(2, 0)[:, :, None]
+    assert open_image(npy(values), 1, "uint8", MANY, (0, 1)).pixels()[0, :, 0].tolist() == [0, 255, 0, 128]
+    check_images_of = {"float": npy(values), "deep": png(noise(9, 7)), "plain": png(noise(9, 7, 3, dtype="uint8"))}
+    for data in check_images_of.values():
+        assert Raster(data, 3, "uint8", MANY, (0, 255)).pixels().dtype == np.uint8

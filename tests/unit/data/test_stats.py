@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from PIL import Image
 
+from unmask.cli import main
 from unmask.data.sources import open_source
 from unmask.data.stats import Stats, measure
 from unmask.errors import DataError
@@ -96,3 +97,19 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path):
     source = open_source(str(tmp_path), key="images", labels=False)
     with pytest.raises(DataError, match=r"none of the first 20 images can be read; 26\.png: not a JPEG"):
         measure(source, channels=None, dtype=None, max_pixels=MANY)
+
+
+def test_values_that_fill_a_part_of_16_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number in range(4):
+        Image.fromarray(np.linspace(8, 4000 + number, 64).reshape(8, 8).astype(np.uint16)).save(
+            tmp_path / f"{number}.png"
+        )
+    assert main(["stats", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "the values reach 4003 of 65535" in said
+    assert "data.range=[8,4003] (here --range 8 4003)" in said
+    assert main(["stats", str(tmp_path), "--dtype", "uint8", "--range", "8", "4003"]) == 0
+    said = capsys.readouterr().out
+    assert "model.channels=1 data.dtype=uint8 data.range=[8,4003]" in said
+    (mean,) = [float(word[11:-1]) for word in said.split() if word.startswith("data.mean=")]
+    assert mean == pytest.approx(0.5, abs=0.01)

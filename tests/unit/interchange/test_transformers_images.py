@@ -190,7 +190,7 @@ def test_what_is_not_known_is_not_written():
     [
         ({"image_processor_type": "SiglipImageProcessor"}, "SiglipImageProcessor"),
         ({"do_resize": False}, "do_resize=False"),
-        ({"resample": 0}, r"resample=0 \(nearest\)"),
+        ({"resample": 5}, r"resample=5 \(hamming\)"),
         ({"resample": 9}, "resample=9"),
         ({"rescale_factor": 0.5}, r"rescale_factor=0\.5"),
         ({"do_pad": True, "pad_size": 8}, "do_pad=True, pad_size=8"),

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from unmask.config.schema import DataConfig
 from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.picture import (
     Box,
@@ -46,6 +47,9 @@ from unmask.data.decode.tiff import Tiff, codec
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError, StorageError
 
+Range = tuple[float, float]
+"""Values that become black and white."""
+
 _NPY = b"\x93NUMPY"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
@@ -63,10 +67,12 @@ class Raster:
     Crops of a large TIFF decode the parts they touch; anything else is decoded at once.
     """
 
-    def __init__(self, data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> None:
-        """`data`: an encoded file, or pixels (H, W, C). Raises DecodeError."""
+    def __init__(
+        self, data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int, value_range: Range | None = None
+    ) -> None:
+        """`data`: an encoded file, or pixels (H, W, C); `value_range`: see `data.range`. Raises DecodeError."""
         self._max_pixels = max_pixels
-        self._convert = partial(_converted, channels=channels, dtype=np.dtype(dtype))
+        self._convert = partial(_converted, channels=channels, dtype=np.dtype(dtype), value_range=value_range)
         tiff = _tiff(data, channels, max_pixels)
         if tiff is not None and tiff.in_parts:
             self._parts, self._pixels = tiff, None
@@ -119,10 +125,15 @@ def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resamp
     return out
 
 
-def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int) -> Picture | Raster:
-    """The image of a file or of pixels (H, W, C), for a run with these channels and this dtype. Raises DecodeError."""
-    if dtype != "uint8" or channels not in (1, 3):
-        return Raster(data, channels, dtype, max_pixels)
+def open_image(
+    data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int, value_range: Range | None = None
+) -> Picture | Raster:
+    """The image of a file or of pixels (H, W, C), for a run with these channels, this dtype and this `data.range`.
+
+    Raises DecodeError.
+    """
+    if dtype != "uint8" or channels not in (1, 3) or value_range is not None:
+        return Raster(data, channels, dtype, max_pixels, value_range)
     if isinstance(data, np.ndarray):
         plain = data.dtype == np.uint8 and data.ndim == 3 and data.shape[2] in (1, 3)
     else:
@@ -136,16 +147,16 @@ def open_image(data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels
     return Raster(data, channels, dtype, max_pixels)
 
 
-def check_images(source: Source, what: str, channels: int, dtype: str, max_pixels: int, *, exact: bool = False) -> None:
-    """Look at a few images; raise ConfigError when none of them fits a run with these channels and this dtype.
+def check_images(source: Source, what: str, channels: int, data: DataConfig, *, exact: bool = False) -> None:
+    """Look at a few images; raise ConfigError when none of them fits a run with these channels and this `data`.
 
     `what` names the source in the message. With `exact`, 16-bit images do not fit an 8-bit run.
     """
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
-            data = source.read(index)
-            (Raster if exact else open_image)(data, channels, dtype, max_pixels)
+            image = source.read(index)
+            (Raster if exact else open_image)(image, channels, data.dtype, data.max_pixels, data.range)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
         except StorageError:
@@ -260,10 +271,12 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
     return samples == 3 or color == _CMYK or (samples in (2, 4) and opacity)
 
 
-def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def _converted(stored: Stored, channels: int, dtype: np.dtype[Any], value_range: Range | None) -> NDArray[Any]:
     pixels = stored.pixels
     if stored.alpha and channels in (1, 3) and pixels.dtype.kind == "u":
         pixels = _over_white(pixels)
+    if value_range is not None:
+        pixels = _ranged(pixels, dtype, *value_range)
     found = pixels.shape[2]
     if {found, channels} <= {1, 3}:
         if found < channels:
@@ -284,6 +297,12 @@ def _converted(stored: Stored, channels: int, dtype: np.dtype[Any]) -> NDArray[A
         wanted = "uint16" if pixels.dtype == np.uint16 else "float32"
         raise FormError(f"has pixels of {pixels.dtype}, the run of {dtype}; set data.dtype={wanted}")
     return pixels
+
+
+def _ranged(pixels: NDArray[Any], dtype: np.dtype[Any], low: float, high: float) -> NDArray[Any]:
+    """The values from `low` to `high` spread over what `dtype` holds."""
+    values = np.clip((pixels.astype(np.float64) - low) / (high - low), 0, 1)
+    return to_dtype(np.nan_to_num(values, copy=False) * FULL_RANGE[dtype.name], dtype)
 
 
 def _over_white(pixels: NDArray[np.unsignedinteger[Any]]) -> NDArray[Any]:

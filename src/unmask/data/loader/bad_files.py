@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from unmask.data.batch import Batch
@@ -12,29 +13,37 @@ from unmask.errors import DataError
 class BadFiles:
     """Lists bad images in a file of the run folder and stops the run when they become too many."""
 
-    def __init__(self, source: Source, max_share: float, path: Path) -> None:
-        """`path`: the list, one name per line; a resumed run continues it."""
+    def __init__(self, source: Source, max_share: float, path: Path, *, writes: bool = True) -> None:
+        """`path`: the list, one name per line; a resumed run continues it. Of several processes one `writes` it."""
         self._source = source
         self._max_share = max_share
         self._path = path
+        self._writes = writes
         self._listed = set(path.read_text("utf-8").splitlines()) if path.exists() else set[str]()
 
     def __len__(self) -> int:
         """Distinct bad images so far."""
         return len(self._listed)
 
-    def add(self, batch: Batch) -> None:
-        """Take note of `batch.bad`. Raises DataError when more than the allowed share of all images is bad."""
-        indices = [] if batch.bad is None else batch.bad.tolist()
-        names = dict.fromkeys(printable(self._source.name(index)) for index in indices)
-        new = [name for name in names if name not in self._listed]
+    def new(self, batch: Batch) -> list[int]:
+        """The images of `batch.bad` that are not listed yet."""
+        indices: list[int] = [] if batch.bad is None else batch.bad.tolist()
+        return [index for index in dict.fromkeys(indices) if self._name(index) not in self._listed]
+
+    def add(self, indices: Iterable[int]) -> None:
+        """Take note of these images. Raises DataError when more than the allowed share of all images is bad."""
+        new = [name for name in dict.fromkeys(map(self._name, indices)) if name not in self._listed]
         if not new:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{name}\n" for name in new)
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in new)
         self._listed.update(new)
         if len(self) > self._max_share * len(self._source):
             raise DataError(
                 f"{len(self)} of {len(self._source)} images ({len(self) / len(self._source):.2%}) cannot be decoded, "
                 f"more than data.max_bad_share={self._max_share}; they are listed in {self._path}"
             )
+
+    def _name(self, index: int) -> str:
+        return printable(self._source.name(index))

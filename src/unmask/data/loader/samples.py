@@ -63,7 +63,7 @@ class Samples(ABC):
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
-        return open_image(self.source.read(index), self.model.channels, data.dtype, data.max_pixels)
+        return open_image(self.source.read(index), self.model.channels, data.dtype, data.max_pixels, data.range)
 
     def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
         """Of these images: (n,) the class, or (n, classes) True for each of several."""

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unmask.data.sources import arrays, files, imagenet, list_file
-from unmask.data.sources.base import Source, printable
+from unmask.data.sources.base import Source, printable, whole
 from unmask.data.sources.bundled import PREFIX, open_bundled
 from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
@@ -101,7 +101,7 @@ def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
 def is_stored(source: Source) -> bool:
     """Whether images are the same whenever they are read: not those that a program makes."""
     ours = type(source).__module__.startswith(__name__)
-    return ours and not isinstance(getattr(source, "parent", source), DatasetSource | InMemorySource)
+    return ours and not isinstance(whole(source), DatasetSource | InMemorySource)
 
 
 def _is_source(images: Any) -> TypeGuard[Source]:

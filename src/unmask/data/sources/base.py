@@ -39,6 +39,13 @@ class Source(Protocol):
         ...
 
 
+def whole(source: Any) -> Any:
+    """The source that a subset, however often taken, is of."""
+    while (parent := getattr(source, "parent", None)) is not None:
+        source = parent
+    return source
+
+
 def printable(name: str) -> str:
     """`name` on one line: line breaks, control characters and undecodable bytes are escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

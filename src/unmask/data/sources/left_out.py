@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unmask.data.sources.base import printable
+from unmask.data.sources.base import printable, whole
 from unmask.data.sources.image_names import kind
 from unmask.errors import DataError
 
@@ -59,7 +59,7 @@ class LeftOut:
     @classmethod
     def of(cls, source: Any) -> LeftOut:
         """What the index of a source tells; of a subset, that of the whole. Without an index all is taken."""
-        return cls.told(getattr(getattr(source, "parent", source), "index", None))
+        return cls.told(getattr(whole(source), "index", None))
 
     @classmethod
     def told(cls, index: Any) -> LeftOut:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import RawIOBase
 from typing import Any
@@ -44,6 +45,11 @@ class ParquetSource:
 
     def __init__(self, paths: list[str], *, what: str, labels: bool, image: str | None, label: str | None) -> None:
         """Read the metadata and labels of all files. Raises DataError when they have another layout."""
+        with _guarded(what):
+            self._open(paths, what, labels, image, label)
+        self._groups = _Groups()
+
+    def _open(self, paths: list[str], what: str, labels: bool, image: str | None, label: str | None) -> None:
         self._paths = [files.absolute(path) for path in paths]
         self._states = [files.state(path) for path in self._paths]
         self._what = what
@@ -64,7 +70,6 @@ class ParquetSource:
                 self.label_sets, self.class_names = _label_sets(values.combine_chunks(), self._columns, what)
             else:
                 self.labels, self.class_names = _labels(values, self._columns, what)
-        self._groups = _Groups()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_groups": None}
@@ -78,13 +83,8 @@ class ParquetSource:
 
     def read(self, index: int) -> bytes:
         group, row = self._place(index)
-        try:
+        with _guarded("its row group cannot be read"):
             value = self._groups.get(group, self._load)[row].as_py()
-        except DataError:
-            raise
-        except Exception as error:  # Arrow and its decompressors meet damaged pages in many ways
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"its row group cannot be read: {reason}") from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
             path = value.get("path") if isinstance(value, dict) else None
@@ -131,6 +131,17 @@ class ParquetSource:
         else:
             table = known
         return table.read(group - int(self._file_groups[file]), self._columns.image)
+
+
+@contextmanager
+def _guarded(what: str) -> Generator[None]:
+    """Arrow and its decompressors meet damage in many ways, and each gets a name: `what`, and the first line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what}: {printable(str(error).partition(chr(10))[0]) or type(error).__name__}") from None
 
 
 class _Groups:

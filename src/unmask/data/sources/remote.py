@@ -1,7 +1,7 @@
 """Files behind URLs, through fsspec: requests are repeated when the network fails, and what is read can be cached.
 
 Credentials and endpoints are given as to the store's own tools: for `s3://`, the AWS environment variables and
-files, AWS_ENDPOINT_URL for stores that are not Amazon's (OBS, MinIO, Ceph …); for anything else fsspec knows,
+files, AWS_ENDPOINT_URL for stores that are not Amazon's (`obs://`, MinIO, Ceph …); for anything else fsspec knows,
 FSSPEC_<PROTOCOL>_<OPTION>, such as FSSPEC_S3_ANON=true for public buckets.
 
 UNMASK_REMOTE_CACHE_GB=20 keeps up to 20 GB of what was read below UNMASK_CACHE, the least recently used going first.
@@ -62,6 +62,15 @@ def listing(url: str) -> Iterator[tuple[str, int, bool]]:
             yield name, int(entry.get("size") or 0), entry["type"] == "directory" or entry["name"].endswith("/")
 
 
+def walk(url: str, below: str = "") -> Iterator[tuple[str, int]]:
+    """Path below `url`, and size, of every file in a folder and the folders in it; hidden names are left out."""
+    for name, size, is_folder in listing(f"{url.rstrip('/')}/{below}"):
+        if is_folder:
+            yield from walk(url, f"{below}{name}/")
+        else:
+            yield f"{below}{name}", size
+
+
 def read(url: str, start: int, length: int | None, version: str) -> bytes:
     """Exactly `length` bytes from `start`, or the whole file."""
     kept = _kept(url, start, length, version)
@@ -86,6 +95,31 @@ def read(url: str, start: int, length: int | None, version: str) -> bytes:
     return data
 
 
+def fetch(url: str, path: Path) -> None:
+    """The file at `url`, of any size, as `path`. Raises DataError; OSError when `path` cannot be written."""
+    path.write_bytes(b"")  # what cannot be written here is no failure of the store
+
+    def copy(fs: Any, there: str) -> None:
+        size = fs.info(there)["size"]
+        fs.get_file(there, str(path))
+        if (found := path.stat().st_size) != size:
+            raise ConnectionError(f"{found} of {size} bytes came")
+
+    _attempt(url, copy)
+
+
+def send(path: Path, url: str) -> None:
+    """A file, of any size, to `url`; it may grow meanwhile. Raises DataError; OSError when `path` cannot be read."""
+    size = path.stat().st_size
+
+    def copy(fs: Any, there: str) -> None:
+        fs.put_file(str(path), there)
+        if (found := fs.info(there)["size"]) < size:
+            raise ConnectionError(f"{found} of {size} bytes came")
+
+    _attempt(url, copy, "written")
+
+
 @contextmanager
 def written(url: str) -> Generator[Path]:
     """A file here to write to, which is sent to `url` at the end and removed; nothing is sent after an error."""
@@ -93,14 +127,7 @@ def written(url: str) -> Generator[Path]:
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        size = aside.stat().st_size
-
-        def send(fs: Any, path: str) -> None:
-            fs.put_file(str(aside), path)
-            if (found := fs.info(path)["size"]) != size:
-                raise OSError(f"{found} of {size} bytes came")
-
-        _attempt(url, send, "written")
+        send(aside, url)
     except OSError as error:
         raise DataError(f"cannot write {aside}, which is to become {printable(url)}: {error.strerror}") from None
     finally:
@@ -142,6 +169,13 @@ def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
 
 def _open(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0]
+    if protocol == "obs":
+        if not os.environ.get("AWS_ENDPOINT_URL"):
+            raise DataError(
+                f"{printable(url)} is read by the S3 protocol, which needs AWS_ENDPOINT_URL, such as "
+                "https://obs.cn-north-4.myhuaweicloud.com"
+            )
+        protocol, url = "s3", f"s3{url.removeprefix('obs')}"
     try:
         from fsspec.core import url_to_fs
 

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.rng import Op, generator
-from unmask.data.sources.base import Source
+from unmask.data.sources import files
+from unmask.data.sources.base import Source, printable
 from unmask.errors import DataError
+from unmask.report.progress import say
 
 
 class SubsetSource:
@@ -58,6 +60,23 @@ def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:
             )
         chosen.append(generator(seed, 0, label, Op.SUBSET).permutation(members)[:labels_per_class])
     return SubsetSource(source, np.sort(np.concatenate(chosen)))
+
+
+def without(source: Source, path: str) -> Source:
+    """`source` less the images whose names stand in the text file `path`, one a line, as `unmask check` writes it.
+
+    Raises DataError where that leaves none, or where none of the names is there: then it is the list of other images.
+    """
+    names = set(files.read(files.absolute(path)).decode("utf-8", "surrogateescape").splitlines()) - {""}
+    kept = np.array([printable(source.name(index)) not in names for index in range(len(source))], bool)
+    left = int((~kept).sum())
+    if names and not left:
+        raise DataError(f"data.exclude={path}: none of its {len(names)} names is in data.train, such as {min(names)}")
+    if not kept.any():
+        raise DataError(f"data.exclude={path} excludes all {len(source)} images of data.train")
+    more = f", {len(names) - left} of its names are not there" if len(names) > left else ""
+    say(f"data.exclude={path}: {left} of {len(source)} images are left out{more}")
+    return SubsetSource(source, np.flatnonzero(kept))
 
 
 def spread(source: Source, count: int) -> Source:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from inspect import Signature, signature
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore.communication import get_rank
 from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig, OptimizerConfig, TrainConfig
@@ -18,7 +19,7 @@ from unmask.engines.base import EngineState, StepResult, Tensors, check_names_an
 from unmask.engines.loss_scale import INITIAL_LOSS_SCALE
 from unmask.engines.mindspore_engine.device import pick_device
 from unmask.engines.mindspore_engine.optimizer import Optimizer, untrained
-from unmask.engines.mindspore_engine.parallel import Sum, sum_over_processes
+from unmask.engines.mindspore_engine.parallel import Sum, begin_sum
 from unmask.engines.mindspore_engine.step import Accumulate, Gradients, Graph, Update
 from unmask.errors import EngineError
 from unmask.objectives.base import Objective
@@ -46,6 +47,9 @@ class MindSporeEngine:
         self.device = pick_device(device)
         if train.precision == "bf16" and self.device == "CPU":
             raise EngineError("train.precision=bf16: MindSpore computes it on Ascend only; set train.precision=fp32")
+        for key, value in (("shard", False), ("activation_checkpointing", False), ("exchange_dtype", "fp32")):
+            if getattr(train, key) != value:
+                raise EngineError(f"train.{key} is for engine=torch alone; leave it out, or set engine=torch")
         ms.set_context(mode=ms.PYNATIVE_MODE if train.compile is False else ms.GRAPH_MODE)
         self.pixel_type = ms.uint8 if data.dtype == "uint8" else ms.float32
         network = resolve(network_of(objective, "mindspore"))
@@ -120,7 +124,10 @@ class MindSporeEngine:
         return self.graph(name, **options)(_images(batch), *inputs).asnumpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values if self.world == 1 else sum_over_processes(values)
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return (lambda: values) if self.world == 1 else begin_sum(values)
 
     @property
     def module(self) -> Any:
@@ -130,6 +137,8 @@ class MindSporeEngine:
     # --- state ---
 
     def state(self) -> EngineState:
+        if self.world > 1 and get_rank() != 0:
+            return EngineState({})
         moments, updates = self.optimizer.state()
         scalars: dict[str, float] = {"updates": updates}
         if self.loss_scale is not None:

@@ -7,13 +7,14 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unmask.config.schema import DataConfig, OptimizerConfig, TrainConfig
 from unmask.data.batch import Batch, Pixels
@@ -21,7 +22,7 @@ from unmask.engines.base import EngineState, StepResult, Tensors, check_names_an
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
 from unmask.engines.torch_engine.device import pick_device
 from unmask.engines.torch_engine.optimizer import Optimizer
-from unmask.engines.torch_engine.parallel import Replicas, sum_over_processes
+from unmask.engines.torch_engine.parallel import Replicas, Shards, average, begin_sum, blocks, local, on_host, part
 from unmask.objectives.base import Objective
 from unmask.plugins import resolve
 
@@ -51,17 +52,30 @@ class TorchEngine:
         weights = dict[str, nn.Parameter](self.network.named_parameters())
         for name, weight in weights.items():
             weight.requires_grad_(objective.is_trained(name, optimizer))
-        self.trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
         self.averaged = copy.deepcopy(self.network).requires_grad_(False) if train.ema_decay else None
         self.loss_scale, self.good_steps = self._initial_loss_scale()
         self._optimizer_config = optimizer
-        self._replicas = None if world == 1 else Replicas(self.network)
+        if train.activation_checkpointing:
+            for block in blocks(self.network):
+                forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.forward = forward  # draws no random numbers
+        self._parallel = None if world == 1 else self._spread()
+        self.trained = {n: w for n, w in self.network.named_parameters() if w.requires_grad}
         self._compile = train.compile
+
+    def _spread(self) -> Replicas | Shards:
+        """The network over the processes."""
+        dtype = DTYPES[self.train.exchange_dtype]
+        if not self.train.shard:
+            return Replicas(self.network, dtype)
+        if self.averaged is not None:
+            Shards(self.averaged, dtype, self.objective.outputs)
+        return Shards(self.network, dtype, self.objective.outputs)
 
     @cached_property
     def _loss(self) -> Callable[..., dict[str, Tensor]]:
         """When training needs it: an encoder alone has none."""
-        loss: Callable[..., dict[str, Tensor]] = self._replicas or self.network.loss
+        loss: Callable[..., dict[str, Tensor]] = self._parallel or self.network.loss
         return torch.compile(loss, dynamic=False) if self._compile else loss
 
     @cached_property
@@ -77,16 +91,16 @@ class TorchEngine:
         self.network.train()
         values = {name: torch.tensor(value, device=self.device) for name, value in hyper.items() if name != "lr"}
         total: dict[str, Tensor] = {}
-        for batch in batches:
-            with nullcontext() if self._replicas is None else self._replicas.exchange(batch is batches[-1]):
+        for i, batch in enumerate(batches):
+            with nullcontext() if self._parallel is None else self._parallel.exchange(i == len(batches) - 1):
                 terms = self._loss(self._images(batch), **self._inputs(batch), **values)
                 terms = {name: term / len(batches) for name, term in terms.items()}
                 loss = terms["loss"]
                 (loss if self.loss_scale is None else loss * self.loss_scale).backward()
             for name, term in terms.items():
                 total[name] = total[name] + term.detach() if name in total else term.detach()
-        if self._replicas is not None:
-            self._replicas.average(total)
+        if self._parallel is not None:
+            average(total)
         norm, finite = self.optimizer.update(hyper["lr"], self.loss_scale)
         result = {**total, "grad_norm": norm, "skipped": ~finite}
         if self.loss_scale is not None:
@@ -106,7 +120,10 @@ class TorchEngine:
         return getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return values if self.world == 1 else sum_over_processes(values, self.device)
+        return self.begin_sum(values)()
+
+    def begin_sum(self, values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        return (lambda: values) if self.world == 1 else begin_sum(values)
 
     @property
     def module(self) -> nn.Module:
@@ -175,10 +192,10 @@ class TorchEngine:
         step = (1 - self.train.ema_decay) * finite
         if self.train.ema_warmup:
             step = torch.maximum(step, 9 / (10 + self.optimizer.updates) * finite)
-        for average, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            average.lerp_(weight, step)
-        for (_, average), (_, buffer) in zip(self._buffers(self.averaged), self._buffers(), strict=True):
-            average.copy_(buffer)
+        for averaged, weight in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            local(averaged).lerp_(local(weight), step)
+        for (_, averaged), (_, buffer) in zip(self._buffers(self.averaged), self._buffers(), strict=True):
+            averaged.copy_(buffer)
 
     # --- inputs ---
 
@@ -206,10 +223,11 @@ def _keep_freed_memory() -> None:
 
 
 def _arrays(tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors}
+    """On the host, of the first process; each must call this."""
+    return {name: array for name, tensor in tensors if (array := on_host(tensor)) is not None}
 
 
 @torch.no_grad()
 def _load(tensors: Iterable[tuple[str, Tensor]], arrays: Tensors) -> None:
     for name, tensor in tensors:
-        tensor.copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
+        local(tensor).copy_(part(torch.from_numpy(np.ascontiguousarray(arrays[name])), tensor))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unmask.config.schema import OptimizerConfig
+from unmask.engines.torch_engine.parallel import is_split, local, norm_over_processes, on_host, part
 from unmask.schedules import is_decayed, layer_scale
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,20 +25,22 @@ class Optimizer:
 
     def __init__(self, weights: Mapping[str, nn.Parameter], depth: int, config: OptimizerConfig) -> None:
         self.weights = dict(weights)
+        # Where a weight is split over processes (a DTensor), the share that is here: the kernel takes plain tensors.
+        self.parts = {n: nn.Parameter(local(w.detach())) if is_split(w) else w for n, w in self.weights.items()}
         self.clip_grad = config.clip_grad
         groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
         for name, weight in self.weights.items():
             decay = config.weight_decay if is_decayed(name, tuple(weight.shape)) else 0.0
-            groups[layer_scale(name, depth, config.layer_decay), decay].append(weight)
+            groups[layer_scale(name, depth, config.layer_decay), decay].append(self.parts[name])
         self.adamw = torch.optim.AdamW(
             [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             fused=True,
         )
-        device = next(iter(self.weights.values())).device
+        device = next(iter(self.parts.values())).device
         self.steps = torch.zeros((), device=device)
-        for weight in self.weights.values():
+        for weight in self.parts.values():
             # As the first step would create it; made now so that loading and saving need no special case.
             self.adamw.state[weight] = {"step": self.steps.clone()} | {m: torch.zeros_like(weight) for m in MOMENTS}
 
@@ -46,8 +49,13 @@ class Optimizer:
 
         Returns the global norm (before clipping) and whether it was finite; if not, nothing but that was done.
         """
-        gradients = [w.grad for w in self.weights.values() if w.grad is not None]
+        for name, weight in self.weights.items():
+            if weight.grad is not None and is_split(weight):
+                self.parts[name].grad, weight.grad = local(weight.grad), None
+        gradients = [w.grad for w in self.parts.values() if w.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if any(map(is_split, self.weights.values())):
+            norm = norm_over_processes(norm)
         divisor = loss_scale
         if loss_scale is not None:
             norm = norm / loss_scale
@@ -67,20 +75,21 @@ class Optimizer:
     @property
     def updates(self) -> Tensor:
         """How many were applied; on the device."""
-        return self.adamw.state[next(iter(self.weights.values()))]["step"]
+        return self.adamw.state[next(iter(self.parts.values()))]["step"]
 
     def state(self) -> tuple[dict[str, NDArray[Any]], int]:
         """Moments as `exp_avg.NAME` and `exp_avg_sq.NAME`, and the number of updates applied."""
         tensors = {
-            f"{moment}.{name}": self.adamw.state[weight][moment].cpu().numpy().copy()
+            f"{moment}.{name}": array
             for moment in MOMENTS
             for name, weight in self.weights.items()
+            if (array := on_host(weight, self.adamw.state[self.parts[name]][moment])) is not None
         }
         return tensors, int(self.updates)
 
     def load(self, tensors: Mapping[str, NDArray[Any]], updates: int) -> None:
         for name, weight in self.weights.items():
-            state = self.adamw.state[weight]
+            state = self.adamw.state[self.parts[name]]
             state["step"].fill_(updates)
             for moment in MOMENTS:
-                state[moment].copy_(torch.from_numpy(tensors[f"{moment}.{name}"]))
+                state[moment].copy_(part(torch.from_numpy(tensors[f"{moment}.{name}"]), weight))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,30 +15,77 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from unmask import interrupts
 from unmask.engines.torch_engine.device import pick_device
-from unmask.errors import EngineError
+from unmask.errors import EngineError, ProcessError
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
+"""Gloo everywhere, for the numbers of the host: they wait for no device."""
+ROLL_CALL = 3.0
+"""Seconds in which all who are there answer, when something has gone wrong."""
 
 
 @contextmanager
-def connect(device: str) -> Generator[None]:
-    """Join the processes that torchrun started, which tells where they are in the environment. Raises EngineError."""
+def connect(device: str, timeout: float) -> Generator[None]:
+    """Join the processes that torchrun started, which tells where they are in the environment.
+
+    Raises EngineError; ProcessError when another is lost.
+    """
     kind = pick_device(device).type
     if kind not in BACKENDS:
         raise EngineError(f"device={kind} trains in one process only; start without torchrun, or set device=cpu")
-    dist.init_process_group(BACKENDS[kind])
-    yield
-    dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
+    wait = timedelta(seconds=timeout)
+    store = None
+    try:
+        store, rank, world = next(rendezvous("env://", timeout=wait))
+        dist.init_process_group(BACKENDS[kind], store=store, rank=rank, world_size=world, timeout=wait)
+        yield
+        dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        with interrupts.ignored():  # the launcher, which has noticed too, need not ask
+            lost = "another" if store is None else _missing(store)
+        raise ProcessError(
+            f"{lost} ended or did not answer within train.process_timeout={timeout:g} s ({_reason(error)}); "
+            "all end, and the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _missing(store: Any) -> str:
+    """Who is lost: all who notice a failure answer here, and it is those who do not."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    missing, deadline = {*range(world)} - {rank}, time.monotonic() + ROLL_CALL
+    try:
+        store.set(f"here/{rank}", "")
+        while missing and time.monotonic() < deadline:
+            time.sleep(0.1)
+            missing = {other for other in missing if not store.check([f"here/{other}"])}
+    except RuntimeError:  # the store was the first process's
+        missing = {0}
+    names = ", ".join(map(str, sorted(missing)))
+    return f"process {rank} of {world}: " + (f"process {names}" if names else "another process")
+
+
+def _reason(error: RuntimeError) -> str:
+    """Gloo's, without the place in its source."""
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[\S+/gloo/\S+\] ", "", text).split(". This is typically")[0].rstrip(".")
 
 
 class Replicas:
     """The loss of a network of which every process has a replica; its backward pass averages the gradients."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, exchange_dtype: torch.dtype) -> None:
         self._parallel = DistributedDataParallel(_Loss(network), gradient_as_bucket_view=True)
+        if exchange_dtype == torch.bfloat16:
+            hook: Any = lambda _, bucket: _average_in_bf16(bucket)  # noqa: E731  # pyright: ignore
+            self._parallel.register_comm_hook(None, hook)  # which must say GradBucket, or nothing
 
     def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         return self._parallel(*inputs, **named)
@@ -43,10 +94,92 @@ class Replicas:
         """For a micro-batch: whether its backward pass, the last of the step, exchanges what was accumulated."""
         return nullcontext() if now else self._parallel.no_sync()
 
-    def average(self, terms: dict[str, Tensor]) -> None:
-        for value in terms.values():
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
+
+class Shards:
+    """The loss of a network of which every process keeps a share, FSDP2's; what else it computes works too.
+
+    A block's weights are gathered when it is computed. Weights become DTensors, split along their first axis; `local`,
+    `part` and `on_host` are the ways in and out.
+    """
+
+    def __init__(self, network: Any, exchange_dtype: torch.dtype, outputs: Iterable[str] = ()) -> None:
+        policy = MixedPrecisionPolicy(reduce_dtype=exchange_dtype)
+        for block in blocks(network):
+            fully_shard(block, mp_policy=policy)
+        self._network = fully_shard(network, mp_policy=policy)
+        for method in ("loss", *outputs):
+            if hasattr(network, method):
+                register_fsdp_forward_method(network, method)
+
+    def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        return self._network.loss(*inputs, **named)
+
+    def exchange(self, now: bool) -> AbstractContextManager[None]:
+        """See `Replicas`. What is accumulated is not split yet, which takes memory and saves an exchange."""
+        self._network.set_requires_gradient_sync(now)
+        return nullcontext()
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The equal parts of a network, one after another: what stands in lists of modules."""
+    return [block for each in network.modules() if isinstance(each, nn.ModuleList) for block in each]
+
+
+def average(terms: dict[str, Tensor]) -> None:
+    """Over the processes, in place."""
+    for value in terms.values():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+
+
+def norm_over_processes(norm: Tensor) -> Tensor:
+    """Of all shares, from that of one."""
+    squares = norm.square()
+    dist.all_reduce(squares)
+    return squares.sqrt()
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Whether this process has a share of it alone."""
+    return isinstance(tensor, DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process keeps of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def on_host(tensor: Tensor, kept: Tensor | None = None) -> NDArray[Any] | None:
+    """A copy for the first process, None for the others; each must call this, because shares come together.
+
+    `kept`: what this process keeps of another tensor, split as `tensor` is.
+    """
+    kept = local(tensor) if kept is None else kept
+    if isinstance(tensor, DTensor):
+        where = tensor.device_mesh, tensor.placements
+        kept = DTensor.from_local(kept, *where, shape=tensor.shape, stride=tensor.stride()).full_tensor()
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    return kept.detach().cpu().numpy().copy() if is_first else None
+
+
+def part(array: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor what this process keeps, if it is split as `like` is."""
+    if not isinstance(like, DTensor):
+        return array
+    shares = array.chunk(dist.get_world_size())
+    return shares[dist.get_rank()] if dist.get_rank() < len(shares) else array[:0]
+
+
+def _average_in_bf16(bucket: Any) -> torch.futures.Future[Tensor]:
+    """A hook of DistributedDataParallel for its GradBucket; PyTorch's own in bf16 is for NCCL alone."""
+    mine = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size())
+
+    def take(exchanged: torch.futures.Future[Any]) -> Tensor:
+        return bucket.buffer().copy_(exchanged.value()[0])
+
+    exchange: Any = dist.all_reduce(mine, async_op=True)
+    return exchange.get_future().then(take)
 
 
 class _Loss(nn.Module):
@@ -58,9 +191,19 @@ class _Loss(nn.Module):
         self.forward: Any = network.loss
 
 
-def sum_over_processes(values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:
-    """In the order of the ranks, so that all get the same bits."""
-    mine = torch.from_numpy(values).to(device)
+_exchanges: deque[Any] = deque(maxlen=8)
+"""The last ones, kept: Gloo (PyTorch 2.13) hung at the end in 1 of 11 runs when they were freed at once."""
+
+
+def begin_sum(values: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+    """In the order of the ranks, so that all get the same bits; on the host, beside what the device does."""
+    mine = torch.from_numpy(np.array(values))  # a copy, which the caller does not change
     parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, mine)
-    return np.sum([part.cpu().numpy() for part in parts], axis=0)
+    exchange = dist.all_gather(parts, mine, async_op=True)
+    _exchanges.append(exchange)
+
+    def finish() -> NDArray[np.float64]:
+        exchange.wait()  # pyright: ignore[reportOptionalMemberAccess]
+        return np.sum([part.numpy() for part in parts], axis=0)
+
+    return finish

@@ -1,0 +1,258 @@
+"""Look at every image before a week is spent on them: what is broken, blank, tiny, there twice, or in both sets."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.schema import DataConfig
+from unmask.data.likeness import BITS, SIDE, groups_of, hash_of, look, near_pairs
+from unmask.data.sources import Source, open_source
+from unmask.data.sources.base import printable
+from unmask.data.sources.left_out import LeftOut
+from unmask.environment import cores
+from unmask.errors import DataError, StorageError, UnmaskError
+from unmask.evaluate.resumable import Records, collect
+from unmask.report.pictures import contact_sheet
+from unmask.report.progress import say, table
+
+EXCLUDE = "exclude.txt"
+BLANK = 0.01
+"""Standard deviation of grey levels in 0..1 below which there is nothing to see."""
+_BATCH = 64
+_PARTIAL = ("data.partial", "against.partial")
+_SHOWN = 48
+"""Pairs in the picture."""
+_RECORD = np.dtype(
+    [
+        ("broken", "?"),
+        ("height", "<i4"),
+        ("width", "<i4"),
+        ("spread", "<f4"),
+        ("digest", "V16"),
+        ("hash", "u1", (BITS // 8,)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Rows of the images, each list in order."""
+
+    broken: NDArray[np.int64]
+    """Cannot be decoded."""
+    blank: NDArray[np.int64]
+    """Show nothing: one colour, or almost."""
+    tiny: NDArray[np.int64]
+    """Have a side below `smallest`."""
+    copies: list[NDArray[np.int64]]
+    """Groups of the same bytes."""
+    alike: list[NDArray[np.int64]]
+    """Groups of pictures of the same, whose bytes differ; blank ones left aside."""
+    conflicts: list[NDArray[np.int64]]
+    """Groups of copies or alike ones that are in several classes: one of them is mislabelled."""
+    leaks: NDArray[np.int64]
+    """Images that are, or are like, one of the other set."""
+
+
+def check(images: str, out: Path, *, against: str | None = None, smallest: int = 32) -> Findings:
+    """Decode all of `images`, in as many threads as there are cores, and of `against`, the set they are judged by.
+
+    Writes into the folder `out`: `check.json` with all figures; `exclude.txt`, for `data.exclude`, with the broken and
+    blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
+    Interrupted, the same call goes on. Raises DataError where there are no images, and what reading them raises.
+    """
+    source = _opened(images, "DATA")
+    records = _records(source, out / _PARTIAL[0], "check")
+    other = None if against is None else _opened(against, "--against")
+    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against")
+    findings = _findings(records, source.labels, others, smallest)
+    excluded = _excluded(findings)
+    try:
+        _write(source, records, findings, excluded, out, against)
+    except OSError as error:
+        raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
+    _tell(source, records, findings, len(excluded), out)
+    for folder in _PARTIAL:
+        shutil.rmtree(out / folder, ignore_errors=True)
+    return findings
+
+
+def _opened(spec: str, key: str) -> Source:
+    """With labels, if there are any."""
+    try:
+        return open_source(spec, key=key, labels=True)
+    except DataError:
+        return open_source(spec, key=key, labels=False)
+
+
+def _records(source: Source, folder: Path, title: str) -> Records:
+    most = DataConfig().max_pixels
+
+    def one(index: int) -> Records:
+        record = np.zeros((), _RECORD)
+        try:
+            data = source.read(index)
+            raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
+            (record["height"], record["width"]), grey = look(data, most)
+            record["spread"], record["hash"] = grey.std(), hash_of(grey)
+        except StorageError:
+            raise
+        except DataError:
+            record["broken"] = True
+        return record
+
+    def compute(start: int) -> Iterator[Records]:
+        with ThreadPoolExecutor(cores()) as pool:
+            for first in range(start, len(source), _BATCH):
+                yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, len(source))))))
+
+    job = {"command": "check", "images": source.fingerprint(), "side": SIDE}
+    return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH, title=title)
+
+
+def _findings(records: Records, labels: NDArray[np.int64] | None, others: Records | None, smallest: int) -> Findings:
+    good = ~records["broken"]
+    blank = good & (records["spread"] < BLANK)
+    tiny = good & (np.minimum(records["height"], records["width"]) < smallest)
+    seen = np.flatnonzero(good)
+    copies = _copies(records["digest"], seen)
+    clear = np.flatnonzero(good & ~blank)
+    pairs = clear[near_pairs(records["hash"][clear])]
+    same = records["digest"][pairs[:, 0]] == records["digest"][pairs[:, 1]]
+    alike = groups_of(pairs[~same], len(records))
+    conflicts = [] if labels is None else [g for g in [*copies, *alike] if len(set(labels[g].tolist())) > 1]
+    leaks = np.zeros(0, np.int64) if others is None else _leaks(records, clear, seen, others)
+    return Findings(np.flatnonzero(~good), np.flatnonzero(blank), np.flatnonzero(tiny), copies, alike, conflicts, leaks)
+
+
+def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    if not len(rows):
+        return []
+    _, inverse, counts = np.unique(digests[rows], return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    return [rows[group] for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+
+
+def _leaks(records: Records, clear: NDArray[np.int64], seen: NDArray[np.int64], others: Records) -> NDArray[np.int64]:
+    known = ~others["broken"]
+    copied = seen[np.isin(records["digest"][seen], others["digest"][known])]
+    theirs = np.flatnonzero(known & (others["spread"] >= BLANK))
+    pairs = near_pairs(np.concatenate([records["hash"][clear], others["hash"][theirs]]))
+    across = pairs[(pairs[:, 0] < len(clear)) & (pairs[:, 1] >= len(clear))]
+    return np.unique(np.concatenate([copied, clear[across[:, 0]]]))
+
+
+def _excluded(findings: Findings) -> NDArray[np.int64]:
+    again = [group[1:] for group in findings.copies]
+    return np.unique(np.concatenate([findings.broken, findings.blank, findings.leaks, *again]))
+
+
+def _write(
+    source: Source, records: Records, findings: Findings, excluded: NDArray[np.int64], out: Path, against: str | None
+) -> None:
+    def name(row: int) -> str:
+        return printable(source.name(int(row)))
+
+    def named(rows: NDArray[np.int64]) -> list[str]:
+        return [name(row) for row in rows.tolist()]
+
+    groups: dict[str, Callable[[], list[list[str]]]] = {
+        key: lambda found=found: [named(group) for group in found]
+        for key, found in (("copies", findings.copies), ("alike", findings.alike), ("conflicts", findings.conflicts))
+    }
+    sides = {key: _quantiles(records[key][~records["broken"]]) for key in ("height", "width")}
+    content = {
+        "images": len(source),
+        "against": against,
+        "left_out": LeftOut.of(source).counts(),
+        **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "leaks")},
+        **{key: make() for key, make in groups.items()},
+        "reasons": {name(row): reason_of(source, row) for row in findings.broken.tolist()},
+        "classes": _balance(source),
+        **sides,
+    }
+    (out / "check.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / EXCLUDE).write_text("".join(f"{line}\n" for line in named(excluded)), encoding="utf-8")
+    with (out / "alike.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["group", "file", "class"])
+        for number, group in enumerate(findings.alike, 1):
+            writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
+    _draw(source, findings.alike, out / "alike.png")
+
+
+def _class(source: Source, row: int) -> str:
+    return "" if source.labels is None or source.class_names is None else source.class_names[int(source.labels[row])]
+
+
+def _balance(source: Source) -> dict[str, int]:
+    if source.labels is None or source.class_names is None:
+        return {}
+    counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+    return {printable(name): count for name, count in zip(source.class_names, counts, strict=True)}
+
+
+def _quantiles(sides: NDArray[np.int32]) -> dict[str, int]:
+    if not len(sides):
+        return {}
+    low, median, high = np.quantile(sides, [0, 0.5, 1]).astype(int).tolist()
+    return {"min": low, "median": median, "max": high}
+
+
+def reason_of(source: Source, row: int) -> str:
+    """Why an image cannot be decoded."""
+    try:
+        look(source.read(row), DataConfig().max_pixels)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path) -> None:
+    """The first two of each group, side by side."""
+    rows = [row for group in groups[: _SHOWN // 2] for row in group[:2].tolist()]
+    if not rows:
+        out.unlink(missing_ok=True)
+        return
+    pictures = np.stack([look(source.read(row), DataConfig().max_pixels)[1] for row in rows])[..., None]
+    files = [printable(source.name(row).rpartition("/")[2]) for row in rows]
+    names = [f"{number // 2 + 1}: {file}" for number, file in enumerate(files)]
+    contact_sheet(pictures, out, captions=names)
+
+
+def _tell(source: Source, records: Records, findings: Findings, excluded: int, out: Path) -> None:
+    def some(rows: Sequence[int]) -> str:
+        shown = ", ".join(printable(source.name(row)) for row in rows[:3])
+        return shown + (", …" if len(rows) > 3 else "")
+
+    lists = (("broken", findings.broken), ("blank", findings.blank), ("tiny", findings.tiny))
+    rows = [[what, len(found), some(found.tolist())] for what, found in (*lists, ("also in --against", findings.leaks))]
+    for what, groups in (
+        ("copies", findings.copies),
+        ("alike", findings.alike),
+        ("in two classes", findings.conflicts),
+    ):
+        rows.append(
+            [what, sum(len(group) - 1 for group in groups), some([row for g in groups[:2] for row in g[:2].tolist()])]
+        )
+    table([row for row in rows if row[1]] or [["nothing found", 0, ""]], ["", "images", "such as"])
+    classes = Counter(_balance(source))
+    if classes:
+        (most, many), (least, few) = classes.most_common(1)[0], min(classes.items(), key=lambda item: item[1])
+        say(f"{len(classes)} classes, from {few} images ({least}) to {many} ({most})")
+    say(f"{len(source)} images; in {out}: check.json, alike.csv, {EXCLUDE} with {excluded} names")
+    if excluded:
+        say(f"to do without these: data.exclude={out / EXCLUDE}")

@@ -1,0 +1,110 @@
+"""Which images look alike: a difference hash of each (Krawetz 2013, "Kind of Like That"), and a search for near ones.
+
+Of an image in grey at 17 x 16 pixels, each bit says whether a pixel is brighter than the one to its left: 256 bits,
+which re-encoding, resizing and changes of brightness hardly move. Copies that are flipped, turned or cropped are not
+found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unmask.data.batch import FULL_RANGE
+from unmask.data.decode.picture import Picture
+from unmask.data.decode.raster import open_image, read_stored
+
+BITS = 256
+NEAR = 12
+"""Bits that may differ between two pictures of the same: docs/log.md, "Which images are alike"."""
+SIDE = 64
+"""Pixels of the square at which an image is looked at."""
+_BANDS = NEAR + 1
+"""Hashes that differ in NEAR bits agree in at least one of so many parts."""
+_MOST_ALIKE = 1000
+"""Hashes that agree in a part; of more, which are patterns of blank pictures, only neighbours are compared."""
+
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+Hashes = NDArray[np.uint8]
+"""(N, BITS / 8) packed bits."""
+
+
+def look(data: bytes | NDArray[np.uint8], max_pixels: int) -> tuple[tuple[int, int], NDArray[np.float32]]:
+    """Height and width of an image, and its grey levels (SIDE, SIDE) in 0..1. Raises DecodeError.
+
+    Of floating pixels, which have no range, 0..1 is from the darkest to the brightest.
+    """
+    if isinstance(data, np.ndarray):
+        plain = data.dtype == np.uint8 and data.shape[-1] in (1, 3)
+    else:
+        plain = not data.startswith((b"\x93NUMPY", b"II", b"MM"))
+    if plain:
+        picture = open_image(data, 1, "uint8", max_pixels)
+        whole = (0, 0, picture.width, picture.height)
+        if isinstance(picture, Picture):
+            grey = picture.crop(whole, (SIDE, SIDE), Image.Resampling.BOX)
+            return (picture.height, picture.width), grey[:, :, 0].astype(np.float32) / np.float32(255)
+    pixels = read_stored(data, None, max_pixels).pixels
+    grey = np.asarray(Image.fromarray(pixels.astype(np.float32).mean(2)).resize((SIDE, SIDE), Image.Resampling.BOX))
+    low, high = (0.0, FULL_RANGE[pixels.dtype.name]) if pixels.dtype.kind == "u" else (grey.min(), grey.max())
+    height, width = pixels.shape[:2]
+    return (height, width), ((grey - low) / max(high - low, 1e-12)).astype(np.float32)
+
+
+def hash_of(grey: NDArray[np.float32]) -> Hashes:
+    """(BITS / 8,) of grey levels (SIDE, SIDE)."""
+    small = np.asarray(Image.fromarray(grey).resize((17, 16), Image.Resampling.BOX))
+    return np.packbits(small[:, 1:] > small[:, :-1])
+
+
+def near_pairs(hashes: Hashes) -> NDArray[np.int64]:
+    """(P, 2) pairs of rows, the first below the second, that differ in at most NEAR bits; sorted.
+
+    Rows are compared that agree in one of NEAR + 1 parts of their bits, as each such pair must.
+    """
+    found = [np.zeros((0, 2), np.int64)]
+    edges = np.linspace(0, BITS, _BANDS + 1).round().astype(int)
+    for start, stop in pairwise(edges.tolist()):
+        part = np.packbits(np.unpackbits(hashes, axis=1)[:, start:stop], axis=1)
+        for group in _equal(part):
+            found += _near_within(hashes, group)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _equal(part: Hashes) -> Iterator[NDArray[np.int64]]:
+    """Groups of two or more rows that are the same, each in order."""
+    order = np.lexsort(part.T[::-1])
+    rows = part[order]
+    starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(1)])) if len(rows) else np.zeros(0, int)
+    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        if stop - start > 1:
+            yield np.sort(order[start:stop]).astype(np.int64)
+
+
+def _near_within(hashes: Hashes, group: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    reach = len(group) if len(group) <= _MOST_ALIKE else 2
+    for step in range(1, reach):
+        first, second = group[:-step], group[step:]
+        near = _ONES[hashes[first] ^ hashes[second]].sum(1, dtype=np.int64) <= NEAR
+        yield np.stack([first[near], second[near]], 1)
+
+
+def groups_of(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """Sets of two or more of `count` rows that pairs connect, each in order."""
+    root = np.arange(count)
+    while len(pairs):  # each pass takes the lower of the two; few are needed
+        low = np.minimum(root[pairs[:, 0]], root[pairs[:, 1]])
+        before = root.copy()
+        np.minimum.at(root, pairs[:, 0], low)
+        np.minimum.at(root, pairs[:, 1], low)
+        root = root[root]
+        if (root == before).all():
+            break
+    order = np.argsort(root, kind="stable")
+    starts = np.flatnonzero(np.diff(root[order], prepend=-1))
+    return [group for group in np.split(order, starts[1:]) if len(group) > 1]

@@ -1,0 +1,60 @@
+"""Which images a suddenly high loss, or one that is not finite, was of: kept beside the log, to look at them."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from unmask.data.loader.order import sample_at
+from unmask.data.sources.base import Source, printable
+from unmask.report.progress import say
+
+_WINDOW = 200
+_LEAST = 20
+"""Losses before one is called high."""
+_DEVIATIONS = 12
+"""Times the median absolute deviation above the median: of losses that scatter normally, one in 10^15."""
+_MOST = 100
+"""Lines a process writes."""
+
+
+class Spikes:
+    """Writes a line of JSON for each such step: `step`, `loss`, `median` of those before, `images`."""
+
+    def __init__(self, source: Source, path: Path, *, seed: int, batch_size: int, repeats: int) -> None:
+        """`batch_size`: of a step, over all processes; `repeats`: `augment.repeats`."""
+        self._source, self._path = source, path
+        self._seed, self._batch_size, self._repeats = seed, batch_size, repeats
+        self._before: deque[float] = deque(maxlen=_WINDOW)
+        self._written = 0
+
+    def add(self, step: int, loss: float) -> None:
+        """Take note of the loss of update `step`, counted from 1."""
+        median = float(np.median(self._before)) if self._before else float("nan")
+        finite = bool(np.isfinite(loss))
+        if self._written < _MOST and (not finite or self._is_high(loss, median)):
+            self._written += 1
+            images = self.images(step)
+            row = {"step": step, "loss": loss if finite else str(loss), "median": median, "images": images}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            said = f"{loss:.4g} after a median of {median:.4g}" if finite else f"{loss}"
+            say(f"step {step}: the loss is {said}; its images are named in {self._path}")
+        if finite:
+            self._before.append(loss)
+
+    def images(self, step: int) -> list[str]:
+        """Names of the images of a step, those in place of which others were shown too."""
+        count = len(self._source)
+        positions = range((step - 1) * self._batch_size, step * self._batch_size)
+        rows = dict.fromkeys(sample_at(position, count, self._seed, self._repeats)[1] for position in positions)
+        return [printable(self._source.name(row)) for row in rows]
+
+    def _is_high(self, loss: float, median: float) -> bool:
+        if len(self._before) < _LEAST:
+            return False
+        deviation = float(np.median(np.abs(np.array(self._before) - median)))
+        return loss > median + _DEVIATIONS * max(deviation, 1e-3 * abs(median))

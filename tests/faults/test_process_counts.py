@@ -1,0 +1,108 @@
+"""The result does not depend on how a run was spread: over how many processes, with all weights or a share each."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from ranks import ENGINES, agree, launch, records
+from runs import TINY_MODEL, unmask
+
+MODEL = [
+    *TINY_MODEL,
+    "data.train=bundled:mnist5k/train",
+    "data.val=bundled:mnist5k/val",
+    "train.batch_size=48",
+    "train.accumulate=2",
+    "train.log_every=1",
+    "optimizer.clip_grad=1.0",
+    "output=run",
+]
+PRETRAIN = ["pretrain", "mae-vit-tiny", *MODEL, "train.ema_decay=0.9", "optimizer.warmup_epochs=0.04"]
+FINETUNE = ["finetune", "finetune-vit-tiny", *MODEL, "optimizer.warmup_epochs=0.04"]
+SHARDS = ["train.shard=true", "train.activation_checkpointing=true"]
+
+
+def steps(count: int) -> str:
+    return f"train.epochs={count * 48 / 4000}"
+
+
+def alone(folder: Path, *arguments: str) -> list[dict[str, float]]:
+    folder.mkdir()
+    done = unmask(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return records(folder)
+
+
+def together(folder: Path, *arguments: str, processes: int, engine: str = "torch") -> list[dict[str, float]]:
+    folder.mkdir()
+    ranks = launch(engine, *arguments, f"engine={engine}", cwd=folder, processes=processes)
+    said = ranks.end()
+    assert ranks.launcher.returncode == 0, said
+    return records(folder)
+
+
+def test_shards_train_as_one_process_which_takes_them_over(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    run = [*PRETRAIN, steps(60)]
+    expected = alone(tmp_path / "alone", *run)
+    (shared := tmp_path / "shared").mkdir()
+    ranks = launch("torch", *run, *SHARDS, cwd=shared)
+    ranks.until_step(5)
+    ranks.send(signal.SIGTERM, 0)
+    said = ranks.end()
+    assert 5 <= (stopped_at := len(records(shared))) < 60, said
+    done = unmask(*run, cwd=shared)
+    assert f"resumed after step {stopped_at}" in done.stdout, done.stderr
+    agree(records(shared), expected, rel=1e-5)
+
+
+def test_gradients_that_travel_in_bf16_are_nearly_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    run = [*PRETRAIN, steps(4)]
+    expected = alone(tmp_path / "alone", *run)
+    found = together(tmp_path / "bf16", *run, "train.exchange_dtype=bf16", processes=2)
+    norms = [[record["grad_norm"] for record in log[:4]] for log in (found, expected)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    assert norms[0] != pytest.approx(norms[1], rel=1e-6), "they did travel in bf16"
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("task", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
+def test_fifty_steps_over_one_two_and_four_processes(task: list[str], tmp_path: Path) -> None:
+    """Losses and norms to 1e-5; what is counted over the validation images exactly."""
+    pytest.importorskip("torch")
+    run = [*task, steps(50)]
+    expected = alone(tmp_path / "alone", *run)
+    for processes in (2, 4):
+        for name, settings in {"replicas": [], "shards": SHARDS}.items():
+            found = together(tmp_path / f"{name}-{processes}", *run, *settings, processes=processes)
+            agree(found, expected, rel=1e-5)
+            for figure in ("top1", "top5"):
+                assert [record.get(figure) for record in found] == [record.get(figure) for record in expected]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_fifty_steps_of_the_other_engine(engine: str, tmp_path: Path) -> None:
+    run = [*PRETRAIN, steps(50)]
+    expected = alone(tmp_path / "alone", *run, f"engine={engine}")
+    agree(together(tmp_path / "two", *run, processes=2, engine=engine), expected, rel=1e-5)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_shards_go_on_with_the_other_engine(engine: str, tmp_path: Path) -> None:
+    run = [*PRETRAIN, steps(400)]
+    (shared := tmp_path / "shared").mkdir()
+    ranks = launch("torch", *run, "train.shard=true", cwd=shared)
+    ranks.until_step(5)
+    ranks.send(signal.SIGTERM, 1)
+    ranks.end()
+    stopped_at = len(records(shared))
+    assert stopped_at < 400
+    done = unmask(*run, f"engine={engine}", cwd=shared)
+    assert f"resumed after step {stopped_at}" in done.stdout, done.stderr
+    agree(records(shared), alone(tmp_path / "alone", *run), rel=1e-3)

@@ -1,0 +1,169 @@
+"""One of several processes is killed, hangs, is told to stop or sees a bad number: all act alike, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ranks import ENGINES, agree, launch, records
+from runs import TINY_MODEL, unmask
+
+STEPS = 400
+"""Enough that a signal finds the run at work."""
+RUN = [
+    "pretrain",
+    "mae-vit-tiny",
+    *TINY_MODEL,
+    "model.depth=1",
+    "train.batch_size=16",
+    "train.log_every=1",
+    "optimizer.warmup_epochs=0.04",
+    "output=run",
+]
+DIGITS = ["data.train=bundled:mnist5k/train", f"train.epochs={STEPS * 16 / 4000}"]
+TORCH = ENGINES[:1]
+BOTH = [TORCH[0], pytest.param("mindspore", marks=[*ENGINES[1].marks, pytest.mark.campaign])]
+"""With MindSpore each of these takes half a minute."""
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (folder / "run" / "checkpoints").glob("step-*"))
+
+
+def end(pids: Mapping[int, int], seconds: float = 30) -> None:
+    """Wait until none of the processes is at work; the launcher may take longer."""
+    deadline = time.monotonic() + seconds
+    while any(map(at_work, pids.values())):
+        assert time.monotonic() < deadline, f"{seconds} s later processes are still at work"
+        time.sleep(0.1)
+
+
+def at_work(pid: int) -> bool:
+    """Neither gone nor stopped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("T", "Z")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_a_killed_process_ends_all_with_its_name(engine: str, tmp_path: Path) -> None:
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path)
+    ranks.until_step(5)
+    pids = ranks.pids
+    ranks.send(signal.SIGKILL, 1)
+    end(pids)
+    said = ranks.end()
+    assert ranks.launcher.returncode != 0
+    # msrun kills the others a second later, and its scheduler names whom it misses first
+    assert re.search(f"process {'1' if engine == 'torch' else '.*'} ended or did not answer", said), said
+    assert "the same command goes on from the last checkpoint" in said
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, tmp_path: Path) -> None:
+    timeout = {"torch": 4, "mindspore": 20}[engine]  # the processes of the latter compile, one before the other
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", f"train.process_timeout={timeout}", cwd=tmp_path)
+    ranks.until_step(5)
+    pids = ranks.pids
+    ranks.send(signal.SIGSTOP, 1)
+    try:
+        end({0: pids[0]}, seconds=timeout + 30)
+    finally:
+        if Path(f"/proc/{pids[1]}").exists():
+            os.kill(pids[1], signal.SIGKILL)  # torchrun would give it another 30 s
+    said = ranks.end()
+    assert ranks.launcher.returncode != 0
+    assert "process 1 ended or did not answer" in said, said
+
+
+@pytest.mark.parametrize("engine", BOTH)
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param("the last process", marks=pytest.mark.campaign),
+        pytest.param("the launcher", marks=pytest.mark.campaign),
+        "everyone",
+    ],
+)
+def test_sigterm_saves_once_on_all(engine: str, told: str, tmp_path: Path) -> None:
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path)
+    ranks.until_step(5)
+    pids = ranks.pids
+    for pid in {"the last process": [pids[1]], "the launcher": []}.get(told, list(pids.values())):
+        os.kill(pid, signal.SIGTERM)
+    if told != "the last process":
+        ranks.launcher.terminate()
+    end(pids)
+    assert len(records(tmp_path)) >= 5
+    assert checkpoints(tmp_path) == [len(records(tmp_path))], "one checkpoint, of the last step that was logged"
+    assert checkpoints(tmp_path)[-1] < STEPS
+    said = ranks.end()
+    if engine == "torch" or told == "the last process":  # else msrun is gone, and what showed its output
+        assert said.count("The state is saved") == 1, said
+    if engine == "torch":
+        assert said.count("unmask: stopped by SIGTERM") == 2, said
+
+
+def alone_and_together(engine: str, folder: Path, *settings: str) -> tuple[Path, Path, str]:
+    """The same run in one process and in two; what the two said."""
+    alone, together = folder / "alone", folder / "together"
+    alone.mkdir()
+    together.mkdir()
+    unmask(*RUN, *settings, f"engine={engine}", cwd=alone)
+    return alone, together, launch(engine, *RUN, *settings, f"engine={engine}", cwd=together).end()
+
+
+def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_twice(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    settings = [DIGITS[0], f"train.epochs={100 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    assert unmask(*RUN, *settings, cwd=alone).returncode == 0
+    ranks = launch("torch", *RUN, *settings, cwd=together, options=["--max-restarts=1"])
+    ranks.until(lambda: bool(checkpoints(together)) and len(records(together)) % 20 > 2)
+    ranks.send(signal.SIGKILL, 1)
+    said = ranks.end()
+    assert ranks.launcher.returncode == 0, said
+    assert re.search(r"2 processes, resumed after step (20|40|60|80)\n", said), said
+    agree(records(together), records(alone))
+
+
+@pytest.mark.parametrize("engine", BOTH)
+@pytest.mark.parametrize("max_skipped", [0, pytest.param(20, marks=pytest.mark.campaign)])
+def test_a_number_that_is_not_finite_on_one_process_acts_on_all(engine: str, max_skipped: int, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((64, 28, 28, 1), np.float32)
+    images[5] = 3e38  # whose square is infinite
+    np.save(tmp_path / "images.npy", images)
+    settings = [f"data.train={tmp_path / 'images.npy'}", "data.dtype=float32", "train.epochs=2"]
+    alone, together, said = alone_and_together(engine, tmp_path, *settings, f"train.max_skipped={max_skipped}")
+    skipped = [record["skipped"] for record in records(together)]
+    assert sum(skipped) == (1 if max_skipped == 0 else 2)
+    assert skipped == [record["skipped"] for record in records(alone)]
+    finite = [[r["loss"] for r in records(folder) if not r["skipped"]] for folder in (together, alone)]
+    assert finite[0] == pytest.approx(finite[1], rel=1e-4)
+    assert said.count("unmask: the gradient was not finite") == (2 if max_skipped == 0 and engine == "torch" else 0)
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_bad_images_count_over_all_processes(engine: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28), np.uint8)
+    for number, image in enumerate(pixels):
+        path = photos / f"{number}.png"
+        path.write_bytes(b"no picture") if number % 16 == 0 else Image.fromarray(image).save(path)
+    settings = [f"data.train={photos}", "train.epochs=1"]
+    said = launch(engine, *RUN, *settings, f"engine={engine}", "data.max_bad_share=0.06", cwd=tmp_path).end()
+    assert "4 of 64 images (6.25%) cannot be decoded, more than data.max_bad_share=0.06" in said, said
+    (listed,) = (tmp_path / "run").glob("bad_files*")
+    assert sorted(listed.read_text().splitlines()) == ["0.png", "16.png", "32.png", "48.png"]

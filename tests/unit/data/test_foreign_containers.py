@@ -1,0 +1,106 @@
+"""Parquet, Arrow, .npz and .npy from others, damaged at random: right images or one error, and the process lives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import unmask
+
+READ = """
+import sys
+from unmask.data.sources import open_source
+from unmask.errors import DataError
+for path in sys.argv[1:]:
+    for labels in (False, True):
+        try:
+            source = open_source(path, key="data.train", labels=labels)
+            source.fingerprint()
+        except DataError as error:
+            assert "\\n" not in str(error), error
+            continue
+        for index in range(len(source)):
+            try:
+                source.read(index)
+            except DataError as error:
+                assert "\\n" not in str(error), error
+    print(path, flush=True)
+"""
+
+
+def make(folder: Path) -> dict[str, bytes]:
+    """One file of each kind, as other programs write them."""
+    images = []
+    for number in range(24):
+        path = folder / "one.png"
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (12, 12, 3), np.uint8)).save(path)
+        images.append({"bytes": path.read_bytes(), "path": f"{number}.png"})
+    table = pa.table({"image": images, "label": [n % 3 for n in range(24)]})
+    files: dict[str, bytes] = {}
+    for codec in ("snappy", "zstd", "none"):
+        pq.write_table(table, folder / "x", compression=codec, row_group_size=6)
+        files[f"{codec}.parquet"] = (folder / "x").read_bytes()
+    for name, writer in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
+        with writer(folder / "x", table.schema) as sink:
+            sink.write_table(table, max_chunksize=6)
+        files[name] = (folder / "x").read_bytes()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    for name, save in (("plain.npz", np.savez), ("deflated.npz", np.savez_compressed)):
+        save(folder / name, images=pixels, labels=np.arange(20) % 4)
+        files[name] = (folder / name).read_bytes()
+    np.save(folder / "set.npy", pixels)
+    files["set.npy"] = (folder / "set.npy").read_bytes()
+    return files
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    out = bytearray(data)
+    how = rng.integers(4)
+    if how == 0:
+        return bytes(out[: int(rng.integers(len(out)))])
+    for _ in range(int(rng.integers(1, 6))):
+        # headers and footers, where the lengths and offsets stand, are hit more often
+        place = int(
+            rng.integers(len(out))
+            if how == 1
+            else rng.integers(min(400, len(out))) * (1 if how == 2 else -1) - (how == 3)
+        )
+        out[place] = int(rng.integers(256))
+    return bytes(out)
+
+
+def check(tmp_path: Path, seed: int, count: int) -> None:
+    (tmp_path / "seeds").mkdir()
+    rng = np.random.default_rng(seed)
+    paths: list[str] = []
+    for name, data in make(tmp_path / "seeds").items():
+        for number in range(count):
+            path = tmp_path / f"{number}-{name}"
+            path.write_bytes(damaged(data, rng))
+            paths.append(str(path))
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(unmask.__file__).parents[1]),
+        "UNMASK_CACHE": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-c", READ, *paths]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    read = done.stdout.splitlines()
+    assert done.returncode == 0, f"{paths[len([line for line in read if line in paths])]}: {done.stderr[-1500:]}"
+
+
+def test_no_damage_crashes_or_escapes(tmp_path: Path) -> None:
+    check(tmp_path, 0, 25)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_no_damage_crashes_or_escapes_in_many(tmp_path: Path, seed: int) -> None:
+    check(tmp_path, seed, 150)

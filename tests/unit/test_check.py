@@ -1,0 +1,171 @@
+"""`unmask check` finds what is wrong with a set of images before it is trained on."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from unmask.check import check
+from unmask.cli import main
+from unmask.data.likeness import BITS, NEAR, groups_of, hash_of, look, near_pairs
+from unmask.data.sources import open_source
+from unmask.data.sources.subset import without
+from unmask.errors import DataError
+
+
+def scene(seed: int, height: int = 120, width: int = 160) -> Image.Image:
+    """A picture with structure at several scales, as photographs have."""
+    rng = np.random.default_rng(seed)
+    layers = [Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)) for n in (3, 6, 12, 24)]
+    pixels = [np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), np.float32) for layer in layers]
+    return Image.fromarray((0.25 * sum(pixels)).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """20 sound photographs in two classes, and one or two of each fault."""
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    files = {f"{'ab'[n % 2]}/{n:02}.jpg": jpeg(scene(n)) for n in range(20)}
+    files |= {
+        "a/blank.jpg": jpeg(Image.new("RGB", (80, 80), "white")),
+        "b/broken.jpg": jpeg(scene(50))[:300],
+        "b/text.png": b"no image",
+        "a/tiny.png": jpeg(scene(51, 20, 90)),
+        "a/copy.jpg": files["a/02.jpg"],
+        "b/other-class.jpg": files["a/04.jpg"],
+        "b/smaller.jpg": jpeg(scene(5).resize((100, 75)), 60),
+        "b/brighter.jpg": jpeg(ImageEnhance.Brightness(scene(7)).enhance(1.1)),
+    }
+    for name, data in files.items():
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "photos"
+
+
+def test_each_fault_is_found_and_nothing_else(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(photos), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+    assert found["images"] == 28
+    assert found["broken"] == ["b/broken.jpg", "b/text.png"]
+    assert found["reasons"]["b/text.png"].startswith("not a JPEG, PNG")
+    assert (found["blank"], found["tiny"]) == (["a/blank.jpg"], ["a/tiny.png"])
+    assert sorted(found["copies"]) == [["a/02.jpg", "a/copy.jpg"], ["a/04.jpg", "b/other-class.jpg"]]
+    assert sorted(found["alike"]) == [["b/05.jpg", "b/smaller.jpg"], ["b/07.jpg", "b/brighter.jpg"]]
+    assert found["conflicts"] == [["a/04.jpg", "b/other-class.jpg"]]
+    assert found["classes"] == {"a": 13, "b": 15}
+    assert found["height"] == {"min": 20, "median": 120, "max": 120}
+    excluded = (tmp_path / "out" / "exclude.txt").read_text("utf-8").splitlines()
+    assert excluded == ["a/blank.jpg", "a/copy.jpg", "b/broken.jpg", "b/other-class.jpg", "b/text.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("alike.csv", "alike.png", "check.json", "exclude.txt")
+    ]
+    said = capsys.readouterr().out
+    assert "2 classes, from 13 images (a) to 15 (b)" in said
+    assert f"data.exclude={tmp_path}/out/exclude.txt" in said
+
+
+def test_images_that_are_also_judged_by(photos: Path, tmp_path: Path) -> None:
+    val = tmp_path / "val" / "a"
+    val.mkdir(parents=True)
+    shutil.copy(photos / "a" / "06.jpg", val / "another-name.jpg")
+    (val / "recoded.jpg").write_bytes(jpeg(scene(8), 50))
+    (val / "new.jpg").write_bytes(jpeg(scene(99)))
+    (val / "blank.jpg").write_bytes(jpeg(Image.new("RGB", (90, 90), "white")))
+    findings = check(str(photos), tmp_path / "out", against=str(tmp_path / "val"))
+    source = open_source(str(photos), key="DATA", labels=True)
+    assert [source.name(row) for row in findings.leaks.tolist()] == ["a/06.jpg", "a/08.jpg"]
+    assert {"a/06.jpg", "a/08.jpg"} <= set((tmp_path / "out" / "exclude.txt").read_text("utf-8").splitlines())
+
+
+def test_what_is_excluded_is_not_trained_on(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(str(photos), tmp_path / "out")
+    source = open_source(str(photos), key="data.train", labels=True)
+    kept = without(source, str(tmp_path / "out" / "exclude.txt"))
+    assert len(kept) == 23
+    assert not {"a/blank.jpg", "b/broken.jpg"} & {kept.name(index) for index in range(len(kept))}
+    assert kept.labels is not None
+    assert kept.fingerprint() != source.fingerprint()
+    assert "5 of 28 images are left out" in capsys.readouterr().out
+    (tmp_path / "more.txt").write_text("a/blank.jpg\nz/never.jpg\n")
+    assert len(without(source, str(tmp_path / "more.txt"))) == 27
+    assert "1 of its names are not there" in capsys.readouterr().out
+    (tmp_path / "others.txt").write_text("z/never.jpg\n")
+    with pytest.raises(DataError, match=r"none of its 1 names is in data\.train, such as z/never\.jpg"):
+        without(source, str(tmp_path / "others.txt"))
+
+
+def test_16_bits_and_arrays_are_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 4096, (6, 40, 50), np.uint16)
+    images[4] = images[1]
+    images[5] = 7
+    np.save(tmp_path / "set.npy", images)
+    findings = check(str(tmp_path / "set.npy"), tmp_path / "out")
+    assert [group.tolist() for group in findings.copies] == [[1, 4]]
+    assert findings.blank.tolist() == [5]
+
+
+def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
+    for number in range(400):
+        path = tmp_path / "many" / f"{number:03}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(jpeg(scene(number, 150, 200)))
+    command = [sys.executable, "-m", "unmask", "check", "many", "--out", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    rows = tmp_path / "out" / "data.partial" / "rows.bin"
+    deadline = time.monotonic() + 60
+    while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "of 400 images are done already" in done.stdout
+    assert json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))["images"] == 400
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60))
+def test_near_pairs_are_those_of_all_pairs(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2, (count, BITS), np.uint8)
+    for row in range(1, count, 2):  # some near, some just too far
+        flipped = rng.choice(BITS, int(rng.integers(0, 2 * NEAR)), replace=False)
+        bits[row] = bits[row - 1]
+        bits[row, flipped] ^= 1
+    distance = (bits[:, None] != bits[None]).sum(2)
+    expected = [(a, b) for a in range(count) for b in range(a + 1, count) if distance[a, b] <= NEAR]
+    pairs = near_pairs(np.packbits(bits, axis=1))
+    assert [tuple(pair) for pair in pairs.tolist()] == expected
+    groups = groups_of(pairs, count)
+    connected = {frozenset(group.tolist()) for group in groups}
+    for a, b in expected:
+        assert sum({a, b} <= group for group in connected) == 1
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+@pytest.mark.parametrize("size", [(640, 480), (320, 240), (600, 600)])
+def test_copies_in_another_form_are_near(quality: int, size: tuple[int, int]) -> None:
+    hashes = [hash_of(look(jpeg(scene(n, 480, 640)), 10**8)[1]) for n in range(12)]
+    others = [hash_of(look(jpeg(scene(n, 480, 640).resize(size), quality), 10**8)[1]) for n in range(12)]
+    pairs = near_pairs(np.stack([*hashes, *others]))
+    assert pairs.tolist() == [[n, n + 12] for n in range(12)]
