@@ -248,6 +248,13 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
     )
 
+    sub = command("replay", commands.replay, "do one step of a run again: its images, its numbers, its weights")
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
+    sub.add_argument("--step", type=_count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
+    sub.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
+    )
+
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"

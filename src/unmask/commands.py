@@ -222,6 +222,12 @@ def check(options: Namespace) -> None:
     look_at_all(options.images, options.out, against=options.against, smallest=options.smallest)
 
 
+def replay(options: Namespace) -> None:
+    from unmask.replay import replay as again
+
+    again(options.run_folder, options.step, options.out)
+
+
 def doctor(_options: Namespace) -> None:
     from unmask.doctor import report
 

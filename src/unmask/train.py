@@ -29,7 +29,7 @@ from unmask.checkpoint.store import CheckpointStore, list_steps, read_chosen
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
-from unmask.data.decode.raster import check_images
+from unmask.data.decode.raster import check_images, why_bad
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.loader.spikes import Spikes
@@ -168,7 +168,8 @@ def train(
                 f"rate ends at {share:.0%} of its peak; lower it"
             )
         say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
-        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt", writes=rank == 0)
+        why = partial(why_bad, source, channels=config.model.channels, data=config.data)
+        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt", why, writes=rank == 0)
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(

@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluate"],
     ["export", "train"],
     ["api"],
-    ["check", "sweep", "demo", "doctor"],
+    ["check", "replay", "sweep", "demo", "doctor"],
     ["commands"],
     ["cli"],
     ["__init__", "__main__"],

@@ -117,8 +117,7 @@ def bring(folder: Path, url: str, *, leave_out: Collection[str] = ()) -> None:
     """
     url = url.rstrip("/")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with _locked(folder):
             there = _committed(url)
             here = {path.name for path in (folder / _CHECKPOINTS).glob("step-*")}
             if not there or max(map(_step, there)) <= max(map(_step, here), default=-1):
@@ -153,8 +152,10 @@ def brought_model(url: str) -> Path:
 
 
 def _locked(path: Path) -> FileLock:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"))
+    """Held by the one process of this machine that brings `path`, beside which a failed start leaves nothing."""
+    locks = cache_folder() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / _key(str(path.absolute())))
 
 
 def _bring_checkpoint(url: str, folder: Path, leave_out: Collection[str]) -> None:

@@ -116,7 +116,9 @@ def test_mindspore_s_files_stand_beside_the_run_there_too(tmp_path: Path, machin
     assert [name for name in names(store) if name.endswith(".ckpt")] == ["jobs/run-2_1.ckpt", "jobs/run-2_3.ckpt"]
 
 
-@pytest.mark.parametrize("call", range(1, 30, 4))
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=() if call % 9 == 1 else pytest.mark.campaign) for call in range(1, 30)]
+)
 def test_killed_at_any_call_to_the_store_what_is_there_is_whole(
     call: int, tmp_path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ):
@@ -224,7 +226,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_written(
         run(tmp_path, kept_at=url)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert not list(Path.cwd().rglob("run.yaml"))
+    assert not Path("runs").exists()
 
 
 def test_obs_is_the_s3_protocol_with_an_endpoint(tmp_path: Path, store: Any):

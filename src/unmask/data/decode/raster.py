@@ -169,6 +169,15 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
         raise ConfigError(refused[0])
 
 
+def why_bad(source: Source, index: int, channels: int, data: DataConfig) -> str:
+    """Why an image of `source` cannot be used by a run with these channels and this `data`, found out once more."""
+    try:
+        open_image(source.read(index), channels, data.dtype, data.max_pixels, data.range).pixels()
+    except DataError as error:
+        return str(error)
+    return "could be read at another attempt"
+
+
 def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Floating `values` as `dtype`: rounded and clipped where that has whole numbers. Overwrites `values`."""
     if dtype.kind == "u":

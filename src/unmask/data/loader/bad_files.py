@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from unmask.data.batch import Batch
@@ -13,13 +13,17 @@ from unmask.errors import DataError
 class BadFiles:
     """Lists bad images in a file of the run folder and stops the run when they become too many."""
 
-    def __init__(self, source: Source, max_share: float, path: Path, *, writes: bool = True) -> None:
-        """`path`: the list, one name per line; a resumed run continues it. Of several processes one `writes` it."""
+    def __init__(
+        self, source: Source, max_share: float, path: Path, why: Callable[[int], str], *, writes: bool = True
+    ) -> None:
+        """`path`: the list, one name per line, and behind a tab what `why` says of it; a resumed run continues it. Of
+        several processes one `writes` it."""
         self._source = source
         self._max_share = max_share
         self._path = path
-        self._writes = writes
-        self._listed = set(path.read_text("utf-8").splitlines()) if path.exists() else set[str]()
+        self._why, self._writes = why, writes
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self._listed = {line.partition("\t")[0] for line in lines}
 
     def __len__(self) -> int:
         """Distinct bad images so far."""
@@ -32,12 +36,12 @@ class BadFiles:
 
     def add(self, indices: Iterable[int]) -> None:
         """Take note of these images. Raises DataError when more than the allowed share of all images is bad."""
-        new = [name for name in dict.fromkeys(map(self._name, indices)) if name not in self._listed]
+        new = {name: index for index in indices if (name := self._name(index)) not in self._listed}
         if not new:
             return
         if self._writes:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{name}\n" for name in new)
+                file.writelines(f"{name}\t{self._why(index)}\n" for name, index in new.items())
         self._listed.update(new)
         if len(self) > self._max_share * len(self._source):
             raise DataError(

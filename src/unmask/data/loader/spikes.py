@@ -42,7 +42,8 @@ class Spikes:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             said = f"{loss:.4g} after a median of {median:.4g}" if finite else f"{loss}"
-            say(f"step {step}: the loss is {said}; its images are named in {self._path}")
+            look = f"unmask replay {self._path.parent} --step {step}"
+            say(f"step {step}: the loss is {said}; its images are named in {self._path}, and shown by: {look}")
         if finite:
             self._before.append(loss)
 
