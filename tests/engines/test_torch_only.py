@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine_cases import make_batch, make_config, start
-from unmask.engines import create_engine
+from unmask.engines import create_engine, joined
 from unmask.engines.torch_engine.device import _heeds_found_inf
 from unmask.errors import EngineError
 
@@ -42,3 +42,12 @@ def test_mps_where_there_is_none_is_refused_in_one_line() -> None:
 
 def test_the_probe_of_the_fused_optimizer_finds_that_it_skips_updates_here() -> None:
     assert _heeds_found_inf("cpu")
+
+
+@pytest.mark.parametrize("variable", ["RANK_SIZE", "WORLD_SIZE"])
+def test_a_number_of_processes_left_over_in_the_shell_is_said(variable: str, monkeypatch: pytest.MonkeyPatch):
+    for name in ("RANK", "RANK_ID", "RANK_SIZE", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "8")
+    with pytest.raises(EngineError, match=r"several processes, but: RANK expected, but not set\. Start with torchrun"):
+        joined("torch", "cpu", 10).__enter__()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from unmask.config.schema import DataConfig, ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.interchange.stored_model import fields_from_shapes
+from unmask.interchange.stored_model import fields_from_shapes, same_field
 from unmask.models.parameters import encoder_shapes, norm_shapes
 
 OF_ARCHITECTURE = (
@@ -51,7 +51,7 @@ def adapt_encoder(
     problems = [
         f"{name} is {fields[name]} there and {getattr(model, name)} here"
         for name in _MUST_AGREE
-        if name in fields and not _agree(name, fields[name], model)
+        if name in fields and not same_field(name, getattr(model, name), fields[name], model.width)
     ]
     if problems:
         raise _misfit(source, problems)
@@ -195,15 +195,6 @@ def _grid(pos_embed: NDArray[Any], fields: Mapping[str, Any], model: ModelConfig
         told = height // patch_size, width // patch_size
         return told if math.prod(told) == patches else None
     return model.grid if patches == model.num_patches else None
-
-
-def _agree(name: str, there: Any, model: ModelConfig) -> bool:
-    here = getattr(model, name)
-    if name == "mlp_ratio":  # read off the shapes it may differ from the one that was set, and give as many units
-        return int(model.width * there) == int(model.width * here)
-    if name == "layer_scale":  # where fresh factors start, which these are not
-        return (there is None) == (here is None)
-    return there == here
 
 
 def _misfit(source: str, problems: list[str]) -> CheckpointError:

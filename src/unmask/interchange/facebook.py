@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,19 @@ from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause, written_aside
 from unmask.interchange.official import told
-from unmask.interchange.stored_model import StoredModel, as_float32, extra_json, fields_from_shapes, from_extra
+from unmask.interchange.stored_model import (
+    StoredModel,
+    as_float32,
+    check_told,
+    extra_json,
+    fields_from_shapes,
+    from_extra,
+)
 from unmask.interchange.torch_file import TorchFile
 from unmask.interchange.unpickle import Global, Opaque, TensorRecord
 from unmask.interchange.vit import check, from_state_dict
+
+log = logging.getLogger("unmask")
 
 EXTRA = "unmask"
 """Beside "model", in files written here: what the tensors do not tell, as JSON. The official code ignores it."""
@@ -30,7 +40,10 @@ def read_facebook(path: Path) -> StoredModel:
         content = file.content
     if isinstance(extra := content.get(EXTRA), str):
         check(str(path), tensors)
+        if taken:
+            log.warning("%s: %s", path, taken)
         ours = from_extra(path, extra)
+        check_told(str(path), ours["model"], tensors, ours["class_names"])
         return StoredModel(tensors, format="facebook", **{**ours, "model": fields_from_shapes(tensors) | ours["model"]})
     weights = from_state_dict(str(path), tensors, taken)
     fields = fields_from_shapes(weights)
@@ -46,12 +59,13 @@ def read_state_dict(file: TorchFile) -> Tensors:
 
 
 def _state_dict(file: TorchFile) -> tuple[str, Tensors]:
-    """Which was taken, where there were several; and its tensors, float32."""
+    """Which was taken, where something else in the file has tensors too; and its tensors, float32."""
     content, taken = file.content, ""
     found = [name for name in CONTAINERS if isinstance(content, dict) and isinstance(content.get(name), dict)]
     if found:
+        others = found[1:] + [str(name) for name, value in content.items() if name not in found and _has_tensors(value)]
         content = content[found[0]]
-        taken = f"{found[0]} is taken, not {' or '.join(found[1:])}" if found[1:] else ""
+        taken = f"{found[0]} is taken, not {' or '.join(others)}" if others else ""
     if isinstance(content, dict) and isinstance(whole := content.get("model"), Opaque):
         content = whole
     if isinstance(content, Opaque):
@@ -65,6 +79,11 @@ def _state_dict(file: TorchFile) -> tuple[str, Tensors]:
     if strangers or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{file.path} holds no state dict: {', '.join(strangers[:5]) or 'a name is no text'}")
     return taken, as_float32({name: file.array(record) for name, record in content.items()})
+
+
+def _has_tensors(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else [value]
+    return any(isinstance(each, TensorRecord) for each in inside)
 
 
 def _what(value: Any) -> str:

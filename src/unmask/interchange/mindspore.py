@@ -2,14 +2,14 @@
 
 The names are ours, with gamma and beta for the weight and bias of every norm, as MindSpore's LayerNorm has them; or
 those of the model zoo's MAE (see mindspore_zoo). What optimizers, loss scaling and callbacks put beside the weights is
-left alone.
+left out, and a log line says so.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
     StoredModel,
     as_float32,
+    check_told,
     checked_model,
     extra_json,
     fields_from_shapes,
     from_extra,
     published_heads,
 )
+from unmask.interchange.vit import check
 
 log = logging.getLogger("unmask")
 
@@ -62,7 +64,14 @@ def run_beside(path: Path) -> Path | None:
 
 def read_mindspore(path: Path) -> StoredModel:
     """A .ckpt. Raises CheckpointError if it is damaged or holds anything that our model does not have."""
-    return from_mindspore(path, read_ckpt(path, _of_model))
+    beside: set[str] = set()
+
+    def wanted(name: str) -> bool:
+        if not _of_model(name):
+            beside.add(name)
+        return name not in beside
+
+    return from_mindspore(path, read_ckpt(path, wanted), beside)
 
 
 def is_from_mindspore(tensors: Tensors) -> bool:
@@ -70,14 +79,22 @@ def is_from_mindspore(tensors: Tensors) -> bool:
     return any(name.endswith(("norm.gamma", "norm1.gamma", "norm2.gamma")) for name in tensors)
 
 
-def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
-    """The model in tensors read from `path`. Raises CheckpointError naming everything that our model does not have."""
+def from_mindspore(path: Path, tensors: Tensors, beside: Collection[str] = ()) -> StoredModel:
+    """The model in tensors read from `path`. Raises CheckpointError naming everything that our model does not have.
+
+    beside: of the training's state, which is left out here too, what has not been read at all.
+    """
+    if state := {*beside, *(name for name in tensors if not _of_model(name))}:
+        log.warning("%s: the state of its training is left out (%d tensors)", path, len(state))
     extra = tensors.get(EXTRA)
     ours: dict[str, Any] = {"class_names": None} if extra is None else from_extra(path, extra.tobytes())
     tensors = {name: tensor for name, tensor in tensors.items() if _of_model(name) and name != EXTRA}
     weights = _with_norms(as_float32(tensors), _TO_OURS)
-    if len(weights) < len(tensors) or not weights:
-        raise CheckpointError(f"{path} holds no model, or a norm under both MindSpore's names and ours")
+    if not weights:
+        raise CheckpointError(f"{path} holds no model")
+    if len(weights) < len(tensors):
+        twice = listed(tensors.keys() - weights.keys())
+        raise CheckpointError(f"{path} has norms under both MindSpore's names and ours: {twice}")
     zoo = is_from_zoo(weights)
     if zoo:
         if extra is None:
@@ -87,8 +104,9 @@ def from_mindspore(path: Path, tensors: Tensors) -> StoredModel:
                 "model.norm_eps=%g, as in the model zoo's code", path, EPS,
             )  # fmt: skip
         weights = from_zoo(str(path), weights, _norm_eps(str(path), ours["model"]))
-    if unknown := [name for name in weights if not _OURS.fullmatch(name)]:
-        raise CheckpointError(f"{path} has tensors that our model does not have: {listed(unknown)}")
+    check(str(path), weights)
+    if extra is not None:
+        check_told(str(path), ours["model"], weights, ours["class_names"])
     fields = fields_from_shapes(weights)
     ours["model"] = fields | published_heads(fields) | ours.get("model", {})
     return StoredModel(weights, format="mindspore-zoo" if zoo else "mindspore", **ours)

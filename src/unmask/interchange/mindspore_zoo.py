@@ -22,6 +22,7 @@ their code, since no checkpoint of theirs was published:
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 
@@ -31,7 +32,9 @@ from numpy.typing import NDArray
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 from unmask.files import cause
-from unmask.interchange.naming import Naming
+from unmask.interchange.naming import Naming, listed, unfitting
+
+log = logging.getLogger("unmask")
 
 _NAMING = Naming(
     outside={
@@ -72,14 +75,17 @@ def from_zoo(source: str, tensors: Tensors, norm_eps: float) -> Tensors:
 
     Raises CheckpointError naming everything that our model does not have.
     """
-    used = {name: tensor for name, tensor in tensors.items() if not _UNUSED.fullmatch(name)}
-    if "head.weight" in used and "encoder.fc_norm.weight" in used:
-        used = {name: tensor for name, tensor in used.items() if not name.startswith("encoder.norm.")}
+    unused = [name for name in tensors if _UNUSED.fullmatch(name)]
+    if "head.weight" in tensors and "encoder.fc_norm.weight" in tensors:
+        unused += [name for name in tensors if name in ("encoder.norm.weight", "encoder.norm.bias")]
+    if unused:
+        log.warning("%s: %s, which its network does not use, is left out", source, listed(unused))
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
     weights = _NAMING.ours(source, used)
     try:
         return _computing_the_same(weights, norm_eps)
     except (ValueError, LookupError) as error:
-        raise CheckpointError(f"{source} has tensors that do not fit together: {cause(error)}") from error
+        raise unfitting(source, {name: t for name, t in weights.items() if "blocks" not in name}) from error
 
 
 def to_zoo(weights: Tensors, norm_eps: float) -> Tensors:

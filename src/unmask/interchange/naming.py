@@ -13,6 +13,8 @@ from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
 
 _INDEX = r"(0|[1-9][0-9]{0,3})"
+_KINDS = ("", ".weight", ".bias", ".gamma")
+_WITHOUT_MODULE = ("cls_token", "reg_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Naming:
             module, kind = _split(name, outside)
             match = inside.fullmatch(module)
             block = f"{stacks[match[1]]}.{match[2]}" if match else ""
-            if match and match[3] in self.qkv:
+            if kind not in _KINDS or (outside.get(module) in _WITHOUT_MODULE) != (kind == ""):
+                unknown.append(name)
+            elif match and match[3] in self.qkv:
                 qkv.setdefault(f"{block}.attn.qkv{kind}", {})[match[3]] = tensor
             elif match and match[3] in in_block:
                 weights[f"{block}.{in_block[match[3]]}{kind}"] = tensor
@@ -115,6 +119,14 @@ def misplaced(source: str, names: Iterable[str]) -> CheckpointError:
     kind = next((kind for part, kind in _LOOKS_LIKE if any(re.search(part, name) for name in names)), None)
     like = f"; it looks like {kind}" if kind else ""
     return CheckpointError(f"{source} has tensors that our model does not have: {listed(names)}{like}")
+
+
+def unfitting(source: str, tensors: Tensors) -> CheckpointError:
+    """The error for tensors of which some has a shape that does not go with the others'."""
+    return CheckpointError(
+        f"{source} has tensors that do not fit together: "
+        + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items()))
+    )
 
 
 def listed(names: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,63 @@ def checked_model(what: str, model: Mapping[str, Any]) -> ModelConfig:
     except ValidationError as error:
         flaws = "; ".join(f"{'.'.join(map(str, flaw['loc']))} {flaw['msg']}".strip() for flaw in error.errors())
         raise CheckpointError(f"{what} is not one of our models: {flaws}") from error
+
+
+def check_told(
+    source: str,
+    told: Mapping[str, Any],
+    weights: Tensors,
+    class_names: Sequence[str] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> None:
+    """Raise CheckpointError if fields of ModelConfig and class names that a file tells are not of its `weights`.
+
+    The message names both. called: what the source calls fields that it has other names for.
+    """
+    seen = {"layer_scale": None, "register_tokens": 0, **fields_from_shapes(weights)}
+    patch_size = told.get("patch_size") or seen.get("patch_size", 1)
+    plain = {"heads": 1, "decoder_heads": 1, "image_size": [patch_size, patch_size]}
+    model = checked_model(source, {**plain, **{n: v for n, v in seen.items() if n != "pool"}, **told})
+    shown = {name: value for name, value in seen.items() if name in told and name != "image_size"}
+    contradictions = [
+        f"{(called or {}).get(name, f'model.{name}')}={told[name]} where its {_showing(name, weights)} {value}"
+        for name, value in shown.items()
+        if not same_field(name, getattr(model, name), value, model.width)
+    ]
+    positions = weights.get("pos_embed", np.empty(0)).shape
+    if "image_size" in told and not contradictions and len(positions) == 3:
+        patches = positions[1] - ("cls_token" in weights)
+        if model.num_patches != patches:
+            name = (called or {}).get("image_size", "model.image_size")
+            contradictions += [
+                f"{name}={told['image_size']} where its pos_embed {list(positions)} is for {patches} patches"
+            ]
+    if class_names is not None and len(class_names) != (classes := seen.get("num_classes", len(class_names))):
+        contradictions += [f"{len(class_names)} class names where its tensors have {classes} classes"]
+    if contradictions:
+        raise CheckpointError(f"{source} contradicts itself: it says {', '.join(contradictions)}")
+
+
+_SHOWN_BY = {
+    "width": "patch_embed.proj.weight", "channels": "patch_embed.proj.weight", "patch_size": "patch_embed.proj.weight",
+    "register_tokens": "reg_token", "mlp_ratio": "blocks.0.mlp.fc2.weight", "mlp": "blocks.0.mlp.fc1.weight",
+    "decoder_width": "decoder_embed.weight", "num_classes": "head.weight", "pool": "head.weight",
+}  # fmt: skip
+"""Tensors by the fields that their shapes tell."""
+
+
+def _showing(field: str, weights: Tensors) -> str:
+    name = _SHOWN_BY.get(field, "")
+    return f"{name} {list(weights[name].shape)} has" if name in weights else "tensors have"
+
+
+def same_field(name: str, one: Any, other: Any, width: int) -> bool:
+    """Whether two values of a field of ModelConfig are of networks with the same tensors."""
+    if name == "mlp_ratio":  # read off the shapes it may differ from the one that was set, and give as many units
+        return int(width * one) == int(width * other)
+    if name == "layer_scale":  # where fresh factors start, which these are not
+        return (one is None) == (other is None)
+    return one == other
 
 
 def as_float32(weights: Tensors) -> Tensors:

@@ -26,6 +26,7 @@ from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
     StoredModel,
     as_float32,
+    check_told,
     checked_data,
     checked_model,
     extra_json,
@@ -64,6 +65,12 @@ _ARGUMENTS = {
     "drop_path_rate", "weight_init",
 }  # fmt: skip
 """Of timm's VisionTransformer, in `model_args`: those that tensors show, and those that change nothing once trained."""
+_FIELDS = {
+    "image_size": "img_size", "patch_size": "patch_size", "channels": "in_chans", "width": "embed_dim",
+    "depth": "depth", "qkv_bias": "qkv_bias", "cls_token": "class_token", "register_tokens": "reg_tokens",
+    "pre_norm": "pre_norm",
+}  # fmt: skip
+"""Of _ARGUMENTS those that tensors show too."""
 _POOLS = {"token": "cls", "avg": "mean"}
 _PREPARED = {"mean", "std", "crop_pct", "crop_mode", "interpolation"}
 
@@ -87,6 +94,10 @@ def read_timm(folder: Path) -> StoredModel:
     tensors = _read_tensors(folder)
     weights = from_state_dict(str(folder), tensors, patches=_patches(tensors, size))
 
+    told = {ours: arguments[theirs] for ours, theirs in _FIELDS.items() if arguments.get(theirs) is not None}
+    if (classes := arguments.get("num_classes", config.get("num_classes"))) and "head.weight" in weights:
+        told["num_classes"] = classes
+    check_told(str(path), told, weights, called=_FIELDS | {"num_classes": "num_classes"})
     fields: dict[str, Any] = fields_from_shapes(weights)
     fields |= {"norm_eps": _CLIP_EPS if "_clip" in architecture else 1e-6}
     heads = arguments.get("num_heads") or _OTHER_HEADS.get(architecture) or _HEADS.get(fields["width"])

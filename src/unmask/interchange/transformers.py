@@ -28,6 +28,7 @@ from unmask.interchange.stored_model import (
     OF_OBJECTIVE,
     StoredModel,
     as_float32,
+    check_told,
     checked_model,
     extra_json,
     from_extra,
@@ -107,6 +108,8 @@ def read_transformers(folder: Path) -> StoredModel:
         for i in range(model.decoder_depth):
             bias = np.zeros(3 * model.decoder_width, np.float32)
             weights.setdefault(f"decoder_blocks.{i}.attn.qkv.bias", bias)
+    names = _class_names(path, config) if kind == "classifier" else None
+    _check_told(path, model, weights, names, kind, family)
     check_shapes(str(folder), weights, _shapes(model, kind))
     if kind == "classifier" and family.dinov2:
         head = weights["head.weight"] = _halves_swapped(weights["head.weight"])
@@ -119,7 +122,6 @@ def read_transformers(folder: Path) -> StoredModel:
     if size is not None and size != model.image_size:
         model = _resized(folder, weights, model, size, antialias=bool(model.register_tokens))
     fields = model.model_dump(exclude={"drop_path"} | _of_others(kind))
-    names = _class_names(path, config) if kind == "classifier" else None
     return StoredModel(weights, fields, names, "transformers", None, data, objective, ours["seed"])
 
 
@@ -213,8 +215,21 @@ def _fields(path: Path, config: dict[str, Any], family: Family, weights: Tensors
         fields["register_tokens"] = config["num_register_tokens"]
     if kind == "classifier":
         head = weights["head.weight"] if "head.weight" in weights else np.empty(0)
-        fields |= {"num_classes": len(head) if head.ndim else 0, "pool": "mean+cls" if family.dinov2 else "cls"}
+        fields |= {"num_classes": len(head) if head.ndim == 2 else 2, "pool": "mean+cls" if family.dinov2 else "cls"}
     return checked_model(str(path), fields)
+
+
+def _check_told(
+    path: Path, model: ModelConfig, weights: Tensors, names: Sequence[str] | None, kind: str, family: Family
+) -> None:
+    """Raise CheckpointError, by its own keys, for what config.json tells of another model than the tensors'."""
+    called = _FIELDS | (_DECODER_FIELDS if kind == "autoencoder" else {})
+    if family.dinov2:
+        called |= {"mlp": "use_swiglu_ffn", "mlp_ratio": "mlp_ratio", "register_tokens": "num_register_tokens"}
+    else:
+        called |= {"mlp_ratio": "intermediate_size / hidden_size"}
+    told = {name: getattr(model, name) for name in called}
+    check_told(str(path), told, weights, names, called)
 
 
 def _hidden(config: dict[str, Any], gated: bool) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.interchange.naming import listed, misplaced
+from unmask.interchange.naming import listed, misplaced, unfitting
 from unmask.interchange.stored_model import checked_model, fields_from_shapes
 from unmask.models.parameters import Shapes
 from unmask.objectives.base import Objective
@@ -52,6 +52,12 @@ _PROBE = {"head.0.running_mean", "head.0.running_var", "head.1.weight", "head.1.
 """The official linear probe: BatchNorm without affine, then the head."""
 
 
+_TELLING = ("patch_embed.proj.weight", "reg_token", "blocks.0.mlp.fc1.weight", "decoder_embed.weight", "head.weight")
+"""What most fields of a model follow from."""
+_ANCHOR = "patch_embed.proj.weight"
+"""Every Vision Transformer has it, so it shows which prefixes are a wrapper's."""
+
+
 def from_state_dict(source: str, tensors: Tensors, taken: str = "", patches: int | None = None) -> Tensors:
     """Our weights from `tensors`, wrappers and heads of pretraining taken off; a log line names them.
 
@@ -60,7 +66,7 @@ def from_state_dict(source: str, tensors: Tensors, taken: str = "", patches: int
     Raises CheckpointError naming what has no place, is missing, or has another shape.
     """
     notes = [taken] if taken else []
-    weights = _placed(source, _unwrapped(tensors, notes), patches)
+    weights = _placed(source, _unwrapped(source, tensors, notes), patches)
     check(source, weights)
     if notes:
         log.warning("%s: %s", source, "; ".join(notes))
@@ -90,17 +96,21 @@ def _objective(source: str, weights: Tensors) -> Objective:
     """The objective whose network has such tensors."""
     fields = fields_from_shapes(weights) | {"heads": 1, "decoder_heads": 1}  # no shape follows from heads
     positions = weights["pos_embed"].shape if "pos_embed" in weights else ()
-    patches = max(1, positions[1] - int(fields["cls_token"])) if len(positions) == 3 else 1
+    patches = max(1, positions[1] - int("cls_token" in weights)) if len(positions) == 3 else 1
     patch_size = fields.get("patch_size", ModelConfig().patch_size)
-    model = checked_model(source, fields | {"image_size": (patch_size, patch_size * patches)})
-    if any(name.startswith("head.") for name in weights):
-        return Classification(model.model_copy(update={"num_classes": model.num_classes or 2}), ClassifySection())
+    try:
+        model = checked_model(source, fields | {"image_size": (patch_size, patch_size * patches)})
+    except CheckpointError as error:
+        shapes = [f"{name} is {list(weights[name].shape)}" for name in _TELLING if name in weights]
+        raise CheckpointError(f"{error}; {', '.join(shapes)}") from error
     if any(name.startswith("decoder_") for name in weights):
         return MaskedAutoencoding(model, MaeSection())
+    if any(name.startswith("head.") for name in weights):
+        return Classification(model.model_copy(update={"num_classes": model.num_classes or 2}), ClassifySection())
     return EncoderAlone(model, EncoderSection(fc_norm="fc_norm.weight" in weights))
 
 
-def _unwrapped(tensors: Tensors, notes: list[str]) -> Tensors:
+def _unwrapped(source: str, tensors: Tensors, notes: list[str]) -> Tensors:
     taken_off = ""
     while True:
         for what, pattern in TRAINING.items():
@@ -108,9 +118,12 @@ def _unwrapped(tensors: Tensors, notes: list[str]) -> Tensors:
             if kept and len(kept) < len(tensors):
                 notes.append(f"{what} are left out ({len(tensors) - len(kept)} tensors)")
                 tensors = kept
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None)
+        telling = [name for name in tensors if name.endswith(_ANCHOR)] or list(tensors)
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in telling)), None)
         if prefix is None or not tensors:
             break
+        if twice := {name for name in tensors if prefix + name in tensors}:
+            raise CheckpointError(f"{source} has tensors both with and without {prefix}: {listed(twice)}")
         taken_off += prefix
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if taken_off:
@@ -133,7 +146,10 @@ def _placed(source: str, tensors: Tensors, patches: int | None) -> Tensors:
         weights[name] = tensor
     try:
         for match in filter(None, map(_GATE.fullmatch, list(weights))):
-            value = weights.pop(f"{match[1]}.fc1_x.{match[2]}")
+            value = weights.get(f"{match[1]}.fc1_x.{match[2]}")
+            if value is None or not value.ndim or value.shape != weights[match[0]].shape:
+                raise misplaced(source, [match[0]])
+            del weights[f"{match[1]}.fc1_x.{match[2]}"]
             weights[f"{match[1]}.fc1.{match[2]}"] = np.concatenate([weights.pop(match[0]), value])
         if weights.keys() >= _PROBE:
             weights = _without_probe_norm(weights)
@@ -141,10 +157,8 @@ def _placed(source: str, tensors: Tensors, patches: int | None) -> Tensors:
             bias = np.zeros(len(weights["patch_embed.proj.weight"]), np.float32)
             weights.setdefault("patch_embed.proj.bias", bias)
         return _with_our_positions(weights, patches)
-    except (ValueError, LookupError) as error:
-        raise CheckpointError(
-            f"{source} has tensors that do not fit together: {' '.join(str(error).split())}"
-        ) from error
+    except (TypeError, ValueError, LookupError) as error:
+        raise unfitting(source, {name: t for name, t in weights.items() if "blocks" not in name}) from error
 
 
 def _without_probe_norm(weights: Tensors) -> Tensors:

@@ -30,6 +30,17 @@ ROLL_CALL = 3.0
 """Seconds in which all who are there answer, when something has gone wrong."""
 
 
+def _meet(wait: timedelta) -> tuple[Any, int, int]:
+    """Store, rank and number of the processes. Raises EngineError when the environment does not tell them."""
+    try:
+        return next(rendezvous("env://", timeout=wait))
+    except ValueError as error:
+        missing = str(error).rpartition("environment variable ")[2]
+        raise EngineError(
+            f"RANK_SIZE or WORLD_SIZE tells of several processes, but: {missing}. Start with torchrun, or unset both"
+        ) from None
+
+
 @contextmanager
 def connect(device: str, timeout: float) -> Generator[None]:
     """Join the processes that torchrun started, which tells where they are in the environment.
@@ -42,7 +53,7 @@ def connect(device: str, timeout: float) -> Generator[None]:
     wait = timedelta(seconds=timeout)
     store = None
     try:
-        store, rank, world = next(rendezvous("env://", timeout=wait))
+        store, rank, world = _meet(wait)
         dist.init_process_group(BACKENDS[kind], store=store, rank=rank, world_size=world, timeout=wait)
         yield
         dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
