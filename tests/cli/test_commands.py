@@ -236,5 +236,5 @@ def test_commands_that_write_one_file_refuse_to_run_in_several_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["embed", "model", "photos", "--out", "out.npy"]) == 2
+    assert main(["reconstruct", "model", "photos", "--out", "out.png"]) == 2
     assert capsys.readouterr().err == "unmask: this command runs in one process; start it without torchrun or msrun\n"
