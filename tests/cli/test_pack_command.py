@@ -76,4 +76,4 @@ def test_what_to_pack_must_be_said(arguments: list[str], capsys: pytest.CaptureF
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pack", "photos", "out", "--shard-size", "big"])
-    assert "--shard-size: invalid" in capsys.readouterr().err
+    assert "--shard-size: 'big' is not a number of bytes" in capsys.readouterr().err
