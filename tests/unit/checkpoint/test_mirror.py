@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ Machine = Callable[[str], Path]
 
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Any) -> Iterator[Machine]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Any) -> Machine:
     """Go to another machine: a working folder and a cache of its own. The store is empty at first."""
     monkeypatch.setattr(unmask.train, "create_engine", FakeEngine)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
@@ -46,10 +46,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Any) -> Iter
         monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / name / "cache"))
         return tmp_path / name
 
-    go("first")
-    yield go
-    for name in names(store):
+    for name in names(store):  # one store serves all tests of a process
         store.delete_object(Bucket="bucket", Key=name)
+    go("first")
+    return go
 
 
 def names(store: Any) -> list[str]:

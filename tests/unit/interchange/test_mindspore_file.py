@@ -166,10 +166,12 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def test_thousands_of_damaged_files_are_refused_or_read(tmp_path: Path):
-    weights = weights_of("pretrain", depth=1, width=4, heads=2, decoder_width=4)
+    narrow = {"depth": 1, "width": 4, "heads": 2, "decoder_width": 4}
+    weights = weights_of("pretrain", **narrow)
     sound: list[bytes] = []
     for format in ("mindspore", "mindspore-zoo"):
-        write_model(format, tmp_path / "x.ckpt", StoredModel(weights, SMALL, None, "unmask"))
+        write_model(format, tmp_path / "x.ckpt", StoredModel(weights, SMALL | narrow, None, "unmask"))
+        assert read_model(tmp_path / "x.ckpt").kind == "autoencoder"
         sound.append((tmp_path / "x.ckpt").read_bytes())
     rng = random.Random(0)
     refusals: list[str] = []
