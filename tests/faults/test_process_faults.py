@@ -124,7 +124,8 @@ def alone_and_together(engine: str, folder: Path, *settings: str) -> tuple[Path,
 
 def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_twice(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    settings = [DIGITS[0], f"train.epochs={100 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
+    # Long enough that the signal comes before the end on a fast machine too.
+    settings = [DIGITS[0], f"train.epochs={400 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
@@ -134,7 +135,7 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_
     ranks.send(signal.SIGKILL, 1)
     said = ranks.end()
     assert ranks.launcher.returncode == 0, said
-    assert re.search(r"2 processes, resumed after step (20|40|60|80)\n", said), said
+    assert re.search(r"2 processes, resumed after step \d*[02468]0\n", said), said
     agree(records(together), records(alone))
 
 
