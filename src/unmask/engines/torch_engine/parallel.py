@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
@@ -54,14 +56,16 @@ def connect(device: str, timeout: float) -> Generator[None]:
     store = None
     try:
         store, rank, world = _meet(wait)
+        # The launcher's store outlives a restart, and has the addresses of those who are gone.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(BACKENDS[kind], store=store, rank=rank, world_size=world, timeout=wait)
         yield
         dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         with interrupts.ignored():  # the launcher, which has noticed too, need not ask
-            lost = "another" if store is None else _missing(store)
+            lost = _missing(store) if store is not None and dist.is_initialized() else "another"
         raise ProcessError(
             f"{lost} ended or did not answer within train.process_timeout={timeout:g} s ({_reason(error)}); "
             "all end, and the same command goes on from the last checkpoint"
