@@ -32,6 +32,10 @@ ROLL_CALL = 3.0
 """Seconds in which all who are there answer, when something has gone wrong."""
 
 
+_OF_GLOO = ("gloo", "pair closure", "application timeout", "connection closed by peer", "connection reset")
+"""Its errors have no type of their own."""
+
+
 def _meet(wait: timedelta) -> tuple[Any, int, int]:
     """Store, rank and number of the processes. Raises EngineError when the environment does not tell them."""
     try:
@@ -62,7 +66,7 @@ def connect(device: str, timeout: float) -> Generator[None]:
         yield
         dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _OF_GLOO):
             raise
         with interrupts.ignored():  # the launcher, which has noticed too, need not ask
             lost = _missing(store) if store is not None and dist.is_initialized() else "another"
