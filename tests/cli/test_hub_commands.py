@@ -19,7 +19,7 @@ from runs import TINY_MODEL
 from unmask.cli import main
 from unmask.interchange import read_model
 
-pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub", reason="hf:// needs unmask[hub]")
 # huggingface_hub 2.4 sends large files in a way that its own HTTP library wants to be rid of.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -124,7 +124,7 @@ def test_the_card_says_what_the_model_is_and_tells_no_path(hub: Hub, mae: Path, 
 
 @pytest.mark.parametrize("to", ["transformers", "facebook"])
 def test_what_the_card_says_of_loading_is_true(hub: Hub, classifier: Path, tmp_path: Path, to: str) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
     assert main(["push", str(classifier), "hf://someone/digits", "--to", to]) == 0
     card = (hub.repos["someone/digits"].folder / "README.md").read_text()
     ours, theirs = python_of(card)

@@ -76,7 +76,7 @@ def test_pretrain_fine_tune_and_evaluate(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only paths, device_target and sizes come from the command line, and what lets a short run learn."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     run("pretrain", "mae-vit-base-p16.yaml", *TORCH, *DECODER, *SHORT, ALL, "--data_path", str(photos))
     pretrained = tmp_path / "output" / "MaeFintuneViT-B-P16"
@@ -126,7 +126,7 @@ def test_a_classifier_of_the_zoo_is_evaluated_and_converted_on_both_engines(phot
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("mindspore", marks=pytest.mark.campaign)])
 def test_weights_of_the_zoo_are_trained_on(photos: Path, tmp_path: Path, engine: str) -> None:
-    pytest.importorskip(engine)
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
     write_ckpt(tmp_path / "mae.ckpt", there := zoo("pretrain"))
     sizes = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2}
     decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
@@ -147,7 +147,7 @@ def test_weights_of_the_zoo_are_trained_on(photos: Path, tmp_path: Path, engine:
 def test_from_scratch_and_the_same_command_resumes(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     options = [*TORCH, "--dataset_path", str(photos), "--eval_path", str(photos), "--save_dir", str(tmp_path)]
     run("finetune", "vit-base-p16.yaml", *options, *SHORT)
     first = losses(tmp_path / "ViT-B-P16")
@@ -160,7 +160,7 @@ def test_from_scratch_and_the_same_command_resumes(
 def test_pretraining_takes_the_images_of_img_ids_and_goes_on_from_use_ckpt(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     names = [f"{color}/{index}.png" for color in ("red", "green") for index in range(10)]
     (tmp_path / "half_ids.json").write_text(json.dumps([*names[:-1], str(photos / names[-1])]))
@@ -182,7 +182,7 @@ def script(name: str, *options: str | Path, cwd: Path, **variables: str) -> subp
 
 def test_the_scripts_of_the_model_zoo_take_its_files_by_default(photos: Path, tmp_path: Path) -> None:
     """In a shell where RANK_SIZE and RANK_ID are left over from another job."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     left_over = {"RANK_SIZE": "8", "RANK_ID": "3"}
     done = script("pretrain.py", *DECODER, *SHORT, ALL, "--data_path", photos, cwd=tmp_path, **left_over)
     assert done.returncode == 0, done.stdout
@@ -195,7 +195,7 @@ def test_the_scripts_of_the_model_zoo_take_its_files_by_default(photos: Path, tm
 
 
 def test_without_use_parallel_the_first_of_several_processes_works_alone(photos: Path, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     command = [
         sys.executable,
         "-m",

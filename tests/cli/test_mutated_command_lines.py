@@ -13,7 +13,7 @@ from PIL import Image
 from runs import TINY_MODEL
 from unmask.cli import main
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 
 TRAIN = [*TINY_MODEL, "train.batch_size=4", "train.epochs=1", "optimizer.warmup_epochs=0"]
 CODES = {0, 1, 2, 3, 4, 5, 6, 7}

@@ -12,7 +12,7 @@ from runs import TINY_MODEL
 from unmask.cli import main
 from unmask.report.log import read_log
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 
 RECIPES = {
     "cross_mae": "cross-mae-vit-small",

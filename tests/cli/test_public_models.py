@@ -22,8 +22,8 @@ from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.mindspore_file import write_ckpt
 
 torch = pytest.importorskip("torch", reason="writes and computes with torch")
-transformers = pytest.importorskip("transformers")
-timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
+timm = pytest.importorskip("timm", reason="timm, the reference, is not installed")
 
 SMALL: dict[str, Any] = {
     "image_size": [32, 32], "patch_size": 8, "width": 24, "depth": 2, "heads": 3,

@@ -26,7 +26,7 @@ from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features
 from unmask.interchange.adapt import interpolate_position_embedding
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 
 SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "train.log_every=50"]
 

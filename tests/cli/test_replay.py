@@ -13,7 +13,7 @@ from runs import TINY_MODEL
 from unmask.cli import main
 from unmask.data.loader.order import sample_at
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 
 RUN = [*TINY_MODEL, "train.batch_size=6", "train.epochs=4", "optimizer.warmup_epochs=1", "train.checkpoint_every=1"]
 

@@ -58,7 +58,7 @@ def test_both_languages_show_the_same_commands_and_places() -> None:
 
 
 def test_the_commands_of_one_device_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").symlink_to(ROOT / "config")
     rng = np.random.default_rng(0)
@@ -113,7 +113,7 @@ def test_the_page_of_object_stores_is_the_same_in_both_languages() -> None:
 
 
 def test_the_commands_of_object_stores_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)

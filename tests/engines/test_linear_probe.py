@@ -37,7 +37,7 @@ class Reference:
     """In float64."""
 
     def __init__(self, config: Config) -> None:
-        self.torch = pytest.importorskip("torch")
+        self.torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         nn = self.torch.nn
         self.norm = nn.BatchNorm1d(config.model.width, affine=False, eps=1e-6)
         self.linear = nn.Linear(config.model.width, config.model.num_classes)

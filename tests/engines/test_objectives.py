@@ -125,7 +125,7 @@ def _cross_mae(
         return x * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def mlp(x: NDArray[Any], name: str) -> NDArray[Any]:
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         hidden = torch.nn.functional.gelu(torch.from_numpy(linear(x, f"{name}.fc1"))).numpy()
         return linear(hidden, f"{name}.fc2")
 
@@ -211,7 +211,7 @@ def _histograms(patch: NDArray[Any], config: Config) -> NDArray[np.float64]:
 
 
 def test_the_statistic_of_known_samples() -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from unmask.objectives.lejepa.torch import epps_pulley
 
     rng = np.random.default_rng(0)

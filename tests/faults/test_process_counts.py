@@ -45,7 +45,7 @@ def together(folder: Path, *arguments: str, processes: int, engine: str = "torch
 
 
 def test_shards_train_as_one_process_which_takes_them_over(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     run = [*PRETRAIN, steps(60)]
     expected = alone(tmp_path / "alone", *run)
     (shared := tmp_path / "shared").mkdir()
@@ -60,7 +60,7 @@ def test_shards_train_as_one_process_which_takes_them_over(tmp_path: Path) -> No
 
 
 def test_gradients_that_travel_in_bf16_are_nearly_the_same(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     run = [*PRETRAIN, steps(4)]
     expected = alone(tmp_path / "alone", *run)
     found = together(tmp_path / "bf16", *run, "train.exchange_dtype=bf16", processes=2)
@@ -73,7 +73,7 @@ def test_gradients_that_travel_in_bf16_are_nearly_the_same(tmp_path: Path) -> No
 @pytest.mark.parametrize("task", [PRETRAIN, FINETUNE], ids=["pretrain", "finetune"])
 def test_fifty_steps_over_one_two_and_four_processes(task: list[str], tmp_path: Path) -> None:
     """Losses and norms to 1e-5; what is counted over the validation images exactly."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     run = [*task, steps(50)]
     expected = alone(tmp_path / "alone", *run)
     for processes in (2, 4):

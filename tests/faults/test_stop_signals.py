@@ -13,7 +13,7 @@ import pytest
 
 from runs import TINY_MODEL, start, unmask
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="PyTorch is not installed")
 
 SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "data.labels_per_class=5", "train.epochs=1"]
 DATA = ["data.train=bundled:mnist5k/train", "data.val=bundled:mnist5k/val"]

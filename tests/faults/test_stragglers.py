@@ -25,7 +25,7 @@ pretrain("mae-vit-tiny", settings=sys.argv[1:], callbacks=[late])
 
 
 def test_a_straggler_shows(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     (tmp_path / "slow.py").write_text(SLOW)
     run = [*TINY_MODEL, "data.train=bundled:mnist5k/train", "train.batch_size=16", f"train.epochs={20 * 16 / 4000}"]
     settings = [*run, "train.log_every=1", "optimizer.warmup_epochs=0", "output=run"]

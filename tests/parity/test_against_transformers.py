@@ -28,8 +28,8 @@ from unmask.models.parameters import POSITIONS
 from unmask.objectives.base import create_objective
 from unmask.objectives.mae import MaeSection
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
 
 TOLERANCE = 1e-5
 SMALL = {

@@ -245,8 +245,8 @@ def test_fingerprint_reads_sixteen_items():
 
 
 def test_torch_data_sets():
-    data: Any = pytest.importorskip("torch.utils.data")
-    torch: Any = pytest.importorskip("torch")
+    data: Any = pytest.importorskip("torch.utils.data", reason="PyTorch is not installed")
+    torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensors = torch.from_numpy(IMAGES).permute(0, 3, 1, 2)
     labels = torch.arange(40) % 3
     whole = data.TensorDataset(tensors.float() / 255, labels)

@@ -185,7 +185,7 @@ def test_arrays_without_pixels_are_refused(dtype: type):
 
 
 def test_tensors_are_channels_first():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     one = torch.from_numpy(RGB).permute(2, 0, 1)
     assert_array_equal(pixels(sources(one).read(0)), RGB)
     assert_array_equal(pixels(sources(torch.from_numpy(GREY)).read(0), 1)[:, :, 0], GREY)
@@ -204,7 +204,7 @@ def test_tensors_are_channels_first():
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_floating_tensors_are_the_pixels_they_were_made_from(kind: str):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     every = np.arange(256, dtype=np.uint8).reshape(16, 16)
     unit = torch.from_numpy(every)[None].to(getattr(torch, kind)) / 255  # as torchvision's ToTensor
     assert_array_equal(pixels(sources(unit).read(0), 1)[:, :, 0], every)
@@ -219,7 +219,7 @@ def test_floating_tensors_are_the_pixels_they_were_made_from(kind: str):
 
 @pytest.mark.parametrize("values", [(-2.1, 2.6), (0, 255), (0, float("nan"))])
 def test_normalised_tensors_are_refused(values: tuple[float, float]):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     tensor = torch.tensor(values, dtype=torch.float32).repeat(3, 9, 9)
     with pytest.raises(DataError, match=r"^images\[1\] has values from .*must have 0 to 1; .*data\.dtype=float32$"):
         sources([RGB, tensor])

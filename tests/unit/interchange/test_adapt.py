@@ -38,7 +38,7 @@ def test_takes_what_a_classifier_has_of_an_autoencoder(pool: str):
     ("old", "new"), [((4, 4), (7, 7)), ((14, 14), (24, 24)), ((14, 14), (9, 5)), ((3, 8), (8, 3)), ((1, 4), (2, 2))]
 )
 def test_interpolation_equals_that_of_the_official_code(old: tuple[int, int], new: tuple[int, int]):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     pos_embed = np.random.default_rng(0).normal(size=(1, 1 + old[0] * old[1], 8)).astype(np.float32)
     ours = interpolate_position_embedding(pos_embed, old, new)
     patches = torch.from_numpy(pos_embed[:, 1:]).reshape(1, *old, 8).permute(0, 3, 1, 2)

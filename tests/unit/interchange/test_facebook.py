@@ -16,7 +16,7 @@ from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.torch_file import TorchFile
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 SMALL: dict[str, Any] = {
     "image_size": (16, 16), "patch_size": 4, "channels": 3, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 2.0,

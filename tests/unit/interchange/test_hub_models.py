@@ -22,8 +22,8 @@ from unmask.errors import CheckpointError, ConfigError
 from unmask.interchange import StoredModel, read_model, write_model
 from unmask.interchange.hub import parse, pinned
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
-constants = pytest.importorskip("huggingface_hub.constants")
+huggingface_hub = pytest.importorskip("huggingface_hub", reason="hf:// needs unmask[hub]")
+constants = pytest.importorskip("huggingface_hub.constants", reason="hf:// needs unmask[hub]")
 
 MODEL: dict[str, Any] = {
     "image_size": (16, 16), "patch_size": 4, "channels": 3, "width": 64, "depth": 2, "heads": 2, "mlp_ratio": 4.0,

@@ -50,7 +50,7 @@ def test_half_precision_becomes_float32_and_a_torch_ckpt_is_still_read(tmp_path:
     write_ckpt(tmp_path / "x.ckpt", {name: tensor.astype(np.float16) for name, tensor in weights.items()})
     expected = {name: tensor.astype(np.float16).astype(np.float32) for name, tensor in weights.items()}
     assert_equal(read_model(tmp_path / "x.ckpt").weights, expected)
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="PyTorch is not installed")
     write_model("facebook", tmp_path / "y.ckpt", StoredModel(weights, SMALL, None, "unmask"))
     assert_equal(read_model(tmp_path / "y.ckpt").weights, weights)
 

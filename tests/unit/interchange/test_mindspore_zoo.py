@@ -34,7 +34,7 @@ class Zoo:
         return x @ (weight if in_out else weight.T) + self.t[f"{name}.bias"]
 
     def block(self, name: str, x: np.ndarray, heads: int = 2) -> np.ndarray:
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         y = self.norm(f"{name}.layernorm1", x)
         q, k, v = (
             self.dense(f"{name}.attention.dense{i}", y).reshape(len(y), heads, -1).swapaxes(0, 1) for i in (1, 2, 3)
@@ -97,7 +97,7 @@ def patchify(images: Any) -> Any:
 
 def of_torch(image: np.ndarray) -> Any:
     """(1, C, H, W) float64."""
-    return pytest.importorskip("torch").tensor(image[None].copy()).double()
+    return pytest.importorskip("torch", reason="PyTorch is not installed").tensor(image[None].copy()).double()
 
 
 @pytest.mark.parametrize("patch_norm", [True, False], ids=["zoo", "course"])
@@ -113,7 +113,7 @@ def test_a_classifier_of_the_zoo_computes_the_same(tmp_path: Path, image: np.nda
 
 @pytest.mark.parametrize("patch_norm", [True, False], ids=["zoo", "course"])
 def test_an_autoencoder_of_the_zoo_computes_the_same(tmp_path: Path, image: np.ndarray, patch_norm: bool):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     write_ckpt(tmp_path / "x.ckpt", tensors := zoo("pretrain", patch_norm=patch_norm))
     model, patches = torch_model("mae", read_model(tmp_path / "x.ckpt")), patchify(of_torch(image))
     keep, mask = np.array([11, 0, 3, 7, 15]), np.array([1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])

@@ -267,7 +267,7 @@ def edited(path: Path, format: Format, change: dict[str, Any]) -> Path:
     place = path / f"x{suffix}"
     write_model(format, place, StoredModel(drawn("classify", **fields), model, ("a", "b", "c"), "unmask"))
     if format == "facebook":
-        torch = pytest.importorskip("torch")
+        torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         content = torch.load(place, weights_only=True)
         beside = json.loads(content["unmask"])
         torch.save(content | {"unmask": json.dumps(beside | {"model": model | change})}, place)

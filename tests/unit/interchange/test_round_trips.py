@@ -219,7 +219,7 @@ def test_what_is_written_is_for_everyone_whom_the_umask_allows(tmp_path: Path):
 
 @pytest.mark.campaign
 def test_on_the_other_engine_a_file_gives_the_numbers_of_the_run_too(tmp_path: Path):
-    pytest.importorskip("mindspore")
+    pytest.importorskip("mindspore", reason="MindSpore is not installed")
     run, photos = a_run(tmp_path / "run", "autoencoder", "12 bands"), images(tmp_path / "photos", "12 bands")
     assert main(["convert", str(run), str(tmp_path / "x.ckpt"), "--to", "mindspore"]) == 0
     assert_same(numbers(tmp_path / "x.ckpt", photos, "mindspore"), numbers(run, photos, "mindspore"), "mindspore")

@@ -129,7 +129,7 @@ def test_an_autoencoder_is_written_as_its_encoder(tmp_path: Path, fields: dict[s
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_transformers_wrapper_loads_it_with_its_own_preparation_of_images(tmp_path: Path, pool: str):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
     write_model("timm", tmp_path / "ours", stored("classify", pool=pool))
     there, report = transformers.AutoModelForImageClassification.from_pretrained(
         tmp_path / "ours", output_loading_info=True

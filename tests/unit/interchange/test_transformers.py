@@ -12,8 +12,8 @@ from engine_cases import objective_of
 from unmask.errors import CheckpointError
 from unmask.interchange import StoredModel, read_model, write_model
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
 
 SMALL: dict[str, Any] = {
     "image_size": (16, 16), "patch_size": 4, "channels": 1, "width": 16, "depth": 2, "heads": 2, "mlp_ratio": 3.0,

@@ -20,8 +20,8 @@ from unmask.errors import CheckpointError
 from unmask.interchange import StoredModel, write_model
 from unmask.interchange.transformers_images import FILE, preparation_json, read_preparation
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers, the reference, is not installed")
 
 PROCESSORS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
     "ViT": (
