@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig
-from unmask.data.likeness import BITS, SIDE, groups_of, hash_of, look, near_pairs
-from unmask.data.sources import Source, open_source
+from unmask.data.likeness import BITS, SIDE, alike_pairs, groups_of, hash_of, look, thumb_of
+from unmask.data.sources import Source, open_with_labels_if_any
 from unmask.data.sources.base import printable
 from unmask.data.sources.left_out import LeftOut
 from unmask.environment import cores
@@ -42,6 +42,7 @@ _RECORD = np.dtype(
         ("spread", "<f4"),
         ("digest", "V16"),
         ("hash", "u1", (BITS // 8,)),
+        ("thumb", "u1", (256,)),
     ]
 )
 
@@ -73,9 +74,9 @@ def check(images: str, out: Path, *, against: str | None = None, smallest: int =
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
     Interrupted, the same call goes on. Raises DataError where there are no images, and what reading them raises.
     """
-    source = _opened(images, "DATA")
+    source, _ = open_with_labels_if_any(images, key="DATA")
     records = _records(source, out / _PARTIAL[0], "check")
-    other = None if against is None else _opened(against, "--against")
+    other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
     others = None if other is None else _records(other, out / _PARTIAL[1], "check --against")
     findings = _findings(records, source.labels, others, smallest)
     excluded = _excluded(findings)
@@ -89,14 +90,6 @@ def check(images: str, out: Path, *, against: str | None = None, smallest: int =
     return findings
 
 
-def _opened(spec: str, key: str) -> Source:
-    """With labels, if there are any."""
-    try:
-        return open_source(spec, key=key, labels=True)
-    except DataError:
-        return open_source(spec, key=key, labels=False)
-
-
 def _records(source: Source, folder: Path, title: str) -> Records:
     most = DataConfig().max_pixels
 
@@ -107,7 +100,7 @@ def _records(source: Source, folder: Path, title: str) -> Records:
             raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
             record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
             (record["height"], record["width"]), grey = look(data, most)
-            record["spread"], record["hash"] = grey.std(), hash_of(grey)
+            record["spread"], record["hash"], record["thumb"] = grey.std(), hash_of(grey), thumb_of(grey)
         except StorageError:
             raise
         except DataError:
@@ -130,7 +123,7 @@ def _findings(records: Records, labels: NDArray[np.int64] | None, others: Record
     seen = np.flatnonzero(good)
     copies = _copies(records["digest"], seen)
     clear = np.flatnonzero(good & ~blank)
-    pairs = clear[near_pairs(records["hash"][clear])]
+    pairs = clear[alike_pairs(records["hash"][clear], records["thumb"][clear])]
     same = records["digest"][pairs[:, 0]] == records["digest"][pairs[:, 1]]
     alike = groups_of(pairs[~same], len(records))
     conflicts = [] if labels is None else [g for g in [*copies, *alike] if len(set(labels[g].tolist())) > 1]
@@ -150,7 +143,8 @@ def _leaks(records: Records, clear: NDArray[np.int64], seen: NDArray[np.int64], 
     known = ~others["broken"]
     copied = seen[np.isin(records["digest"][seen], others["digest"][known])]
     theirs = np.flatnonzero(known & (others["spread"] >= BLANK))
-    pairs = near_pairs(np.concatenate([records["hash"][clear], others["hash"][theirs]]))
+    both = [np.concatenate([records[key][clear], others[key][theirs]]) for key in ("hash", "thumb")]
+    pairs = alike_pairs(*both)
     across = pairs[(pairs[:, 0] < len(clear)) & (pairs[:, 1] >= len(clear))]
     return np.unique(np.concatenate([copied, clear[across[:, 0]]]))
 

@@ -169,3 +169,21 @@ def test_copies_in_another_form_are_near(quality: int, size: tuple[int, int]) ->
     others = [hash_of(look(jpeg(scene(n, 480, 640).resize(size), quality), 10**8)[1]) for n in range(12)]
     pairs = near_pairs(np.stack([*hashes, *others]))
     assert pairs.tolist() == [[n, n + 12] for n in range(12)]
+
+
+def test_digits_on_flat_ground_are_not_taken_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    findings = check("bundled:mnist5k/val", tmp_path / "out", smallest=8)
+    assert sum(len(group) for group in findings.alike) <= 10  # of 1,000, whose hashes make 884 pairs
+    assert not findings.conflicts
+
+
+def test_nothing_that_can_be_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(name.encode())
+    findings = check(str(tmp_path / "photos"), tmp_path / "out", against=str(tmp_path / "photos"))
+    assert findings.broken.tolist() == [0, 1]
+    assert not len(findings.leaks)
+    assert (tmp_path / "out" / "exclude.txt").read_text("utf-8") == "a.jpg\nb.png\n"

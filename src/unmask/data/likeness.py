@@ -1,8 +1,9 @@
 """Which images look alike: a difference hash of each (Krawetz 2013, "Kind of Like That"), and a search for near ones.
 
 Of an image in grey at 17 x 16 pixels, each bit says whether a pixel is brighter than the one to its left: 256 bits,
-which re-encoding, resizing and changes of brightness hardly move. Copies that are flipped, turned or cropped are not
-found.
+which re-encoding, resizing and changes of contrast hardly move. On flat ground, as of digits, drawings and X-rays, most
+bits are the same for all; so what is near must also agree in its grey levels. Copies that are flipped, turned or
+cropped are not found.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from unmask.data.decode.raster import open_image, read_stored
 BITS = 256
 NEAR = 12
 """Bits that may differ between two pictures of the same: docs/log.md, "Which images are alike"."""
+AGREE = 0.985
+"""Least correlation of the grey levels of two pictures of the same: the same entry."""
 SIDE = 64
 """Pixels of the square at which an image is looked at."""
 _BANDS = NEAR + 1
@@ -62,6 +65,21 @@ def hash_of(grey: NDArray[np.float32]) -> Hashes:
     return np.packbits(small[:, 1:] > small[:, :-1])
 
 
+def thumb_of(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(256,) grey levels at 16 x 16 pixels, of those at (SIDE, SIDE)."""
+    small = np.asarray(Image.fromarray(grey).resize((16, 16), Image.Resampling.BOX))
+    return np.rint(255 * small).astype(np.uint8).ravel()
+
+
+def alike_pairs(hashes: Hashes, thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """`near_pairs` whose thumbs, (N, 256), agree."""
+    pairs = near_pairs(hashes)
+    first, second = thumbs[pairs[:, 0]].astype(np.float64), thumbs[pairs[:, 1]].astype(np.float64)
+    first, second = first - first.mean(1, keepdims=True), second - second.mean(1, keepdims=True)
+    scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    return pairs[(first * second).sum(1) >= AGREE * np.maximum(scale, 1e-9)]
+
+
 def near_pairs(hashes: Hashes) -> NDArray[np.int64]:
     """(P, 2) pairs of rows, the first below the second, that differ in at most NEAR bits; sorted.
 
@@ -78,9 +96,11 @@ def near_pairs(hashes: Hashes) -> NDArray[np.int64]:
 
 def _equal(part: Hashes) -> Iterator[NDArray[np.int64]]:
     """Groups of two or more rows that are the same, each in order."""
+    if len(part) < 2:
+        return
     order = np.lexsort(part.T[::-1])
     rows = part[order]
-    starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(1)])) if len(rows) else np.zeros(0, int)
+    starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(1)]))
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         if stop - start > 1:
             yield np.sort(order[start:stop]).astype(np.int64)

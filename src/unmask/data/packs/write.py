@@ -23,7 +23,7 @@ from unmask.config.schema import DataConfig
 from unmask.data.decode.picture import DecodeError, FormError
 from unmask.data.packs.members import Members
 from unmask.data.packs.recode import recode
-from unmask.data.sources import Source, files, open_source, remote
+from unmask.data.sources import Source, files, open_with_labels_if_any, remote
 from unmask.data.sources.base import printable
 from unmask.data.sources.pack import BAD, FORMAT, INDEX, PARTS, VERSION, index_bytes, manifest_path, read_manifest
 from unmask.environment import cores
@@ -118,12 +118,10 @@ def _check_settings(short_side: int | None, quality: int, shard_size: int, worke
 
 def _open(spec: str) -> Source:
     """With labels, if there are any."""
-    try:
-        return open_source(spec, key="SOURCE", labels=True)
-    except DataError as error:
-        images = open_source(spec, key="SOURCE", labels=False)
-        say(f"no labels are packed: {error}")
-        return images
+    images, without = open_with_labels_if_any(spec, key="SOURCE")
+    if without:
+        say(f"no labels are packed: {without}")
+    return images
 
 
 class _Packer:

@@ -49,7 +49,7 @@ from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
 from unmask.data.sources.tar import TarSource
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 from unmask.report.progress import say
 
 __all__ = ["Dataset", "Images", "Source", "check_picklable", "open_source", "subset", "to_source"]
@@ -135,6 +135,16 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     if left_out:
         say(f"{what}: {len(source)} images; left out: {left_out}")
     return source
+
+
+def open_with_labels_if_any(spec: str, *, key: str) -> tuple[Source, str]:
+    """The same with labels, or where they cannot be had without, and then why. Raises DataError as `open_source`."""
+    try:
+        return open_source(spec, key=key, labels=True), ""
+    except StorageError:
+        raise
+    except DataError as error:
+        return open_source(spec, key=key, labels=False), str(error)
 
 
 def _opened(path: str, options: dict[str, str], *, what: str, labels: bool) -> Source:
