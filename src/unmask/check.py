@@ -40,6 +40,7 @@ _RECORD = np.dtype(
         ("height", "<i4"),
         ("width", "<i4"),
         ("spread", "<f4"),
+        ("nodata", "<f4"),
         ("digest", "V16"),
         ("hash", "u1", (BITS // 8,)),
         ("thumb", "u1", (256,)),
@@ -57,6 +58,8 @@ class Findings:
     """Show nothing: one colour, or almost."""
     tiny: NDArray[np.int64]
     """Have a side below `smallest`."""
+    nodata: NDArray[np.int64]
+    """Are mostly no data: nodata, NaN or infinite."""
     copies: list[NDArray[np.int64]]
     """Groups of the same bytes."""
     alike: list[NDArray[np.int64]]
@@ -67,21 +70,26 @@ class Findings:
     """Images that are, or are like, one of the other set."""
 
 
-def check(images: str, out: Path, *, against: str | None = None, smallest: int = 32) -> Findings:
+def check(
+    images: str, out: Path, *, against: str | None = None, smallest: int = 32, data: DataConfig | None = None
+) -> Findings:
     """Decode all of `images`, in as many threads as there are cores, and of `against`, the set they are judged by.
+
+    Of `data`, `max_pixels` and `nodata` count.
 
     Writes into the folder `out`: `check.json` with all figures; `exclude.txt`, for `data.exclude`, with the broken and
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
     Interrupted, the same call goes on. Raises DataError where there are no images, and what reading them raises.
     """
+    data = data or DataConfig()
     source, _ = open_with_labels_if_any(images, key="DATA")
-    records = _records(source, out / _PARTIAL[0], "check")
+    records = _records(source, out / _PARTIAL[0], "check", data)
     other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
-    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against")
+    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", data)
     findings = _findings(records, source.labels, others, smallest)
     excluded = _excluded(findings)
     try:
-        _write(source, records, findings, excluded, out, against)
+        _write(source, records, findings, excluded, out, against, data)
     except OSError as error:
         raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
     _tell(source, records, findings, len(excluded), out)
@@ -90,17 +98,16 @@ def check(images: str, out: Path, *, against: str | None = None, smallest: int =
     return findings
 
 
-def _records(source: Source, folder: Path, title: str) -> Records:
-    most = DataConfig().max_pixels
-
+def _records(source: Source, folder: Path, title: str, data: DataConfig) -> Records:
     def one(index: int) -> Records:
         record = np.zeros((), _RECORD)
         try:
-            data = source.read(index)
-            raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            image = source.read(index)
+            raw = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
             record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
-            (record["height"], record["width"]), grey = look(data, most)
-            record["spread"], record["hash"], record["thumb"] = grey.std(), hash_of(grey), thumb_of(grey)
+            seen = look(image, data.max_pixels, data.nodata)
+            (record["height"], record["width"]), record["nodata"] = seen.size, seen.nodata
+            record["spread"], record["hash"], record["thumb"] = seen.grey.std(), hash_of(seen.grey), thumb_of(seen.grey)
         except StorageError:
             raise
         except DataError:
@@ -112,7 +119,8 @@ def _records(source: Source, folder: Path, title: str) -> Records:
             for first in range(start, len(source), _BATCH):
                 yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, len(source))))))
 
-    job = {"command": "check", "images": source.fingerprint(), "side": SIDE}
+    limits = {"max_pixels": data.max_pixels, "nodata": data.nodata}
+    job = {"command": "check", "images": source.fingerprint(), "side": SIDE, **limits}
     return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH, title=title)
 
 
@@ -128,7 +136,9 @@ def _findings(records: Records, labels: NDArray[np.int64] | None, others: Record
     alike = groups_of(pairs[~same], len(records))
     conflicts = [] if labels is None else [g for g in [*copies, *alike] if len(set(labels[g].tolist())) > 1]
     leaks = np.zeros(0, np.int64) if others is None else _leaks(records, clear, seen, others)
-    return Findings(np.flatnonzero(~good), np.flatnonzero(blank), np.flatnonzero(tiny), copies, alike, conflicts, leaks)
+    nodata = good & (records["nodata"] > 0.5)
+    broken, blank, tiny, nodata = (np.flatnonzero(found) for found in (~good, blank, tiny, nodata))
+    return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks)
 
 
 def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -155,7 +165,13 @@ def _excluded(findings: Findings) -> NDArray[np.int64]:
 
 
 def _write(
-    source: Source, records: Records, findings: Findings, excluded: NDArray[np.int64], out: Path, against: str | None
+    source: Source,
+    records: Records,
+    findings: Findings,
+    excluded: NDArray[np.int64],
+    out: Path,
+    against: str | None,
+    data: DataConfig,
 ) -> None:
     def name(row: int) -> str:
         return printable(source.name(int(row)))
@@ -172,9 +188,9 @@ def _write(
         "images": len(source),
         "against": against,
         "left_out": LeftOut.of(source).counts(),
-        **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "leaks")},
+        **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "nodata", "leaks")},
         **{key: make() for key, make in groups.items()},
-        "reasons": {name(row): reason_of(source, row) for row in findings.broken.tolist()},
+        "reasons": {name(row): reason_of(source, row, data) for row in findings.broken.tolist()},
         "classes": _balance(source),
         **sides,
     }
@@ -185,7 +201,7 @@ def _write(
         writer.writerow(["group", "file", "class"])
         for number, group in enumerate(findings.alike, 1):
             writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
-    _draw(source, findings.alike, out / "alike.png")
+    _draw(source, findings.alike, out / "alike.png", data)
 
 
 def _class(source: Source, row: int) -> str:
@@ -206,22 +222,22 @@ def _quantiles(sides: NDArray[np.int32]) -> dict[str, int]:
     return {"min": low, "median": median, "max": high}
 
 
-def reason_of(source: Source, row: int) -> str:
+def reason_of(source: Source, row: int, data: DataConfig) -> str:
     """Why an image cannot be decoded."""
     try:
-        look(source.read(row), DataConfig().max_pixels)
+        look(source.read(row), data.max_pixels, data.nodata)
     except DataError as error:
         return str(error)
     return ""
 
 
-def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path) -> None:
+def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path, data: DataConfig) -> None:
     """The first two of each group, side by side."""
     rows = [row for group in groups[: _SHOWN // 2] for row in group[:2].tolist()]
     if not rows:
         out.unlink(missing_ok=True)
         return
-    pictures = np.stack([look(source.read(row), DataConfig().max_pixels)[1] for row in rows])[..., None]
+    pictures = np.stack([look(source.read(row), data.max_pixels, data.nodata).grey for row in rows])[..., None]
     files = [printable(source.name(row).rpartition("/")[2]) for row in rows]
     names = [f"{number // 2 + 1}: {file}" for number, file in enumerate(files)]
     contact_sheet(pictures, out, captions=names)
@@ -233,7 +249,8 @@ def _tell(source: Source, records: Records, findings: Findings, excluded: int, o
         return shown + (", …" if len(rows) > 3 else "")
 
     lists = (("broken", findings.broken), ("blank", findings.blank), ("tiny", findings.tiny))
-    rows = [[what, len(found), some(found.tolist())] for what, found in (*lists, ("also in --against", findings.leaks))]
+    lists = (*lists, ("mostly no data", findings.nodata), ("also in --against", findings.leaks))
+    rows = [[what, len(found), some(found.tolist())] for what, found in lists]
     for what, groups in (
         ("copies", findings.copies),
         ("alike", findings.alike),

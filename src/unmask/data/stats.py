@@ -36,24 +36,38 @@ class Stats:
     """How many images there are of each height and width."""
     bad: list[str] = field(default_factory=list[str])
     """Names of the images left out, and why."""
+    mostly_nodata: list[str] = field(default_factory=list[str])
+    """Names of the images more than half of which is no data."""
+    nodata: int = 0
+    """Values that are no data, and so in no figure but this; see `data.nodata`."""
     lowest: float = float("inf")
     highest: float = float("-inf")
     """Of all pixels, as they are stored."""
 
     def __post_init__(self) -> None:
-        self._pixels = 0
+        self._pixels = [0] * self.channels
         self._mean = np.zeros(self.channels)
         self._squares = np.zeros(self.channels)
 
-    def add(self, mode: str, pixels: NDArray[Any]) -> None:
-        """Merge one image (H, W, C) by the formula of Chan et al. for pairs of sets, in float64."""
+    def add(self, mode: str, pixels: NDArray[Any], name: str = "") -> None:
+        """Merge one image (H, W, C), masked where it is no data, by the formula of Chan et al. for pairs of sets, in
+        float64."""
         height, width = pixels.shape[:2]
         values = pixels.reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
-        mean = values.mean(0)
-        total, off = self._pixels + len(values), mean - self._mean
-        self._squares += ((values - mean) ** 2).sum(0) + off**2 * (self._pixels * len(values) / total)
-        self._mean += off * (len(values) / total)
-        self._pixels = total
+        counts = [len(values)] * self.channels
+        if isinstance(values, np.ma.MaskedArray):
+            counts = values.count(0).tolist()
+            self.nodata += values.size - sum(counts)
+            if sum(counts) < values.size / 2:
+                self.mostly_nodata.append(name)
+        mean = np.ma.filled(values.mean(0), 0.0)
+        squares = np.ma.filled(((values - mean) ** 2).sum(0), 0.0)
+        off, totals = mean - self._mean, [before + count for before, count in zip(self._pixels, counts, strict=True)]
+        shares = np.array([count / max(1, total) for count, total in zip(counts, totals, strict=True)])
+        both = [b * count / max(1, total) for b, count, total in zip(self._pixels, counts, totals, strict=True)]
+        self._squares += squares + off**2 * np.array(both)
+        self._mean += off * shares
+        self._pixels = totals
         self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
         self.count += 1
         self.stored[mode] += 1
@@ -66,23 +80,29 @@ class Stats:
 
     @property
     def std(self) -> list[float]:
-        return np.sqrt(self._squares / max(1, self._pixels)).tolist()
+        return np.sqrt(self._squares / np.maximum(1, self._pixels)).tolist()
 
 
 def measure(
-    source: Source, *, channels: int | None, dtype: str | None, max_pixels: int, value_range: Range | None = None
+    source: Source,
+    *,
+    channels: int | None,
+    dtype: str | None,
+    max_pixels: int,
+    value_range: Range | None = None,
+    nodata: float | None = None,
 ) -> Stats:
     """Look at every pixel once, with the memory of a few images.
 
-    `channels` and `dtype` default to those of the first image that can be read; `value_range`: see `data.range`. Raises
-    DataError if none of the first 20 can.
+    `channels` and `dtype` default to those of the first image that can be read; `value_range` and `nodata`: see
+    `data.range`, `data.nodata`. Raises DataError if none of the first 20 can.
     """
     stats = _start(source, channels, dtype, max_pixels)
 
-    def load(index: int) -> tuple[str, NDArray[Any]] | str:
+    def load(index: int) -> tuple[str, NDArray[Any], str] | str:
         try:
-            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels, value_range)
-            return image.mode, image.pixels()
+            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels, value_range, nodata)
+            return image.mode, image.pixels(), printable(source.name(index))
         except StorageError:
             raise
         except DataError as error:

@@ -82,13 +82,14 @@ def pack(
     shard_size: int = 256 << 20,
     max_bad_share: float = 0.001,
     workers: int | None = None,
+    max_pixels: int = DataConfig().max_pixels,
 ) -> None:
     """Write the images of `source`, anything `data.train` may name, as a pack to `out`, a folder or a URL.
 
     Files go in as they are; with `short_side` (pixels), larger ones are resized (see `recode`), JPEG and WebP with
     `quality` (1 to 100). A shard holds up to `shard_size` bytes; on its way to a URL it is in the cache folder.
     `workers` threads (default: one a core) do not change the result. The same call again continues where an earlier one
-    ended. Images that cannot be decoded are left out.
+    ended. Images that cannot be decoded, or have more than `max_pixels`, are left out.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
     used, more than `max_bad_share` of its images cannot be decoded, or `out` cannot be written; CheckpointError when
@@ -98,7 +99,7 @@ def pack(
     out = files.absolute(str(out).removeprefix("file://"))
     images = _open(str(source))
     settings = Settings(short_side, quality if short_side else None, shard_size)
-    packer = _Packer(images, out, settings, max_bad_share)
+    packer = _Packer(images, out, settings, max_bad_share, max_pixels)
     try:
         packer.run(workers or cores())
     except OSError as error:
@@ -125,8 +126,8 @@ def _open(spec: str) -> Source:
 
 
 class _Packer:
-    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float) -> None:
-        self._images, self._out, self._settings = images, out, settings
+    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float, max_pixels: int) -> None:
+        self._images, self._out, self._settings, self._max_pixels = images, out, settings, max_pixels
         self._parts = f"{out}/{PARTS}"
         self._most_bad = max_bad_share * len(images)
         self._job = {
@@ -245,9 +246,8 @@ class _Packer:
             raise
         except DataError as error:
             return Encoded(index, problem=f"{name}: {error}")
-        limit = DataConfig().max_pixels
         try:
-            stored = recode(data, settings.short_side, settings.quality or 0, max_pixels=limit)
+            stored = recode(data, settings.short_side, settings.quality or 0, max_pixels=self._max_pixels)
         except FormError as error:  # something to install, which must not decide either
             raise DataError(f"{name}: {error}") from None
         except DecodeError as error:
