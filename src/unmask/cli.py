@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unmask import commands, interrupts
-from unmask.errors import UnmaskError
+from unmask.errors import ProcessError, UnmaskError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
     except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, ProcessError):
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # MindSpore would take leave of the others: 20 s, and then a SIGTERM to itself
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
