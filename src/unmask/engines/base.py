@@ -60,6 +60,26 @@ class EngineKind:
     """Function without arguments: names of the devices that are there, and what to install for more."""
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
     """By suffix of the file: function `(engine, output, path)` that writes a graph."""
+    account: str | None = None
+    """Function `(create, batches, hyper, rank, world)` that gives an Account of a step; None: it cannot count one."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a training step takes of one of several processes, counted without computing it."""
+
+    weights: int
+    """Numbers in the whole network."""
+    kept_bytes: int
+    """From step to step: weights, gradients' buckets, moments, average."""
+    peak_bytes: int
+    """The most at a time: what is kept, activations, gradients."""
+    flops: int
+    """Of matrix products and attention."""
+    exchanged_bytes: Mapping[str, int]
+    """Size of the whole tensors, by kind of exchange: all-reduce, all-gather, reduce-scatter."""
+    exchanges: Mapping[str, int]
+    """How many of each kind."""
 
 
 class Engine(Protocol):

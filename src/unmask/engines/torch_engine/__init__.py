@@ -8,4 +8,5 @@ TORCH = EngineKind(
     create="unmask.engines.torch_engine.engine:TorchEngine",
     connect="unmask.engines.torch_engine.parallel:connect",
     devices="unmask.engines.torch_engine.device:devices",
+    account="unmask.engines.torch_engine.accounting:account",
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
@@ -79,16 +82,24 @@ def connect(device: str, timeout: float) -> Generator[None]:
 def _missing(store: Any) -> str:
     """Who is lost: all who notice a failure answer here, and it is those who do not."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    missing, deadline = {*range(world)} - {rank}, time.monotonic() + ROLL_CALL
-    try:
-        store.set(f"here/{rank}", "")
-        while missing and time.monotonic() < deadline:
-            time.sleep(0.1)
-            missing = {other for other in missing if not store.check([f"here/{other}"])}
-    except RuntimeError:  # the store was the first process's
-        missing = {0}
-    names = ", ".join(map(str, sorted(missing)))
-    return f"process {rank} of {world}: " + (f"process {names}" if names else "another process")
+    missing: set[int] | None = None
+
+    def call() -> None:
+        nonlocal missing
+        with suppress(RuntimeError):  # the store was the first process's
+            store.set(f"here/{rank}", "")
+            while missing is None or missing:
+                missing = {other for other in range(world) if other != rank and not store.check([f"here/{other}"])}
+                time.sleep(0.1)
+
+    caller = threading.Thread(target=call, daemon=True)  # a store behind a cut link never answers
+    caller.start()
+    caller.join(ROLL_CALL)
+    if missing is None and rank:
+        lost = "process 0, or the network to it,"
+    else:
+        lost = f"process {', '.join(map(str, sorted(missing)))}" if missing else "another process"
+    return f"process {rank} of {world}: {lost}"
 
 
 def _reason(error: RuntimeError) -> str:
@@ -101,9 +112,9 @@ class Replicas:
     """The loss of a network of which every process has a replica; its backward pass averages the gradients."""
 
     def __init__(self, network: nn.Module, exchange_dtype: torch.dtype) -> None:
-        self._parallel = DistributedDataParallel(_Loss(network), gradient_as_bucket_view=True)
-        if exchange_dtype == torch.bfloat16:
-            hook: Any = lambda _, bucket: _average_in_bf16(bucket)  # noqa: E731  # pyright: ignore
+        self._parallel = DistributedDataParallel(_Loss(network), gradient_as_bucket_view=True, init_sync=False)
+        if exchange_dtype == torch.bfloat16 or dist.get_backend() == "fake":
+            hook: Any = lambda _, bucket: _average(bucket, exchange_dtype)  # noqa: E731  # pyright: ignore
             self._parallel.register_comm_hook(None, hook)  # which must say GradBucket, or nothing
 
     def __call__(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
@@ -123,9 +134,10 @@ class Shards:
 
     def __init__(self, network: Any, exchange_dtype: torch.dtype, outputs: Iterable[str] = ()) -> None:
         policy = MixedPrecisionPolicy(reduce_dtype=exchange_dtype)
+        mesh = processes(next(network.parameters()).device.type)
         for block in blocks(network):
-            fully_shard(block, mp_policy=policy)
-        self._network = fully_shard(network, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        self._network = fully_shard(network, mesh=mesh, mp_policy=policy)
         for method in ("loss", *outputs):
             if hasattr(network, method):
                 register_fsdp_forward_method(network, method)
@@ -137,6 +149,12 @@ class Shards:
         """See `Replicas`. What is accumulated is not split yet, which takes memory and saves an exchange."""
         self._network.set_requires_gradient_sync(now)
         return nullcontext()
+
+
+@cache
+def processes(device: str) -> DeviceMesh:
+    """All of them, in a row."""
+    return init_device_mesh(device, (dist.get_world_size(),))
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
@@ -190,15 +208,11 @@ def part(array: Tensor, like: Tensor) -> Tensor:
     return shares[dist.get_rank()] if dist.get_rank() < len(shares) else array[:0]
 
 
-def _average_in_bf16(bucket: Any) -> torch.futures.Future[Tensor]:
+def _average(bucket: Any, dtype: torch.dtype) -> torch.futures.Future[Tensor]:
     """A hook of DistributedDataParallel for its GradBucket; PyTorch's own in bf16 is for NCCL alone."""
-    mine = bucket.buffer().to(torch.bfloat16).div_(dist.get_world_size())
-
-    def take(exchanged: torch.futures.Future[Any]) -> Tensor:
-        return bucket.buffer().copy_(exchanged.value()[0])
-
+    mine = bucket.buffer().to(dtype).div_(dist.get_world_size())
     exchange: Any = dist.all_reduce(mine, async_op=True)
-    return exchange.get_future().then(take)
+    return exchange.get_future().then(lambda _: bucket.buffer().copy_(mine))  # pyright: ignore
 
 
 class _Loss(nn.Module):
