@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unmask.config.schema import DataConfig
+    from unmask.data.stats import Stats
     from unmask.evaluate.inference import Images, Model
 
 Command = Callable[[Namespace], None]
@@ -51,15 +55,15 @@ def evaluate(options: Namespace) -> None:
 def predict(options: Namespace) -> None:
     from unmask.evaluate.output import write_predictions
 
-    with _load(options, join=True) as model:
-        write_predictions(model, _images(options), options.out, options.top)
+    with _load(options) as model:
+        write_predictions(model, _images(options), options.out, top=options.top, share=options.share)
 
 
 def embed(options: Namespace) -> None:
     from unmask.evaluate.output import write_embeddings
 
-    with _load(options, join=True) as model:
-        write_embeddings(model, _images(options), options.out, pool=options.pool)
+    with _load(options) as model:
+        write_embeddings(model, _images(options), options.out, pool=options.pool, share=options.share)
 
 
 def knn(options: Namespace) -> None:
@@ -141,6 +145,7 @@ def pack(options: Namespace) -> None:
             max_bad_share=options.max_bad_share,
             workers=options.workers,
             max_pixels=data.max_pixels,
+            share=options.share,
         )
     else:
         raise ConfigError("name what to pack and where to, SOURCE OUT; or --verify OUT")
@@ -211,42 +216,52 @@ def stats(options: Namespace) -> None:
     from unmask.config.load import read_settings
     from unmask.data.sources import open_source
     from unmask.data.stats import measure
-    from unmask.report.progress import say, table
+    from unmask.report.progress import speaking
 
     config, given = read_settings(options.set, STATS_KEYS, "unmask stats")
-    data, value_range = config.data, config.data.range
+    data = config.data
     found = measure(
         open_source(options.images, key="images", labels=False),
         channels=config.model.channels if "model.channels" in given else None,
         dtype=data.dtype if "data.dtype" in given else None,
         max_pixels=data.max_pixels,
-        value_range=value_range,
+        value_range=data.range,
         nodata=data.nodata,
+        out=options.out,
+        share=options.share,
     )
+    if found is not None:
+        with speaking():
+            _tell_stats(found, data)
+
+
+def _tell_stats(found: Stats, data: DataConfig) -> None:
+    from unmask.report.progress import say, table
+
     table([[c, f"{m:.6g}", f"{s:.6g}"] for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True))], STATS)
-    for name, axis in (("height", 0), ("width", 1)):
-        sides = sorted(size[axis] for size in found.sizes.elements())
+    for name, sides in (("height", found.heights), ("width", found.widths)):
         if sides:
-            say(f"{name}: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
+            half = list(accumulate(sides[side] for side in sorted(sides)))
+            median = sorted(sides)[bisect_right(half, found.count // 2)]
+            say(f"{name}: {min(sides)} to {max(sides)}, median {median}")
     say(f"{found.count} images: " + ", ".join(f"{count} {kind}" for kind, count in found.stored.most_common()))
     for line in found.bad[:10]:
         say(f"left out: {line}")
     if found.bad:
         say(f"{len(found.bad)} images were left out")
     if found.nodata:
-        values = sum(height * width * count for (height, width), count in found.sizes.items()) * found.channels
-        say(f"no data: {found.nodata / values:.2%} of the values, in no figure here (data.nodata)")
+        say(f"no data: {found.nodata_share:.2%} of the values, in no figure here (data.nodata)")
     for name in found.mostly_nodata[:10]:
         say(f"mostly no data: {name}")
     if found.mostly_nodata:
         say(f"{len(found.mostly_nodata)} images are mostly no data")
     values = {"mean": found.mean, "std": found.std}
-    if found.dtype == "uint16" and value_range is None and found.highest < 65535 / 4:
+    if found.dtype == "uint16" and data.range is None and found.highest < 65535 / 4:
         say(
             f"the values reach {found.highest:g} of 65535: for a model of 8-bit images, which would see them nearly "
             f"black, or to spread them, data.range=[{found.lowest:g},{found.highest:g}]"
         )
-    ranged = "" if value_range is None else f" data.range=[{value_range[0]:g},{value_range[1]:g}]"
+    ranged = "" if data.range is None else f" data.range=[{data.range[0]:g},{data.range[1]:g}]"
     ranged += "" if data.nodata is None else f" data.nodata={data.nodata:g}"
     say(f"model.channels={found.channels} data.dtype={found.dtype}{ranged}")
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
@@ -256,8 +271,14 @@ def check(options: Namespace) -> None:
     from unmask.check import check as look_at_all
     from unmask.config.load import read_settings
 
-    data = read_settings(options.set, CHECK_KEYS, "unmask check")[0].data
-    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest, data=data)
+    look_at_all(
+        options.images,
+        options.out,
+        against=options.against,
+        smallest=options.smallest,
+        data=read_settings(options.set, CHECK_KEYS, "unmask check")[0].data,
+        share=options.share,
+    )
 
 
 def replay(options: Namespace) -> None:
