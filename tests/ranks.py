@@ -96,8 +96,12 @@ def launch(
     processes: int = 2,
     options: Sequence[str] = (),
     program: Sequence[str] = ("-m", "unmask"),
+    within: Sequence[str] = (),
 ) -> Ranks:
-    """`unmask ARGUMENTS` in the folder `cwd`, or another program; `options` are the launcher's."""
+    """`unmask ARGUMENTS` in the folder `cwd`, or another program; `options` are the launcher's, the last ones win.
+
+    `within` is a command that runs another, as `env` does.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -115,7 +119,7 @@ def launch(
     }[engine]
     # msrun starts a bare `python`, which must be this one.
     environment = ENVIRONMENT | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    command = [*map(str, launcher), *program, *map(str, arguments)]
+    command = [*within, *map(str, launcher), *program, *map(str, arguments)]
     with (cwd / LOG).open("w") as log:
         return Ranks(subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT), cwd)
 
@@ -123,7 +127,8 @@ def launch(
 def records(folder: Path) -> list[dict[str, float]]:
     """The metrics of the run in `folder`/run so far."""
     log = folder / "run" / "metrics.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    whole, _, _ = log.read_text().rpartition("\n") if log.exists() else ("", "", "")  # one may be half written
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def agree(ours: list[dict[str, float]], expected: list[dict[str, float]], rel: float = 1e-4) -> None:

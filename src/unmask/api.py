@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from unmask.checkpoint.mirror import Mirror, folder_here
 from unmask.checkpoint.store import Choice
-from unmask.config.load import Settings, load_config
+from unmask.config.load import Settings, load_config, task_of
 from unmask.config.schema import Config
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.dataset import check_picklable
@@ -98,10 +98,8 @@ def run_recipe(
 ) -> Run:
     """Run a recipe with the settings applied and draw its pictures."""
     config = load_config(recipe, settings)
-    if config.objective.task is None:
-        raise ConfigError(f"objective.name={config.objective.name} is not trained; it is for models that are read")
-    if config.objective.task != task:
-        raise ConfigError(f"{recipe} is a recipe for `unmask {config.objective.task}`, not `unmask {task}`")
+    if (theirs := task_of(config)) != task:
+        raise ConfigError(f"{recipe} is a recipe for `unmask {theirs}`, not `unmask {task}`")
     config, images = _given(config, "train", train)
     config, val_images = _given(config, "val", val)
     folder = _folder(config, Path(recipe).stem)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unmask import commands, interrupts
-from unmask.errors import UnmaskError
+from unmask.errors import ProcessError, UnmaskError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run(options)
     except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, ProcessError):
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # MindSpore would take leave of the others: 20 s, and then a SIGTERM to itself
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -255,6 +258,33 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
     )
 
+    sub = command(
+        "launch", commands.launch, "print the job that trains a recipe on Slurm, SkyPilot, Kubernetes or ModelArts"
+    )
+    sub.add_argument(
+        "platform",
+        choices=("slurm", "sky", "kubernetes", "modelarts"),
+        metavar="PLATFORM",
+        help="slurm, sky, kubernetes or modelarts",
+    )
+    sub.add_argument("recipe", metavar="RECIPE", help="of `unmask pretrain` or `unmask finetune`")
+    sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as there; output is needed")
+    sub.add_argument(
+        "--size",
+        type=_size,
+        default=(1, 1),
+        metavar="NODESxCARDS",
+        help="such as 16x8: 16 machines with 8 cards each, a process for each card (default 1x1)",
+    )
+    sub.add_argument("--out", type=_place, metavar="FILE", help="write the job there (default: on the screen)")
+    sub.add_argument("--submit", action="store_true", help="have sbatch, sky or kubectl take the job")
+    sub.add_argument("--partition", metavar="NAME", help="slurm: default the cluster's")
+    sub.add_argument("--time", metavar="TIME", help="slurm: after which the job goes on in another, such as 12:00:00")
+    sub.add_argument("--accelerator", metavar="NAME", help="sky: such as H100")
+    sub.add_argument("--image", metavar="NAME", help="kubernetes, modelarts: a container image with unmask in it")
+    sub.add_argument("--volume", metavar="CLAIM:PATH", help="kubernetes: a claim, and where the job sees its files")
+    sub.add_argument("--flavor", metavar="ID", help="modelarts: the kind of its machines")
+
     sub = command("demo", commands.demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
     sub.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"
@@ -276,6 +306,13 @@ def _whole(text: str, least: int, most: int, what: str) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 2**31 - 1, "a whole number from 1 on")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Machines, and cards of each."""
+    nodes, _, cards = text.partition("x")
+    what = "of the form NODESxCARDS, such as 16x8"
+    return _whole(nodes, 1, 2**16, what), _whole(cards, 1, 2**10, what)
 
 
 def _seed(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -171,6 +172,26 @@ def export(options: Namespace) -> None:
 
     write(options.model, options.out, checkpoint=options.checkpoint, settings=options.set)
     say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
+
+
+def launch(options: Namespace) -> None:
+    from unmask.launch import Options, prepare, submit, write_file, written
+
+    nodes, cards = options.size
+    job = prepare(options.recipe, options.settings, nodes, cards)
+    mine = Options(**{name: getattr(options, name) for name in Options.__dataclass_fields__})
+    text = written(options.platform, job, mine)
+    if job.device != "cpu" and job.config.data.workers == 0:
+        print(
+            "data.workers=0: each process gets one core, which decodes its images too; set data.workers=N",
+            file=sys.stderr,
+        )
+    if options.out is not None:
+        write_file(text, options.out)
+    if options.submit:
+        print(submit(options.platform, text, options.out))
+    elif options.out is None:
+        print(text, end="")
 
 
 def demo(options: Namespace) -> None:

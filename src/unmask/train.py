@@ -39,7 +39,7 @@ from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import subset, without
 from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, StepResult, Tensors
-from unmask.environment import git_state, versions
+from unmask.environment import git_state, launched, versions
 from unmask.errors import ConfigError, TrainingError
 from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
@@ -115,8 +115,23 @@ def train(
             f"objective.name={config.objective.name} has no loss for single images: leave out data.val, and give "
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
+    rank, world = launched()
+    batches = partial(
+        train_batches,
+        source,
+        needs=objective.needs(training=True),
+        model=config.model,
+        data=config.data,
+        augment=config.augment,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        rank=rank,
+        world=world,
+    )
+    batches(start_step=0, stop_step=0).close()  # batches that are not possible are refused before any work
     with ExitStack() as stack:
-        rank, world = stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
+        stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
             stack.enter_context(gone_if_unused(folder))
@@ -183,6 +198,7 @@ def train(
             plan,
             source,
             val,
+            batches,
             data,
             engine,
             features,
@@ -222,6 +238,8 @@ class _Loop:
     plan: Plan
     source: Source
     val: Source | None
+    batches: Callable[..., Generator[list[Batch]]]
+    """For training, from `start_step` up to `stop_step`."""
     data: dict[str, Any]
     engine: Engine
     features: FeatureEvaluation | None
@@ -251,7 +269,8 @@ class _Loop:
             request = stack.enter_context(interrupts.deferred())
             size = self.config.train.batch_size
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
-            batches = stack.enter_context(closing(self._batches(start)))
+            stop = max(start, self.plan.total)  # data that became fewer may end a run before where it stands
+            batches = stack.enter_context(closing(self.batches(start_step=start, stop_step=stop)))
             self.read_at = self.step_ended = time.monotonic()
             for step, micro_batches in enumerate(self._waited_for(batches), start + 1):
                 self._step(step, micro_batches)
@@ -424,22 +443,6 @@ class _Loop:
     def _title(self) -> str:
         task = self.objective.section.task
         return task if task == "pretrain" else "fine-tune" if self.config.init else "from scratch"
-
-    def _batches(self, start: int) -> Generator[list[Batch]]:
-        return train_batches(
-            self.source,
-            needs=self.objective.needs(training=True),
-            model=self.config.model,
-            data=self.config.data,
-            augment=self.config.augment,
-            seed=self.config.seed,
-            batch_size=self.config.train.batch_size,
-            accumulate=self.config.train.accumulate,
-            start_step=start,
-            stop_step=max(start, self.plan.total),  # data that became fewer may end a run before where it stands
-            rank=self.rank,
-            world=self.world,
-        )
 
     def _val_batches(self, val: Source) -> Iterator[Batch]:
         return eval_batches(

@@ -32,6 +32,7 @@ DIGITS = ["data.train=bundled:mnist5k/train", f"train.epochs={STEPS * 16 / 4000}
 TORCH = ENGINES[:1]
 BOTH = [TORCH[0], pytest.param("mindspore", marks=[*ENGINES[1].marks, pytest.mark.campaign])]
 """With MindSpore each of these takes half a minute."""
+COUNTS = [2, pytest.param(4, marks=pytest.mark.campaign)]
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -54,9 +55,10 @@ def at_work(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("engine", BOTH)
-def test_a_killed_process_ends_all_with_its_name(engine: str, tmp_path: Path) -> None:
-    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path)
+def test_a_killed_process_ends_all_with_its_name(engine: str, processes: int, tmp_path: Path) -> None:
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path, processes=processes)
     ranks.until_step(5)
     pids = ranks.pids
     ranks.send(signal.SIGKILL, 1)
@@ -68,15 +70,17 @@ def test_a_killed_process_ends_all_with_its_name(engine: str, tmp_path: Path) ->
     assert "the same command goes on from the last checkpoint" in said
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("engine", BOTH)
-def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, tmp_path: Path) -> None:
+def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, processes: int, tmp_path: Path) -> None:
     timeout = {"torch": 4, "mindspore": 20}[engine]  # the processes of the latter compile, one before the other
-    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", f"train.process_timeout={timeout}", cwd=tmp_path)
+    settings = [*RUN, *DIGITS, f"engine={engine}", f"train.process_timeout={timeout}"]
+    ranks = launch(engine, *settings, cwd=tmp_path, processes=processes)
     ranks.until_step(5)
     pids = ranks.pids
     ranks.send(signal.SIGSTOP, 1)
     try:
-        end({0: pids[0]}, seconds=timeout + 30)
+        end({rank: pid for rank, pid in pids.items() if rank != 1}, seconds=timeout + 30)
     finally:
         if Path(f"/proc/{pids[1]}").exists():
             os.kill(pids[1], signal.SIGKILL)  # torchrun would give it another 30 s
@@ -85,6 +89,7 @@ def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, tmp_path:
     assert "process 1 ended or did not answer" in said, said
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize(
     "told",
@@ -94,11 +99,11 @@ def test_a_process_that_hangs_is_found_within_the_timeout(engine: str, tmp_path:
         "everyone",
     ],
 )
-def test_sigterm_saves_once_on_all(engine: str, told: str, tmp_path: Path) -> None:
-    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path)
+def test_sigterm_saves_once_on_all(engine: str, told: str, processes: int, tmp_path: Path) -> None:
+    ranks = launch(engine, *RUN, *DIGITS, f"engine={engine}", cwd=tmp_path, processes=processes)
     ranks.until_step(5)
     pids = ranks.pids
-    for pid in {"the last process": [pids[1]], "the launcher": []}.get(told, list(pids.values())):
+    for pid in {"the last process": [pids[processes - 1]], "the launcher": []}.get(told, list(pids.values())):
         os.kill(pid, signal.SIGTERM)
     if told != "the last process":
         ranks.launcher.terminate()
@@ -110,16 +115,17 @@ def test_sigterm_saves_once_on_all(engine: str, told: str, tmp_path: Path) -> No
     if engine == "torch" or told == "the last process":  # else msrun is gone, and what showed its output
         assert said.count("The state is saved") == 1, said
     if engine == "torch":
-        assert said.count("unmask: stopped by SIGTERM") == 2, said
+        assert said.count("unmask: stopped by SIGTERM") == processes, said
 
 
-def alone_and_together(engine: str, folder: Path, *settings: str) -> tuple[Path, Path, str]:
-    """The same run in one process and in two; what the two said."""
+def alone_and_together(engine: str, processes: int, folder: Path, *settings: str) -> tuple[Path, Path, str]:
+    """The same run in one process and in several; what these said."""
     alone, together = folder / "alone", folder / "together"
     alone.mkdir()
     together.mkdir()
     unmask(*RUN, *settings, f"engine={engine}", cwd=alone)
-    return alone, together, launch(engine, *RUN, *settings, f"engine={engine}", cwd=together).end()
+    ranks = launch(engine, *RUN, *settings, f"engine={engine}", cwd=together, processes=processes)
+    return alone, together, ranks.end()
 
 
 def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_twice(tmp_path: Path) -> None:
@@ -139,32 +145,39 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_
     agree(records(together), records(alone))
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("max_skipped", [0, pytest.param(20, marks=pytest.mark.campaign)])
-def test_a_number_that_is_not_finite_on_one_process_acts_on_all(engine: str, max_skipped: int, tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_on_one_process_acts_on_all(
+    engine: str, max_skipped: int, processes: int, tmp_path: Path
+) -> None:
     images = np.random.default_rng(0).random((64, 28, 28, 1), np.float32)
     images[5] = 3e38  # whose square is infinite
     np.save(tmp_path / "images.npy", images)
     settings = [f"data.train={tmp_path / 'images.npy'}", "data.dtype=float32", "train.epochs=2"]
-    alone, together, said = alone_and_together(engine, tmp_path, *settings, f"train.max_skipped={max_skipped}")
+    settings += [f"train.max_skipped={max_skipped}"]
+    alone, together, said = alone_and_together(engine, processes, tmp_path, *settings)
     skipped = [record["skipped"] for record in records(together)]
     assert sum(skipped) == (1 if max_skipped == 0 else 2)
     assert skipped == [record["skipped"] for record in records(alone)]
     finite = [[r["loss"] for r in records(folder) if not r["skipped"]] for folder in (together, alone)]
     assert finite[0] == pytest.approx(finite[1], rel=1e-4)
-    assert said.count("unmask: the gradient was not finite") == (2 if max_skipped == 0 and engine == "torch" else 0)
+    for rank in range(processes):
+        log = (together / "run" / f"rank-{rank}.log").read_text()
+        assert ("TrainingError: the gradient was not finite" in log) == (max_skipped == 0), said
 
 
+@pytest.mark.parametrize("processes", COUNTS)
 @pytest.mark.parametrize("engine", BOTH)
-def test_bad_images_count_over_all_processes(engine: str, tmp_path: Path) -> None:
+def test_bad_images_count_over_all_processes(engine: str, processes: int, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 28, 28), np.uint8)
     for number, image in enumerate(pixels):
         path = photos / f"{number}.png"
         path.write_bytes(b"no picture") if number % 16 == 0 else Image.fromarray(image).save(path)
-    settings = [f"data.train={photos}", "train.epochs=1"]
-    said = launch(engine, *RUN, *settings, f"engine={engine}", "data.max_bad_share=0.06", cwd=tmp_path).end()
+    settings = [f"data.train={photos}", "train.epochs=1", f"engine={engine}", "data.max_bad_share=0.06"]
+    said = launch(engine, *RUN, *settings, cwd=tmp_path, processes=processes).end()
     assert "4 of 64 images (6.25%) cannot be decoded, more than data.max_bad_share=0.06" in said, said
     (listed,) = (tmp_path / "run").glob("bad_files*")
     names = [line.partition("\t")[0] for line in listed.read_text().splitlines()]

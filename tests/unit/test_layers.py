@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluate"],
     ["export", "train"],
     ["api"],
-    ["check", "replay", "sweep", "demo", "doctor"],
+    ["check", "replay", "sweep", "demo", "doctor", "launch"],
     ["commands"],
     ["cli"],
     ["__init__", "__main__"],

@@ -380,6 +380,32 @@ def test_a_start_that_fails_leaves_no_folder(output: str, photos: Path, tmp_path
         assert not (tmp_path / output.partition("/")[0]).exists()
 
 
+@pytest.mark.parametrize(
+    ("sections", "world", "message"),
+    [
+        (
+            {"augment": {"mixup": 0.8}},
+            2,
+            r"over 2 processes x train.accumulate=1 makes micro-batches of 5",
+        ),
+        ({}, 3, r"train.batch_size=10 is not a multiple of 3 processes"),
+        (
+            {"objective": {"name": "classify", "class_weights": [1, 2, 3]}},
+            1,
+            r"has 3 values for 2 classes",
+        ),
+    ],
+)
+def test_batches_that_are_not_possible_are_refused_before_any_work(
+    sections: dict[str, Any], world: int, message: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))  # with nobody there: it must not wait for them
+    monkeypatch.setattr(unmask.train, "create_engine", None)
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(photos, **{"objective": "classify"} | sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_start_that_fails_late_or_in_a_folder_that_was_there_removes_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,13 @@ def load_config(recipe: str | os.PathLike[str], settings: Settings = ()) -> Conf
     return check_config(values, origins | apply_settings(values, settings))
 
 
+def task_of(config: Config) -> str:
+    """The command that trains it: pretrain or finetune. Raises ConfigError if none does."""
+    if config.objective.task is None:
+        raise ConfigError(f"objective.name={config.objective.name} is not trained; it is for models that are read")
+    return config.objective.task
+
+
 def apply_settings(values: dict[str, Any], settings: Settings) -> Origins:
     """Put the settings into nested `values`; returns where they come from. Raises ConfigError for an impossible key."""
     if isinstance(settings, Mapping):

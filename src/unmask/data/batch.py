@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import DataConfig
+from unmask.config.schema import AugmentConfig, DataConfig
 from unmask.data.rng import Op
+from unmask.errors import ConfigError
 
 FULL_RANGE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
 """For each `data.dtype`, the pixel value that is 1 in `data.mean` and `data.std`; floats are taken as they are."""
@@ -43,6 +44,19 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def check_shares(batch_size: int, accumulate: int, world: int, augment: AugmentConfig) -> None:
+    """Raise ConfigError unless each of `world` processes can take as many rows of each micro-batch."""
+    if batch_size % (world * accumulate):
+        raise ConfigError(
+            f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
+        )
+    if augment.mixes and batch_size // (world * accumulate) % 2:
+        raise ConfigError(
+            f"mixup and cutmix mix pairs of images, but train.batch_size={batch_size} over {world} processes x "
+            f"train.accumulate={accumulate} makes micro-batches of {batch_size // (world * accumulate)}; make them even"
+        )
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
-from unmask.data.batch import Arrays, Batch, Needs
+from unmask.data.batch import Arrays, Batch, Needs, check_shares
 from unmask.data.loader.ring import Ring
 from unmask.data.loader.samples import EvalSamples, Samples, TrainSamples
 from unmask.data.sources.base import Source
 from unmask.environment import cores
-from unmask.errors import ConfigError, DataError
+from unmask.errors import DataError
 
 _PART_ROWS = 32
 """Most rows in a part."""
@@ -68,15 +68,7 @@ def train_batches(
     Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too many images in a row
     cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies.
     """
-    if batch_size % (world * accumulate):
-        raise ConfigError(
-            f"train.batch_size={batch_size} is not a multiple of {world} processes x train.accumulate={accumulate}"
-        )
-    if augment.mixes and batch_size // (world * accumulate) % 2:
-        raise ConfigError(
-            f"mixup and cutmix mix pairs of images, but train.batch_size={batch_size} over {world} processes x "
-            f"train.accumulate={accumulate} makes micro-batches of {batch_size // (world * accumulate)}; make them even"
-        )
+    check_shares(batch_size, accumulate, world, augment)
     samples = TrainSamples(source, needs, model, data, seed, augment, batch_size)
     share = batch_size // world
     first = start_step * batch_size + rank * share

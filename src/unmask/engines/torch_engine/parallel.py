@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -81,16 +82,24 @@ def connect(device: str, timeout: float) -> Generator[None]:
 def _missing(store: Any) -> str:
     """Who is lost: all who notice a failure answer here, and it is those who do not."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    missing, deadline = {*range(world)} - {rank}, time.monotonic() + ROLL_CALL
-    try:
-        store.set(f"here/{rank}", "")
-        while missing and time.monotonic() < deadline:
-            time.sleep(0.1)
-            missing = {other for other in missing if not store.check([f"here/{other}"])}
-    except RuntimeError:  # the store was the first process's
-        missing = {0}
-    names = ", ".join(map(str, sorted(missing)))
-    return f"process {rank} of {world}: " + (f"process {names}" if names else "another process")
+    missing: set[int] | None = None
+
+    def call() -> None:
+        nonlocal missing
+        with suppress(RuntimeError):  # the store was the first process's
+            store.set(f"here/{rank}", "")
+            while missing is None or missing:
+                missing = {other for other in range(world) if other != rank and not store.check([f"here/{other}"])}
+                time.sleep(0.1)
+
+    caller = threading.Thread(target=call, daemon=True)  # a store behind a cut link never answers
+    caller.start()
+    caller.join(ROLL_CALL)
+    if missing is None and rank:
+        lost = "process 0, or the network to it,"
+    else:
+        lost = f"process {', '.join(map(str, sorted(missing)))}" if missing else "another process"
+    return f"process {rank} of {world}: {lost}"
 
 
 def _reason(error: RuntimeError) -> str:
