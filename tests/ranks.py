@@ -23,7 +23,7 @@ ENGINES = [
     for name in ("torch", "mindspore")
 ]
 LOG = "launcher.log"
-PATIENCE = 150.0
+PATIENCE = 300.0
 """Seconds after which something that must happen did not."""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unmask.evaluate.fast_probe import probe
     from unmask.evaluate.inference import Model, load
     from unmask.evaluate.knn import knn
+    from unmask.evaluate.output import write_embeddings, write_predictions
     from unmask.sweep import sweep_labels
 
     __version__: str
@@ -41,6 +42,8 @@ __all__ = [
     "probe",
     "sweep_labels",
     "verify_pack",
+    "write_embeddings",
+    "write_predictions",
 ]
 
 _HOME = {
@@ -55,6 +58,8 @@ _HOME = {
     "probe": "evaluate.fast_probe",
     "sweep_labels": "sweep",
     "verify_pack": "data.packs.verify",
+    "write_embeddings": "evaluate.output",
+    "write_predictions": "evaluate.output",
 }
 
 

@@ -18,16 +18,18 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig
 from unmask.data.likeness import BITS, SIDE, alike_pairs, groups_of, hash_of, look, thumb_of
+from unmask.data.parts import Share
 from unmask.data.sources import Source, open_with_labels_if_any
 from unmask.data.sources.base import printable
 from unmask.data.sources.left_out import LeftOut
 from unmask.environment import cores
 from unmask.errors import DataError, StorageError, UnmaskError
 from unmask.evaluate.resumable import Records, collect
+from unmask.files import written_aside
 from unmask.report.pictures import contact_sheet
-from unmask.report.progress import say, table
+from unmask.report.progress import say, speaking, table
 
-EXCLUDE = "exclude.txt"
+CHECK, EXCLUDE = "check.json", "exclude.txt"
 BLANK = 0.01
 """Standard deviation of grey levels in 0..1 below which there is nothing to see."""
 _BATCH = 64
@@ -67,21 +69,45 @@ class Findings:
     """Images that are, or are like, one of the other set."""
 
 
-def check(images: str, out: Path, *, against: str | None = None, smallest: int = 32) -> Findings:
+def check(
+    images: str, out: Path, *, against: str | None = None, smallest: int = 32, share: str | None = None
+) -> Findings | None:
     """Decode all of `images`, in as many threads as there are cores, and of `against`, the set they are judged by.
 
     Writes into the folder `out`: `check.json` with all figures; `exclude.txt`, for `data.exclude`, with the broken and
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
-    Interrupted, the same call goes on. Raises DataError where there are no images, and what reading them raises.
+    Interrupted, the same call goes on. `share`: see `unmask.write_embeddings`; None while parts of others are missing,
+    and where another process has written all that there is to say. Raises DataError where there are no images, and
+    what reading them raises.
     """
+    mine = Share.of(share)
     source, _ = open_with_labels_if_any(images, key="DATA")
-    records = _records(source, out / _PARTIAL[0], "check")
     other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
-    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against")
+    job = _job(source, other, smallest)
+    if mine.count > 1 and _is_of(out, job):
+        say(f"{out} is complete")
+        return None
+    records = _records(source, out / _PARTIAL[0], "check", mine)
+    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", mine)
+    if records is None or (other is not None and others is None):
+        return None
+    with speaking():
+        return _find(source, records, others, smallest, job, out, against)
+
+
+def _find(
+    source: Source,
+    records: Records,
+    others: Records | None,
+    smallest: int,
+    job: dict[str, Any],
+    out: Path,
+    against: str | None,
+) -> Findings:
     findings = _findings(records, source.labels, others, smallest)
     excluded = _excluded(findings)
     try:
-        _write(source, records, findings, excluded, out, against)
+        _write(source, records, findings, excluded, job, out, against)
     except OSError as error:
         raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
     _tell(source, records, findings, len(excluded), out)
@@ -90,7 +116,19 @@ def check(images: str, out: Path, *, against: str | None = None, smallest: int =
     return findings
 
 
-def _records(source: Source, folder: Path, title: str) -> Records:
+def _job(source: Source, other: Source | None, smallest: int) -> dict[str, Any]:
+    """What the answer follows from."""
+    return {"source": source.fingerprint(), "against": other and other.fingerprint(), "smallest": smallest}
+
+
+def _is_of(out: Path, job: dict[str, Any]) -> bool:
+    try:
+        return json.loads((out / CHECK).read_text(encoding="utf-8"))["job"] == job
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _records(source: Source, folder: Path, title: str, share: Share) -> Records | None:
     most = DataConfig().max_pixels
 
     def one(index: int) -> Records:
@@ -107,13 +145,17 @@ def _records(source: Source, folder: Path, title: str) -> Records:
             record["broken"] = True
         return record
 
-    def compute(start: int) -> Iterator[Records]:
+    def compute(spans: Sequence[range]) -> Iterator[Records]:
         with ThreadPoolExecutor(cores()) as pool:
-            for first in range(start, len(source), _BATCH):
-                yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, len(source))))))
+            for span in spans:
+                for first in range(span.start, span.stop, _BATCH):
+                    yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, span.stop)))))
 
-    job = {"command": "check", "images": source.fingerprint(), "side": SIDE}
-    return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH, title=title)
+    job = {
+        "settings": {"command": "check", "side": SIDE},
+        "source": {"images": len(source), "fingerprint": source.fingerprint()},
+    }
+    return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH // 16, title=title, share=share)
 
 
 def _findings(records: Records, labels: NDArray[np.int64] | None, others: Records | None, smallest: int) -> Findings:
@@ -155,7 +197,13 @@ def _excluded(findings: Findings) -> NDArray[np.int64]:
 
 
 def _write(
-    source: Source, records: Records, findings: Findings, excluded: NDArray[np.int64], out: Path, against: str | None
+    source: Source,
+    records: Records,
+    findings: Findings,
+    excluded: NDArray[np.int64],
+    job: dict[str, Any],
+    out: Path,
+    against: str | None,
 ) -> None:
     def name(row: int) -> str:
         return printable(source.name(int(row)))
@@ -177,8 +225,8 @@ def _write(
         "reasons": {name(row): reason_of(source, row) for row in findings.broken.tolist()},
         "classes": _balance(source),
         **sides,
+        "job": job,
     }
-    (out / "check.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / EXCLUDE).write_text("".join(f"{line}\n" for line in named(excluded)), encoding="utf-8")
     with (out / "alike.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -186,6 +234,8 @@ def _write(
         for number, group in enumerate(findings.alike, 1):
             writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
     _draw(source, findings.alike, out / "alike.png")
+    with written_aside(out / CHECK) as aside:  # the last
+        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _class(source: Source, row: int) -> str:

@@ -24,11 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.flat = rest
     try:
         with interrupts.command_line():
-            if options.run not in (commands.train, commands.evaluate, commands.predict, commands.embed):
-                from unmask.environment import check_alone
+            from unmask.environment import check_alone, launched
 
+            if not hasattr(options, "share") and options.run not in (commands.train, commands.evaluate):
                 check_alone()
-            options.run(options)
+            if not hasattr(options, "share") or launched()[0] >= 0:  # msrun's scheduler has no share
+                options.run(options)
     except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
         if isinstance(error, ProcessError):
@@ -110,10 +111,11 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default 5)")
     sub.add_argument(
         "--out",
-        type=_place,
-        metavar="FILE",
-        help=".csv, .jsonl or .parquet (default: CSV on the screen); interrupted, the same command goes on",
+        metavar="OUT",
+        help="FILE.csv, .jsonl or .parquet, or a folder or URL for many Parquet files (default: CSV on the screen); "
+        "interrupted, the same command goes on",
     )
+    _add_share(sub)
 
     sub = command("embed", commands.embed, "write the feature vector of each image")
     _add_model(sub)
@@ -121,11 +123,12 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     _add_pool(sub)
     sub.add_argument(
         "--out",
-        type=_place,
         required=True,
-        metavar="FILE",
-        help=".parquet, or .npy with the names beside; interrupted, the same command goes on",
+        metavar="OUT",
+        help="FILE.parquet, or .npy with the names beside, or a folder or URL for many Parquet files; interrupted, the "
+        "same command goes on",
     )
+    _add_share(sub)
 
     sub = command("knn", commands.knn, "accuracy of the nearest training images' classes, by the model's features")
     _add_model(sub)
@@ -202,6 +205,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     sub.add_argument("--workers", type=_count, metavar="N", help="threads (default: one a core)")
     sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
+    _add_share(sub)
 
     sub = command("convert", commands.convert, "write a model in another format")
     _add_stored(sub)
@@ -236,6 +240,8 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="as data.range: values that become black and white",
     )
+    sub.add_argument("--out", metavar="FILE.json", help="keep the result; interrupted, the same command goes on")
+    _add_share(sub)
 
     sub = command("check", commands.check, "look at all images: broken, blank, tiny, there twice, or in both sets")
     sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
@@ -250,6 +256,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="for check.json, alike.csv, alike.png, exclude.txt (default check); interrupted, the same command goes on",
     )
+    _add_share(sub)
 
     sub = command("replay", commands.replay, "do one step of a run again: its images, its numbers, its weights")
     sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
@@ -347,6 +354,14 @@ def _share(text: str) -> float:
     return _real(text, "a share, from 0 to 1", lambda number: 0 <= number <= 1)
 
 
+def _share_of(text: str) -> str:
+    number, slash, count = text.partition("/")
+    numbers = [int(part) if part.isdecimal() and len(part) < 10 else 0 for part in (number, count)]
+    if not slash or not 1 <= numbers[0] <= numbers[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, from 1/100 to 100/100")
+    return text
+
+
 def _finite(text: str) -> float:
     return _real(text, "a number", lambda number: abs(number) < float("inf"))
 
@@ -429,6 +444,16 @@ def _add_pool(sub: argparse.ArgumentParser) -> None:
         "--pool",
         choices=("mean", "cls", "mean+cls"),
         help="features: mean of the patch tokens, the cls token, or both (default: a classifier's own, else mean)",
+    )
+
+
+def _add_share(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--share",
+        type=_share_of,
+        metavar="K/N",
+        help="do only the K-th of N shares, from 1/N to N/N: for array jobs, whose tasks may run in any order, at any "
+        "time; the last one done completes OUT (processes of torchrun and msrun share without being told)",
     )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unmask.data.stats import Stats
     from unmask.evaluate.inference import Images, Model
 
 Command = Callable[[Namespace], None]
@@ -47,15 +50,15 @@ def evaluate(options: Namespace) -> None:
 def predict(options: Namespace) -> None:
     from unmask.evaluate.output import write_predictions
 
-    with _load(options, join=True) as model:
-        write_predictions(model, _images(options), options.out, options.top)
+    with _load(options) as model:
+        write_predictions(model, _images(options), options.out, top=options.top, share=options.share)
 
 
 def embed(options: Namespace) -> None:
     from unmask.evaluate.output import write_embeddings
 
-    with _load(options, join=True) as model:
-        write_embeddings(model, _images(options), options.out, pool=options.pool)
+    with _load(options) as model:
+        write_embeddings(model, _images(options), options.out, pool=options.pool, share=options.share)
 
 
 def knn(options: Namespace) -> None:
@@ -134,6 +137,7 @@ def pack(options: Namespace) -> None:
             shard_size=options.shard_size,
             max_bad_share=options.max_bad_share,
             workers=options.workers,
+            share=options.share,
         )
     else:
         raise ConfigError("name what to pack and where to, SOURCE OUT; or --verify OUT")
@@ -213,7 +217,7 @@ def stats(options: Namespace) -> None:
     from unmask.config.schema import DataConfig
     from unmask.data.sources import open_source
     from unmask.data.stats import measure
-    from unmask.report.progress import say, table
+    from unmask.report.progress import speaking
 
     source = open_source(options.images, key="images", labels=False)
     value_range = options.range and tuple(options.range)
@@ -223,12 +227,23 @@ def stats(options: Namespace) -> None:
         dtype=options.dtype,
         max_pixels=DataConfig().max_pixels,
         value_range=value_range,
+        out=options.out,
+        share=options.share,
     )
+    if found is not None:
+        with speaking():
+            _tell_stats(found, value_range)
+
+
+def _tell_stats(found: Stats, value_range: tuple[float, float] | None) -> None:
+    from unmask.report.progress import say, table
+
     table([[c, f"{m:.6g}", f"{s:.6g}"] for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True))], STATS)
-    for name, axis in (("height", 0), ("width", 1)):
-        sides = sorted(size[axis] for size in found.sizes.elements())
+    for name, sides in (("height", found.heights), ("width", found.widths)):
         if sides:
-            say(f"{name}: {sides[0]} to {sides[-1]}, median {sides[len(sides) // 2]}")
+            half = list(accumulate(sides[side] for side in sorted(sides)))
+            median = sorted(sides)[bisect_right(half, found.count // 2)]
+            say(f"{name}: {min(sides)} to {max(sides)}, median {median}")
     say(f"{found.count} images: " + ", ".join(f"{count} {kind}" for kind, count in found.stored.most_common()))
     for line in found.bad[:10]:
         say(f"left out: {line}")
@@ -249,7 +264,7 @@ def stats(options: Namespace) -> None:
 def check(options: Namespace) -> None:
     from unmask.check import check as look_at_all
 
-    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest)
+    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest, share=options.share)
 
 
 def replay(options: Namespace) -> None:

@@ -114,13 +114,15 @@ def read_bytes(path: Path) -> bytes:
 
 
 class RunLock:
-    """Holds `<run>/.lock` until `release` or the end of the process, whatever ends it; forked processes do not hold it.
+    """Holds `<run>/.lock`, or another `name`, until `release` or the end of the process, whatever ends it.
+
+    Forked processes do not hold it.
 
     Raises CheckpointError naming the process that holds it already, or why the lock file cannot be opened.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        path = folder / name
         # Not a soft lock where the file system has no other: it would outlive a killed process.
         self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_write_process_id)
         try:

@@ -22,7 +22,7 @@ def test_embeddings_are_those_of_one_process_also_when_one_is_killed(engine: str
     assert unmask(*command, "alone.npy", cwd=tmp_path).returncode == 0
 
     ranks = launch(engine, *command, "shared.npy", cwd=tmp_path)
-    ranks.until(lambda: any((tmp_path / "shared.npy.partial").glob("part-*.bin")))
+    ranks.until(lambda: (tmp_path / "shared.npy.partial" / "000003.json").exists())
     ranks.send(signal.SIGKILL, 1)
     ranks.end()
     assert ranks.launcher.returncode != 0
@@ -30,7 +30,34 @@ def test_embeddings_are_those_of_one_process_also_when_one_is_killed(engine: str
     ranks = launch(engine, *command, "shared.npy", cwd=tmp_path)
     said = ranks.end()
     assert ranks.launcher.returncode == 0, said
-    assert said.count("1000 embeddings of width 32 in shared.npy") == 1, said
+    assert said.count("1000 embeddings in shared.npy") == 1, said
     for name in ("npy", "names.txt"):
         assert (tmp_path / f"shared.{name}").read_bytes() == (tmp_path / f"alone.{name}").read_bytes()
     assert not (tmp_path / "shared.npy.partial").exists()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("engine", ENGINES)
+def test_predictions_of_three_processes_are_gone_on_with_by_two_and_by_one(engine: str, tmp_path: Path) -> None:
+    settings = [*TINY_MODEL, *SHORT, "data.train=bundled:mnist5k/train", f"engine={engine}", "output=run"]
+    assert unmask("finetune", "finetune-vit-tiny", *settings, cwd=tmp_path).returncode == 0
+    command = ["predict", "run", "bundled:mnist5k/val", "--batch-size", "2", "--device", "cpu", "--out"]
+    for out in ("file.csv", "folder/"):
+        assert unmask(*command, f"alone-{out}", cwd=tmp_path).returncode == 0
+        parts = tmp_path / ("shared-file.csv.partial" if out == "file.csv" else "shared-folder/.parts")
+        for processes, number, rank in ((3, 5, 2), (2, 15, 0)):
+            ranks = launch(engine, *command, f"shared-{out}", cwd=tmp_path, processes=processes)
+            ranks.until(lambda parts=parts, number=number: (parts / f"{number:06}.json").exists())
+            ranks.send(signal.SIGKILL, rank)
+            ranks.end()
+            assert ranks.launcher.returncode != 0
+        ended = unmask(*command, f"shared-{out}", cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        assert "of 1000 images are done already" in ended.stdout
+    assert (tmp_path / "shared-file.csv").read_bytes() == (tmp_path / "alone-file.csv").read_bytes()
+    found, expected = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("shared-folder", "alone-folder")
+    )
+    assert found == expected
+    assert len(found) == 33

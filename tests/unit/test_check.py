@@ -132,9 +132,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
         path.write_bytes(jpeg(scene(number, 150, 200)))
     command = [sys.executable, "-m", "unmask", "check", "many", "--out", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    rows = tmp_path / "out" / "data.partial" / "rows.bin"
+    part = tmp_path / "out" / "data.partial" / "000000.json"
     deadline = time.monotonic() + 60
-    while not (rows.exists() and rows.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+    while not part.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()

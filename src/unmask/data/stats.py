@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +14,23 @@ from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.raster import Range, open_image, read_stored
+from unmask.data.parts import Parts, Share, ends_of
+from unmask.data.sources import files
 from unmask.data.sources.base import Source, printable
 from unmask.environment import cores
-from unmask.errors import DataError, StorageError
-from unmask.report.progress import progress
+from unmask.errors import ConfigError, DataError, StorageError, UnmaskError
+from unmask.files import cause
+from unmask.report.progress import Bar, progress, say
 
 _AHEAD = 4
 """Images that each thread holds in memory."""
 _LOOKS = 20
 """Images tried for channels and dtype."""
+_PART = 64
+"""Images in a part, or more."""
+_FORMAT = "unmask stats"
+_KNOWN = ("channels", "dtype", "count", "bad", "lowest", "highest")
+_COUNTS = ("stored", "heights", "widths")
 
 
 @dataclass
@@ -32,8 +42,9 @@ class Stats:
     count: int = 0
     stored: Counter[str] = field(default_factory=Counter[str])
     """How many images there are of each kind, such as `RGB` or `12 x uint16`."""
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter[tuple[int, int]])
-    """How many images there are of each height and width."""
+    heights: Counter[int] = field(default_factory=Counter[int])
+    widths: Counter[int] = field(default_factory=Counter[int])
+    """How many images there are of each."""
     bad: list[str] = field(default_factory=list[str])
     """Names of the images left out, and why."""
     lowest: float = float("inf")
@@ -50,14 +61,52 @@ class Stats:
         height, width = pixels.shape[:2]
         values = pixels.reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
         mean = values.mean(0)
-        total, off = self._pixels + len(values), mean - self._mean
-        self._squares += ((values - mean) ** 2).sum(0) + off**2 * (self._pixels * len(values) / total)
-        self._mean += off * (len(values) / total)
-        self._pixels = total
+        self._merge(len(values), mean, ((values - mean) ** 2).sum(0))
         self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
         self.count += 1
         self.stored[mode] += 1
-        self.sizes[height, width] += 1
+        self.heights[height] += 1
+        self.widths[width] += 1
+
+    def merge(self, other: Stats) -> None:
+        """Take in other images."""
+        if other.count:
+            self._merge(other._pixels, other._mean, other._squares)
+        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+        self.count += other.count
+        self.stored += other.stored
+        self.heights += other.heights
+        self.widths += other.widths
+        self.bad += other.bad
+
+    def _merge(self, pixels: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        total, off = self._pixels + pixels, mean - self._mean
+        self._squares += squares + off**2 * (self._pixels * pixels / total)
+        self._mean += off * (pixels / total)
+        self._pixels = total
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, as JSON holds it, every number to the last bit."""
+        known = {name: getattr(self, name) for name in _KNOWN}
+        counts = {name: sorted(getattr(self, name).items()) for name in _COUNTS}
+        return {
+            **known,
+            **counts,
+            "pixels": self._pixels,
+            "mean": self._mean.tolist(),
+            "squares": self._squares.tolist(),
+        }
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Stats:
+        stats = cls(facts["channels"], facts["dtype"])
+        for name in _KNOWN:
+            setattr(stats, name, facts[name])
+        for name in _COUNTS:
+            setattr(stats, name, Counter(dict(facts[name])))
+        stats._pixels = facts["pixels"]
+        stats._mean, stats._squares = np.array(facts["mean"]), np.array(facts["squares"])
+        return stats
 
     @property
     def mean(self) -> list[float]:
@@ -70,14 +119,84 @@ class Stats:
 
 
 def measure(
-    source: Source, *, channels: int | None, dtype: str | None, max_pixels: int, value_range: Range | None = None
-) -> Stats:
-    """Look at every pixel once, with the memory of a few images.
+    source: Source,
+    *,
+    channels: int | None,
+    dtype: str | None,
+    max_pixels: int,
+    value_range: Range | None = None,
+    out: str | None = None,
+    share: str | None = None,
+) -> Stats | None:
+    """Look at every pixel once, with the memory of a few images; None while parts of other shares are missing.
 
-    `channels` and `dtype` default to those of the first image that can be read; `value_range`: see `data.range`. Raises
-    DataError if none of the first 20 can.
+    `channels` and `dtype` default to those of the first image that can be read; `value_range`: see `data.range`.
+    `out`: a JSON file for the result, beside which the parts are kept until all are there; `share` needs it, see
+    `unmask.write_embeddings`. Images are added part by part, so the result is the same to the last bit for any number
+    of shares. Raises DataError if none of the first 20 can be read.
     """
-    stats = _start(source, channels, dtype, max_pixels)
+    first = _start(source, channels, dtype, max_pixels)
+    ends = ends_of(len(source), _PART, batches=1)
+    if out is None:
+        if Share.of(share).count > 1:
+            raise ConfigError("of several processes none sees all images; give --out FILE.json")
+        with progress("stats", total=len(source), unit="image") as bar:
+            stats = Stats(first.channels, first.dtype)
+            for start, stop in zip([0, *ends], ends, strict=False):
+                stats.merge(_measure(source, range(start, stop), first, max_pixels, value_range, bar))
+        return stats
+    settings = {"channels": first.channels, "dtype": first.dtype, "range": value_range and list(value_range)}
+    job = {"settings": settings, "source": {"images": len(source), "fingerprint": source.fingerprint()}}
+    out = files.absolute(out)
+    parts = Parts(f"{out}.partial", job, Share.of(share), place=out)
+    if (known := _result(out)) is not None:
+        parts.check_job(known)
+        say(f"{out} is complete")
+        return Stats.of(known["stats"])
+    if files.exists(out):
+        raise ConfigError(f"{out} is there already, and no result of `unmask stats`; name another, or remove it")
+    try:
+        with parts.begun(lambda: ends):
+            todo = parts.todo()
+            if done := parts.images_done():
+                say(f"stats: {done} of {len(source)} images are done already")
+            with progress("stats", total=sum(len(parts.span(number)) for number in todo), unit="image") as bar:
+                for number in todo:
+                    found = _measure(source, parts.span(number), first, max_pixels, value_range, bar)
+                    parts.record(number, found.facts())
+            if parts.missing():
+                parts.say_missing()
+                return None
+            stats = Stats(first.channels, first.dtype)
+            with parts.completing(lambda: _result(out) is not None):
+                for record in parts.records():
+                    stats.merge(Stats.of(record))
+                parts.write_json(
+                    out, {"format": _FORMAT, "version": 1, **job, **_summary(stats), "stats": stats.facts()}
+                )
+                parts.forget()
+            return stats
+    except OSError as error:
+        raise UnmaskError(f"cannot write {out}: {cause(error)}; what is done so far is kept") from error
+
+
+def _summary(stats: Stats) -> dict[str, Any]:
+    return {"mean": stats.mean, "std": stats.std, "count": stats.count, "bad": len(stats.bad)}
+
+
+def _result(out: str) -> dict[str, Any] | None:
+    if not files.exists(out):
+        return None
+    try:
+        known: Any = json.loads(files.read(out))
+    except (ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) and known.get("format") == _FORMAT else None
+
+
+def _measure(source: Source, span: range, first: Stats, max_pixels: int, value_range: Range | None, bar: Bar) -> Stats:
+    """Of the images in a span, of the kind of `first`, in order."""
+    stats = Stats(first.channels, first.dtype)
 
     def load(index: int) -> tuple[str, NDArray[Any]] | str:
         try:
@@ -89,9 +208,9 @@ def measure(
             return f"{printable(source.name(index))}: {error}"
 
     threads = cores()
-    with ThreadPoolExecutor(threads) as pool, progress("stats", total=len(source), unit="image") as bar:
-        for start in range(0, len(source), threads * _AHEAD):
-            indices = range(start, min(start + threads * _AHEAD, len(source)))
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(span.start, span.stop, threads * _AHEAD):
+            indices = range(start, min(start + threads * _AHEAD, span.stop))
             for found in pool.map(load, indices):
                 if isinstance(found, str):
                     stats.bad.append(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +71,14 @@ def labelled(images: Images, what: str, dtype: str) -> Source:
 
 def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, pool: Pool | None = None) -> Features:
     """Features of a source with labels, kept below `folder` under a name of their own."""
-    job = {"command": "embed", "pool": pool, "model": model.fingerprint(), "images": source.fingerprint()}
+    job = {
+        "settings": {"command": "embed", "pool": pool, "model": model.fingerprint()},
+        "source": {"images": len(source), "fingerprint": source.fingerprint()},
+    }
     name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
 
-    def compute(start: int) -> Iterator[Records]:
-        return embeddings(model, source, start, pool)
+    def compute(spans: Sequence[range]) -> Iterator[Records]:
+        return embeddings(model, source, spans, pool)
 
     records = collect(
         folder / name,
@@ -86,6 +89,7 @@ def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, po
         batch_size=min(model.batch_size, len(source)),
         title=title,
     )
+    assert records is not None, "all parts are of one share"
     valid = np.asarray(records["valid"])
     if not valid.any():
         raise DataError(f"{title}: not one of the images can be decoded")

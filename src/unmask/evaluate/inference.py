@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Images, Source, to_source
-from unmask.data.sources.subset import SubsetSource
+from unmask.data.sources.subset import SpansSource
 from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState, Tensors
 from unmask.errors import ConfigError, DataError
@@ -86,10 +86,6 @@ class Model:
         """Release the device and leave the other processes; `with` does the same at its end."""
         self._open.close()
 
-    def wait(self) -> None:
-        """Until all of the processes that share the work have come here."""
-        self.engine.sum(np.zeros(1))
-
     def __enter__(self) -> Model:
         return self
 
@@ -117,13 +113,18 @@ class Model:
         """
         return np.concatenate([rows.values for rows in self.embed_batches(self.source(images), pool=pool)])
 
-    def embed_batches(self, source: Source, start: int = 0, *, pool: Pool | None = None) -> Iterator[Rows]:
-        """The same batch by batch, in order, from image `start` on; for any number of images."""
+    def embed_batches(
+        self, source: Source, spans: Sequence[range] | None = None, *, pool: Pool | None = None
+    ) -> Iterator[Rows]:
+        """The same batch by batch, in order, for any number of images.
+
+        `spans`: only these, each beginning where a batch of all would begin, so that the numbers are the same.
+        """
         if pool not in (None, *POOLS):
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
         if pool not in (None, "mean") and not self.config.model.cls_token:
             raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
-        for batch in self._batches(source, start):
+        for batch in self._batches(source, spans):
             yield _rows(batch, self.engine.output("features", batch, pool=pool))
 
     def feature_width(self, pool: Pool | None = None) -> int:
@@ -152,10 +153,10 @@ class Model:
         """(N, classes): probability of each class. Raises ConfigError for a model without a classification head."""
         return np.concatenate([rows.values for rows in self.predict_batches(self.source(images))])
 
-    def predict_batches(self, source: Source, start: int = 0) -> Iterator[Rows]:
-        """The same batch by batch, in order, from image `start` on; for any number of images."""
+    def predict_batches(self, source: Source, spans: Sequence[range] | None = None) -> Iterator[Rows]:
+        """The same batch by batch, in order, for any number of images; `spans` as for `embed_batches`."""
         self._check_classifier("predict")
-        for batch in self._batches(source, start):
+        for batch in self._batches(source, spans):
             probabilities = np.exp(log_softmax(self.engine.output("logits", batch)))
             yield _rows(batch, probabilities.astype(np.float32))
 
@@ -274,12 +275,17 @@ class Model:
         if "logits" not in self.objective.outputs:
             raise ConfigError(f"this model cannot {what}, it has no classification head; fine-tune it first")
 
-    def _batches(self, source: Source, start: int = 0, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Batches of the size they have without `start`, so that their numbers are the same to the last bit."""
+    def _batches(
+        self, source: Source, spans: Sequence[range] | None = None, *, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """Batches of the size they have without `spans`, so that their numbers are the same to the last bit."""
+        if spans is not None and not len(spans):
+            return
         config = self.config
         check_images(source, "images", config.model.channels, config.data)
+        chosen = None if spans is None else SpansSource(source, spans)
         batches = eval_batches(
-            SubsetSource(source, np.arange(start, len(source))) if start else source,
+            chosen or source,
             needs=self.objective.needs(training=False),
             model=config.model,
             data=config.data,
@@ -289,7 +295,11 @@ class Model:
             world=world,
         )
         for batch in batches:
-            yield dataclasses.replace(batch, index=np.where(batch.index >= 0, batch.index + start, -1))
+            if chosen is None:
+                yield batch
+            else:
+                real = batch.index >= 0
+                yield dataclasses.replace(batch, index=np.where(real, chosen.rows(batch.index), -1))
 
 
 def load(

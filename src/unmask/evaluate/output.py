@@ -4,122 +4,314 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from unmask.data.sources import Source
+from unmask.data.parts import Parts, Share, ends_of
+from unmask.data.sources import Source, files
 from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import ConfigError, DataError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.inference import Images, Model, Pool, Rows
-from unmask.evaluate.resumable import Records, collect
-from unmask.files import written_aside
+from unmask.evaluate.resumable import Records, collect, shared
+from unmask.files import cause, sha256, written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
-from unmask.report.progress import say
+from unmask.report.progress import Bar, say, speaking
 
 _CHUNK = 4096
 """Rows that are read back and written at a time: those of a row group of a Parquet file."""
+
+_MANIFEST = "_manifest.json"
 
 Prediction = tuple[str, list[tuple[str, float]]]
 """Name of an image, and its likeliest classes with their probabilities: none where it could not be decoded."""
 
 
-def write_predictions(model: Model, images: Images, out: Path | None, top: int) -> None:
+def write_predictions(
+    model: Model, images: Images, out: str | Path | None, *, top: int = 5, share: str | None = None
+) -> bool:
     """The `top` likeliest classes of each image with their probabilities; `out` None: as CSV on stdout.
 
-    CSV and Parquet: `file, class_1, probability_1, ...`. JSONL: `{"file": ..., "predictions": [[class, probability],
-    ...]}` a line. An image that cannot be decoded has no predictions. Killed on the way, the same call goes on from
-    what is in `OUT.partial`. Raises ConfigError for another file type.
+    `out` names a file, .csv, .jsonl or .parquet, or a folder of Parquet files, here or at a URL, see `_write`. CSV and
+    Parquet: `file, class_1, probability_1, ...`. JSONL: `{"file": ..., "predictions": [[class, probability], ...]}` a
+    line. An image that cannot be decoded has no predictions. Otherwise as `write_embeddings`.
     """
-    _check_suffix(out, (".csv", ".jsonl", ".parquet"))
     source = model.source(images)
     top = min(top, model.config.model.num_classes or top)
     dtype = np.dtype([("valid", "?"), ("class", "<i4", (top,)), ("probability", "<f4", (top,))])
 
-    def compute(start: int) -> Iterator[Records]:
-        return (_likeliest(rows, dtype) for rows in model.predict_batches(source, start))
+    def compute(spans: Sequence[range] | None) -> Iterator[Records]:
+        return (_likeliest(rows, dtype) for rows in model.predict_batches(source, spans))
+
+    def save(path: Path, suffix: str, start: int, chunks: Iterable[Records]) -> None:
+        named = _named(model, source, start, chunks)
+        if suffix == ".parquet":
+            _write_predictions_parquet(path, named, top)
+        else:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                _write_csv(file, named, top) if suffix == ".csv" else _write_jsonl(file, named)
 
     if out is None:
-        if model.world > 1:
+        if Share.of(share).count > 1:
             raise ConfigError("of several processes no one can print for all; give --out FILE")
         bad = 0
 
         def counted() -> Iterator[Records]:
             nonlocal bad
-            for records in compute(0):
+            for records in compute(None):
                 bad += int((~records["valid"]).sum())
                 yield records
 
-        _write_csv(sys.stdout, _named(model, source, counted()), top)
+        _write_csv(sys.stdout, _named(model, source, 0, counted()), top)
         _check_bad(model, bad, len(source))
-        return
-    with _collected(model, source, out, {"command": "predict"}, dtype, compute) as records:
-        if model.rank == 0:
-            _write_predictions(model, source, out, records, top)
+        return True
+    result = _Result("predict", {"top": top}, "predictions", dtype, (".csv", ".jsonl", ".parquet"), compute, save)
+    return _write(model, source, result, str(out), Share.of(share))
 
 
-def _write_predictions(model: Model, source: Source, out: Path, records: Records, top: int) -> None:
-    with _aside(out) as path:
-        chunks = _named(model, source, _chunks(records))
-        if out.suffix == ".parquet":
-            _write_predictions_parquet(path, chunks, top)
-        else:
-            with path.open("w", encoding="utf-8", newline="") as file:
-                _write_csv(file, chunks, top) if out.suffix == ".csv" else _write_jsonl(file, chunks)
-    say(f"{len(source)} predictions in {out}")
+def write_embeddings(
+    model: Model, images: Images, out: str | Path, *, pool: Pool | None = None, share: str | None = None
+) -> bool:
+    """One feature vector per image: `file` and `embedding` of Parquet, or .npy (N, width) float32 with `.names.txt`.
 
+    `out` names a file, or a folder of Parquet files with a manifest, here or at a URL such as s3://BUCKET/FOLDER. An
+    image that cannot be decoded has a vector of NaN, and is listed. Killed on the way, the same call goes on.
 
-def write_embeddings(model: Model, images: Images, out: Path, *, pool: Pool | None = None) -> None:
-    """One feature vector per image, as Parquet (`file`, `embedding`) or .npy (N, width) float32 with `.names.txt`.
+    `share`, such as "3/100" for the third of a hundred: compute only every hundredth part. Whoever has each of the
+    others may work at the same time or later, on any machine that sees `out`; the last completes the result, and it is
+    the same for any number of shares. Returns whether all is there.
 
-    An image that cannot be decoded has a vector of NaN. Killed on the way, the same call goes on from what is in
-    `OUT.partial`. Raises ConfigError for another file type.
+    Raises ConfigError for another file type, and where `out` is something else already; DataError, once all that could
+    be written is, when more images than `data.max_bad_share` cannot be decoded; UnmaskError when it cannot be written.
     """
-    _check_suffix(out, (".parquet", ".npy"))
     source = model.source(images)
     width = model.feature_width(pool)
     dtype = embedding_records(width)
 
-    def compute(start: int) -> Iterator[Records]:
-        return embeddings(model, source, start, pool)
+    def compute(spans: Sequence[range]) -> Iterator[Records]:
+        return embeddings(model, source, spans, pool)
 
-    with _collected(model, source, out, {"command": "embed", "pool": pool}, dtype, compute) as records:
-        if model.rank == 0:
-            _write_embeddings(source, out, records, width)
-
-
-def _write_embeddings(source: Source, out: Path, records: Records, width: int) -> None:
-    with _aside(out) as path:
-        if out.suffix == ".parquet":
-            _write_embeddings_parquet(path, source, records, width)
+    def save(path: Path, suffix: str, start: int, chunks: Iterable[Records]) -> None:
+        if suffix == ".parquet":
+            _write_embeddings_parquet(path, source, start, chunks, width)
         else:
-            array = np.lib.format.open_memmap(path, "w+", np.float32, (len(source), width))
-            for start in range(0, len(source), _CHUNK):
-                array[start : start + _CHUNK] = records["embedding"][start : start + _CHUNK]
-            array.flush()
-            _write_lines(out.with_suffix(".names.txt"), (printable(source.name(i)) for i in range(len(source))))
-    say(f"{len(source)} embeddings of width {width} in {out}")
+            _write_npy(path, chunks, (len(source), width))
+
+    result = _Result("embed", {"pool": pool}, "embeddings", dtype, (".parquet", ".npy"), compute, save)
+    return _write(model, source, result, str(out), Share.of(share))
 
 
 def embedding_records(width: int) -> np.dtype[np.void]:
     return np.dtype([("valid", "?"), ("embedding", "<f4", (width,))])
 
 
-def embeddings(model: Model, source: Source, start: int, pool: Pool | None) -> Iterator[Records]:
-    """Records of `embedding_records`, batch by batch, from image `start` on."""
+def embeddings(model: Model, source: Source, spans: Sequence[range], pool: Pool | None) -> Iterator[Records]:
+    """Records of `embedding_records` of the images in some spans, batch by batch."""
     dtype = embedding_records(model.feature_width(pool))
-    for rows in model.embed_batches(source, start, pool=pool):
+    for rows in model.embed_batches(source, spans, pool=pool):
         records = np.empty(len(rows.index), dtype)
         records["valid"], records["embedding"] = rows.valid, rows.values
         yield records
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What `embed` and `predict` differ in."""
+
+    command: str
+    settings: Mapping[str, Any]
+    what: str
+    """What there is one of for each image."""
+    dtype: np.dtype[np.void]
+    suffixes: tuple[str, ...]
+    compute: Callable[[Sequence[range]], Iterator[Records]]
+    save: Callable[[Path, str, int, Iterable[Records]], None]
+    """Write to a path, as a file of this suffix, the records from an image on."""
+
+
+def _write(model: Model, source: Source, result: _Result, out: str, share: Share) -> bool:
+    """All records, in a file or a folder of Parquet files; a manifest, written last, says of what.
+
+    A file `OUT` has `OUT.json` beside, `OUT.partial` until it is whole, and `OUT.bad.txt` where images cannot be
+    decoded; a folder has `_manifest.json`, `.parts` and `_bad_images.txt` within, which readers of Parquet pass over.
+    """
+    job = {
+        "settings": {"command": result.command, **result.settings, "model": model.fingerprint()},
+        "source": {"images": len(source), "fingerprint": source.fingerprint()},
+    }
+    suffix = "" if out.endswith("/") or files.is_remote(out) else Path(out).suffix
+    out = files.absolute(out) if files.is_remote(out) else str(Path(out))
+    if suffix in result.suffixes:
+        kind = _WholeFile(model, source, result, out, job, share)
+    elif not suffix or Path(out).is_dir():
+        kind = _Folder(model, source, result, out, job, share)
+    else:
+        allowed = ", ".join(result.suffixes)
+        raise ConfigError(f"--out {out}: a file's name must end in {allowed}; a folder's with a slash")
+    with _writing(out):
+        bad = kind.run()
+    if bad is None:
+        return False
+    with speaking():
+        _check_bad(model, bad, len(source), f"{out} is written, but ")
+    return True
+
+
+@dataclass(frozen=True)
+class _WholeFile:
+    model: Model
+    source: Source
+    result: _Result
+    out: str
+    job: Mapping[str, Mapping[str, Any]]
+    share: Share
+
+    def run(self) -> int | None:
+        """How many images are bad; None while parts are missing."""
+        out, partial = Path(self.out), Path(f"{self.out}.partial")
+        manifest = Path(f"{self.out}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        parts = Parts(str(partial), self.job, self.share, place=self.out)
+        if (known := _manifest(str(manifest), out)) is not None:
+            return _there(parts, known)
+        if not partial.exists():
+            for path in (out, _names_of(out)):
+                if path.exists() and (path == out or out.suffix == ".npy"):
+                    raise ConfigError(
+                        f"{path} is there already, and no result of this command; name another, or remove it"
+                    )
+        size = min(self.model.batch_size, len(self.source))
+        records = collect(
+            partial,
+            self.job,
+            self.result.dtype,
+            len(self.source),
+            self.result.compute,
+            batch_size=size,
+            title=self.result.command,
+            share=self.share,
+        )
+        if records is None:
+            return None
+        with parts.completing(lambda: _manifest(str(manifest), out) is not None):
+            self._complete(parts, records, manifest)
+        return int((_manifest(str(manifest), out) or {"bad": 0})["bad"])
+
+    def _complete(self, parts: Parts, records: Records, manifest: Path) -> None:
+        out, source = Path(self.out), self.source
+        with parts.written(self.out) as path:
+            self.result.save(path, out.suffix, 0, _chunks(records))
+            facts = {"name": out.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        if out.suffix == ".npy":
+            parts.write_lines(str(_names_of(out)), (printable(source.name(i)) for i in range(len(source))))
+        say(f"{len(source)} {self.result.what} in {out}")
+        bad = np.flatnonzero(~records["valid"])
+        _list_bad(parts, f"{out}.bad.txt", (printable(source.name(int(i))) for i in bad), len(bad), len(source))
+        parts.write_json(str(manifest), {**_head(self.job), "bad": len(bad), "file": facts})
+        parts.forget()
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Parts that stay as they are: no process reads what another has written, but for a few lines of each."""
+
+    model: Model
+    source: Source
+    result: _Result
+    out: str
+    job: Mapping[str, Mapping[str, Any]]
+    share: Share
+
+    def run(self) -> int | None:
+        """How many images are bad; None while parts are missing."""
+        parts = Parts(f"{self.out}/.parts", self.job, self.share, place=self.out)
+        manifest = f"{self.out}/{_MANIFEST}"
+        if (known := _manifest(manifest)) is not None:
+            return _there(parts, known)
+        parts.check_place(self.result.what)
+        size = min(self.model.batch_size, len(self.source))
+        with parts.begun(lambda: ends_of(len(self.source), size)):
+            for number, batches, bar in shared(parts, self.result.compute, self.result.command):
+                self._write_part(parts, number, batches, bar)
+            if parts.missing():
+                parts.say_missing()
+                return None
+            with parts.completing(lambda: _manifest(manifest) is not None):
+                self._complete(parts, manifest)
+            return int((_manifest(manifest) or {"bad": 0})["bad"])
+
+    def _write_part(self, parts: Parts, number: int, batches: Iterator[Records], bar: Bar) -> None:
+        start = parts.span(number).start
+        bad: list[str] = []
+
+        def counted() -> Iterator[Records]:
+            first = start
+            for records in batches:
+                bad.extend(printable(self.source.name(first + int(row))) for row in np.flatnonzero(~records["valid"]))
+                first += len(records)
+                bar.update(len(records))
+                yield records
+
+        with parts.part(number, f"part-{number:06}.parquet") as (aside, facts):
+            self.result.save(aside, ".parquet", start, _gathered(counted()))
+            facts["bad"] = bad
+
+    def _complete(self, parts: Parts, manifest: str) -> None:
+        files_of_parts: list[dict[str, Any]] = []
+        bad: list[str] = []
+        for record in parts.records():
+            files_of_parts.append({**record["file"], "images": record["stop"] - record["start"]})
+            bad += record["bad"]
+        say(f"{len(self.source)} {self.result.what} in {len(files_of_parts)} files in {self.out}")
+        _list_bad(parts, f"{self.out}/_bad_images.txt", bad, len(bad), len(self.source))
+        parts.write_json(manifest, {**_head(self.job), "bad": len(bad), "parts": files_of_parts})
+        parts.forget()
+
+
+def _head(job: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"format": f"unmask {job['settings']['command']}", "version": 1, **job}
+
+
+def _manifest(path: str, out: Path | None = None) -> dict[str, Any] | None:
+    """The manifest at `path`; None where there is none, or `out` is not the file that it is of."""
+    if not files.exists(path):
+        return None
+    try:
+        known: Any = json.loads(files.read(path))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(known, dict) or not str(known.get("format", "")).startswith("unmask "):
+        return None
+    if out is None or (out.is_file() and out.stat().st_size == known.get("file", {}).get("bytes")):
+        return known
+    return None
+
+
+def _there(parts: Parts, known: Mapping[str, Any]) -> int:
+    """The bad images of a result that is complete. Raises ConfigError when it is of another work."""
+    parts.check_job(known)
+    say(f"{parts.place} is complete")
+    return int(known["bad"])
+
+
+def _names_of(out: Path) -> Path:
+    return out.with_suffix(".names.txt")
+
+
+def _list_bad(parts: Parts, path: str, bad: Iterable[str], count: int, images: int) -> None:
+    if count:
+        parts.write_lines(path, bad)
+        say(f"{count} of {images} images cannot be decoded; they are listed in {path}")
+    elif files.exists(path):
+        files.remove(path)
 
 
 def write_evaluation(
@@ -205,49 +397,6 @@ def _check_bad(model: Model, bad: int, images: int, said: str = "") -> None:
         )
 
 
-@contextmanager
-def _collected(
-    model: Model,
-    source: Source,
-    out: Path,
-    job: Mapping[str, Any],
-    dtype: np.dtype[np.void],
-    compute: Callable[[int], Iterator[Records]],
-) -> Generator[Records]:
-    """All records, from `OUT.partial`, which is removed once `out` is written; lists bad images in `OUT.bad.txt`.
-
-    Of several processes each computes its share, and the first writes.
-
-    Raises DataError, once all that could be written is, when more images than `data.max_bad_share` are bad.
-    """
-    folder = out.with_name(f"{out.name}.partial")
-    job = {**job, "model": model.fingerprint(), "images": source.fingerprint()}
-    size = min(model.batch_size, len(source))
-    records = collect(
-        folder,
-        job,
-        dtype,
-        len(source),
-        compute,
-        batch_size=size,
-        title=job["command"],
-        rank=model.rank,
-        world=model.world,
-        wait=model.wait,
-    )
-    yield records
-    if model.rank != 0:
-        return
-    bad = np.flatnonzero(~records["valid"])
-    bad_list = out.with_name(f"{out.name}.bad.txt")
-    bad_list.unlink(missing_ok=True)
-    if len(bad):
-        _write_lines(bad_list, (printable(source.name(int(i))) for i in bad))
-        say(f"{len(bad)} of {len(source)} images cannot be decoded; they are listed in {bad_list}")
-    shutil.rmtree(folder)
-    _check_bad(model, len(bad), len(source), f"{out} is written, but ")
-
-
 def _likeliest(rows: Rows, dtype: np.dtype[np.void]) -> Records:
     top = dtype["class"].shape[0]
     best = np.argsort(-rows.values, axis=1, kind="stable")[:, :top]
@@ -261,9 +410,21 @@ def _chunks(records: Records) -> Iterator[Records]:
     return (records[start : start + _CHUNK] for start in range(0, len(records), _CHUNK))
 
 
-def _named(model: Model, source: Source, chunks: Iterable[Records]) -> Iterator[list[Prediction]]:
+def _gathered(batches: Iterable[Records]) -> Iterator[Records]:
+    """The same in chunks of at least _CHUNK, but for the last."""
+    held: list[Records] = []
+    for records in batches:
+        held.append(records)
+        if sum(map(len, held)) >= _CHUNK:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _named(model: Model, source: Source, index: int, chunks: Iterable[Records]) -> Iterator[list[Prediction]]:
+    """Of the images from `index` on."""
     names = dict(enumerate(model.class_names or ()))
-    index = 0
     for chunk in chunks:
         predictions: list[Prediction] = []
         columns = (chunk[name].tolist() for name in ("valid", "class", "probability"))
@@ -300,15 +461,23 @@ def _write_predictions_parquet(path: Path, chunks: Iterable[list[Prediction]], t
             writer.write_batch(pa.record_batch(arrays, schema=schema))
 
 
-def _write_embeddings_parquet(path: Path, source: Source, records: Records, width: int) -> None:
+def _write_npy(path: Path, chunks: Iterable[Records], shape: tuple[int, int]) -> None:
+    """Not through a map of memory: on a full disk that ends the process by a signal."""
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in chunks:
+            file.write(np.ascontiguousarray(chunk["embedding"]).data)
+
+
+def _write_embeddings_parquet(path: Path, source: Source, index: int, chunks: Iterable[Records], width: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     embedding: Any = pa.list_(pa.float32(), width)
     schema = pa.schema([("file", pa.string()), ("embedding", embedding)])
-    index = 0
     with pq.ParquetWriter(path, schema) as writer:
-        for chunk in _chunks(records):
+        for chunk in chunks:
             names = pa.array([printable(source.name(i)) for i in range(index, index + len(chunk))], pa.string())
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(chunk["embedding"].reshape(-1)), width)
             writer.write_batch(pa.record_batch([names, vectors], schema=schema))
@@ -319,22 +488,12 @@ def _columns(top: int) -> list[str]:
     return [column for k in range(1, top + 1) for column in (f"class_{k}", f"probability_{k}")]
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-
-
-def _check_suffix(out: Path | None, allowed: Sequence[str]) -> None:
-    if out is not None and out.suffix not in allowed:
-        raise ConfigError(f"--out {out}: the file's name must end in {' or '.join(allowed)}")
-
-
 @contextmanager
-def _writing(out: Path) -> Generator[None]:
+def _writing(out: str | Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
+        raise UnmaskError(f"cannot write {out}: {cause(error)}; what is done so far is kept") from error
 
 
 @contextmanager

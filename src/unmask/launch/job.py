@@ -20,7 +20,8 @@ RESTARTS = 3
 """How often a job is started again after an error, such as a lost process."""
 PORT = "29500"
 """Of the first node, where a platform gives each job a network of its own."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks, YAML's among them, and what else is not text."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from unmask.errors import ConfigError
 from unmask.launch.job import RESTARTS, Job, Options
 
 TAKES = ("accelerator",)
-SUBMIT = ("sky", "jobs", "launch", "--yes")
+SUBMIT = ("sky", "jobs", "launch", "--yes", "--detach-run")
 
 
 def write(job: Job, options: Options) -> str:

@@ -44,13 +44,15 @@ def submit(platform: str, text: str, out: Path | None = None) -> str:
         file = out or Path(folder) / "job"
         if out is None:
             file.write_text(text, encoding="utf-8")
-        done = subprocess.run([*command, str(file)], capture_output=True, text=True)
+        done = subprocess.run([*command, str(file.absolute())], capture_output=True, text=True)
     if done.returncode != 0:
         raise ConfigError(f"{command[0]} refused the job: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout.strip()
 
 
 def write_file(text: str, out: Path) -> None:
-    """Raises OSError."""
+    """Raises ConfigError for a folder; OSError."""
+    if out.is_dir():
+        raise ConfigError(f"--out={out} is a folder; name a file")
     with written_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")

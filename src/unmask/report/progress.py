@@ -17,6 +17,7 @@ from rich.text import Text
 from unmask.environment import launched
 
 _silenced: ContextVar[bool] = ContextVar("silenced", default=False)
+_speaks: ContextVar[bool] = ContextVar("speaks", default=False)
 
 PLAIN_LINE_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""
@@ -26,7 +27,7 @@ _ENDLESS = 1_000_000
 
 def say(message: str) -> None:
     """Print one line, at once and as it is; above the bar while one is shown. Of several processes the first speaks."""
-    if launched()[0] == 0:
+    if launched()[0] == 0 or _speaks.get():
         print(message, flush=True)
 
 
@@ -132,6 +133,16 @@ def without_bars() -> Generator[None]:
         yield
     finally:
         _silenced.reset(before)
+
+
+@contextmanager
+def speaking() -> Generator[None]:
+    """Within, this process speaks, though it may not be the first: it does what one of them has to do for all."""
+    before = _speaks.set(True)
+    try:
+        yield
+    finally:
+        _speaks.reset(before)
 
 
 def _clock(seconds: float) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from tarfile import GNU_FORMAT, TarInfo
+from tarfile import GNU_FORMAT, LENGTH_NAME, TarInfo
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unmask.data.sources import Source
 from unmask.data.sources.image_names import ENCODED
@@ -43,11 +45,20 @@ class Members:
         self._written = (self._labels is not None or self._sets is not None) and not self.labels_in_names
         self._named = ordered and not self._written
 
-    def labels(self, index: int) -> list[int]:
-        """Classes of an image; none where the source has none."""
+    def labels(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Classes of some images, one after the other, and where those of each end; none where the source has none."""
         if self._labels is not None:
-            return [int(self._labels[index])]
-        return [] if self._sets is None else np.flatnonzero(self._sets[index]).tolist()
+            return self._labels[rows], np.arange(1, len(rows) + 1)
+        if self._sets is None:
+            return np.zeros(0, np.int64), np.zeros(len(rows), np.int64)
+        sets = self._sets[rows]
+        return np.nonzero(sets)[1], np.cumsum(sets.sum(1))
+
+    def bytes_of(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
+        """(N,) bytes that all images, of these sizes, take in tars."""
+        lengths = np.diff(self.names.ends, prepend=0) if self._named else np.array(9)
+        long = np.where(lengths > LENGTH_NAME, _BLOCK + _ceil(lengths + 1), 0)
+        return _BLOCK + long + _ceil(sizes) + (2 * _BLOCK if self._written else 0)
 
     def of(self, index: int, data: bytes, *, changed: bool) -> tuple[bytes, int]:
         """The bytes to add to a tar for an image, and where among them its file starts.
@@ -61,7 +72,7 @@ class Members:
         head = _header(name, len(data))
         content = head + _padded(data)
         if self._written:
-            labels = self.labels(index)
+            labels = self.labels(np.array([index]))[0].tolist()
             suffix, text = (
                 (b".cls", str(labels[0])) if self._sets is None else (b".json", json.dumps({"label": labels}))
             )
@@ -74,6 +85,10 @@ def _header(name: bytes, size: int) -> bytes:
     info = TarInfo(os.fsdecode(name))
     info.size = size
     return info.tobuf(GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def _ceil(sizes: NDArray[Any]) -> NDArray[np.int64]:
+    return -(-np.ceil(sizes).astype(np.int64) // _BLOCK) * _BLOCK
 
 
 def _padded(data: bytes) -> bytes:

@@ -1,40 +1,46 @@
 """`unmask pack`: the images of any source in plain tars of one size, to be read at random from disk or from a server.
 
 A pack is `000000.tar`, `000001.tar` … with the images in their source's order, `index.parquet`, `bad_images.txt` where
-some could not be decoded, and `manifest.json`, which is written last. Until then `.parts` records what is done: a
-shard counts once its part is recorded, so packing that was killed continues after the last complete shard. Every byte
-is determined by the images and the settings. For a URL, each file is written to the cache folder and sent when whole.
+some could not be decoded, and `manifest.json`, which is written last. Until then `.parts` records what is done, see
+`unmask.data.parts`: which images a shard holds is decided before the first is written, so any number of processes may
+write them. For a URL, each file is written to the cache folder and sent when whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig
 from unmask.data.decode.picture import DecodeError, FormError
 from unmask.data.packs.members import Members
 from unmask.data.packs.recode import recode
-from unmask.data.sources import Source, files, open_with_labels_if_any, remote
+from unmask.data.parts import Parts, Share
+from unmask.data.sources import Source, files, open_with_labels_if_any
 from unmask.data.sources.base import printable
 from unmask.data.sources.pack import BAD, FORMAT, INDEX, PARTS, VERSION, index_bytes, manifest_path, read_manifest
+from unmask.data.sources.table import Table
 from unmask.environment import cores
 from unmask.errors import ConfigError, DataError, StorageError
-from unmask.files import RunLock, cause, written_aside
+from unmask.files import cause
 from unmask.report.progress import Bar, progress, say
 
 _END = bytes(1024)
 """Of a tar."""
 _AHEAD = 4
 """Images that each worker has in progress."""
+_SAMPLED = 256
+"""Images that tell how large all are."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,6 @@ class Settings:
     short_side: int | None
     quality: int | None
     shard_size: int
-
-
-@dataclass
-class Part:
-    """A finished shard."""
-
-    start: int
-    """Number of the first image of the source that was tried for it."""
-    stop: int
-    """One past the last that was tried."""
-    bytes: int = 0
-    sha256: str = ""
-    rows: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
-    """For each image: its number in the source, its first byte in the shard, its length in bytes."""
-    bad: list[str] = field(default_factory=list[str])
-    """Images that cannot be decoded, and why."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +72,15 @@ def pack(
     shard_size: int = 256 << 20,
     max_bad_share: float = 0.001,
     workers: int | None = None,
-) -> None:
+    share: str | None = None,
+) -> bool:
     """Write the images of `source`, anything `data.train` may name, as a pack to `out`, a folder or a URL.
 
     Files go in as they are; with `short_side` (pixels), larger ones are resized (see `recode`), JPEG and WebP with
-    `quality` (1 to 100). A shard holds up to `shard_size` bytes; on its way to a URL it is in the cache folder.
-    `workers` threads (default: one a core) do not change the result. The same call again continues where an earlier one
-    ended. Images that cannot be decoded are left out.
+    `quality` (1 to 100). A shard holds up to `shard_size` bytes, or about as many where a sample has to tell (with
+    `short_side`, and of lists and Parquet); on its way to a URL it is in the cache folder. `workers` threads (default:
+    one a core) do not change the result. The same call again continues where an earlier one ended. Images that cannot
+    be decoded are left out. `share`: see `unmask.write_embeddings`. Returns whether the pack is complete.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
     used, more than `max_bad_share` of its images cannot be decoded, or `out` cannot be written; CheckpointError when
@@ -98,9 +90,9 @@ def pack(
     out = files.absolute(str(out).removeprefix("file://"))
     images = _open(str(source))
     settings = Settings(short_side, quality if short_side else None, shard_size)
-    packer = _Packer(images, out, settings, max_bad_share)
+    packer = _Packer(images, out, settings, max_bad_share, Share.of(share))
     try:
-        packer.run(workers or cores())
+        return packer.run(workers or cores())
     except OSError as error:
         raise DataError(f"cannot write {out}: {cause(error)}; make room or name another folder") from error
 
@@ -125,115 +117,87 @@ def _open(spec: str) -> Source:
 
 
 class _Packer:
-    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float) -> None:
+    def __init__(self, images: Source, out: str, settings: Settings, max_bad_share: float, share: Share) -> None:
         self._images, self._out, self._settings = images, out, settings
-        self._parts = f"{out}/{PARTS}"
         self._most_bad = max_bad_share * len(images)
         self._job = {
             "settings": asdict(settings),
             "source": {"images": len(images), "fingerprint": images.fingerprint()},
         }
+        self._parts = Parts(f"{out}/{PARTS}", self._job, share, place=out)
 
-    def run(self, workers: int) -> None:
+    def run(self, workers: int) -> bool:
         if (manifest := read_manifest(self._out)) is not None:
-            self._check_job(manifest)
-            self._forget_parts()
+            self._parts.check_job(manifest)
+            self._parts.forget()
             say(f"{self._out} is complete")
-            return
-        job = f"{self._parts}/job.json"
-        if not files.exists(job) and files.exists(self._out) and any(files.listing(self._out)):
-            raise ConfigError(f"{self._out} is not empty and holds no pack; name another folder")
-        # From afar there are no locks: processes of the same job on two machines would write the same bytes.
-        with RunLock(remote.staging(self._out) if files.is_remote(self._out) else Path(self._parts)):
-            if files.exists(job):
-                self._check_job(json.loads(files.read(job)))
-            else:
-                _write_json(job, self._job)
-            parts = self._finished()
-            members = Members(self._images)
-            self._write_shards(members, parts, workers)
-            self._finish(members, parts)
-            self._forget_parts()
+            return True
+        self._parts.check_place("pack")
+        members = Members(self._images)
+        with self._parts.begun(lambda: self._plan(members)):
+            self._write_shards(members, workers)
+            if self._parts.missing():
+                self._parts.say_missing()
+                return False
+            with self._parts.completing(lambda: read_manifest(self._out) is not None):
+                self._finish(members)
+        return True
 
-    def _check_job(self, there: dict[str, Any]) -> None:
-        changes = [
-            f"{key.replace('_', '-')} {there[group].get(key)}, not {value}"
-            for group, values in self._job.items()
-            for key, value in values.items()
-            if there[group].get(key) != value
-        ]
-        if changes:
-            raise ConfigError(
-                f"{self._out} holds a pack made with other settings or images ({'; '.join(changes)}); "
-                "remove it or name another folder"
-            )
+    def _plan(self, members: Members) -> list[int]:
+        """One past the last image of each shard: as many as fit, by the files' sizes, or by what a sample becomes."""
+        table = getattr(self._images, "index", None)
+        sizes = table.columns.get("size") if isinstance(table, Table) else None
+        if sizes is None or not sizes.any() or self._settings.short_side is not None:
+            sizes = np.ones(len(self._images)) if sizes is None else np.maximum(sizes, 1)
+            rows = np.unique(np.linspace(0, len(sizes) - 1, _SAMPLED).astype(np.int64))
+            encoded = [self._encode(row) for row in rows.tolist()]
+            of_files = sum(float(sizes[item.index]) for item in encoded if not item.problem)
+            sizes = sizes * (sum(len(item.data) for item in encoded) / max(of_files, 1.0))
+        filled = np.cumsum(members.bytes_of(sizes))
+        room = self._settings.shard_size - len(_END)
+        ends = [0]
+        while ends[-1] < len(filled):
+            before = int(filled[ends[-1] - 1]) if ends[-1] else 0
+            ends.append(max(ends[-1] + 1, int(np.searchsorted(filled, before + room, "right"))))
+        return ends[1:]
 
-    def _finished(self) -> list[Part]:
-        """The shards that are done, from the first on."""
-        parts: list[Part] = []
-        while files.exists(record := self._record(len(parts))):
-            part = Part(**json.loads(files.read(record)))
-            shard = self._shard(len(parts))
-            if not files.exists(shard) or files.state(shard).size != part.bytes:
-                break
-            parts.append(part)
-        return parts
-
-    def _write_shards(self, members: Members, parts: list[Part], workers: int) -> None:
-        """Write the shards that `parts` lacks, and add them."""
-        count = len(self._images)
-        start = parts[-1].stop if parts else 0
-        if start == count:
-            return
-        if start:
-            say(f"{start} of {count} images are done already")
-        bad = [problem for part in parts for problem in part.bad]
+    def _write_shards(self, members: Members, workers: int) -> None:
+        """Write those of this share that are not there yet."""
+        todo = self._parts.todo()
+        if done := self._parts.images_done():
+            say(f"{done} of {len(self._images)} images are done already")
+        spans = [self._parts.span(number) for number in todo]
+        bad: list[str] = []
         with (
-            closing(_in_order(self._encode, range(start, count), workers)) as encoded,
-            progress("pack", total=count, done=start, unit="image") as bar,
+            closing(_in_order(self._encode, chain.from_iterable(spans), workers)) as encoded,
+            progress("pack", total=sum(map(len, spans)), unit="image") as bar,
         ):
             items = self._watched(encoded, bad, bar)
-            item = next(items, None)
-            while item is not None:
-                part, item = self._write_shard(len(parts), item, items, members)
-                parts.append(part)
+            for number, span in zip(todo, spans, strict=True):
+                self._write_shard(number, islice(items, len(span)), members)
 
-    def _write_shard(
-        self, number: int, item: Encoded | None, items: Iterator[Encoded], members: Members
-    ) -> tuple[Part, Encoded | None]:
-        """Write `item` and as many of the following ones as fit. Returns the first that no longer fitted."""
-        part = Part(0 if item is None else item.index, len(self._images))
-        digest = hashlib.sha256()
-        with _written(self._shard(number)) as aside, aside.open("wb") as file:
-            while item is not None:
-                if item.problem:
-                    part.bad.append(item.problem)
-                else:
-                    content, start = members.of(item.index, item.data, changed=item.changed)
-                    if part.rows and part.bytes + len(content) + len(_END) > self._settings.shard_size:
-                        part.stop = item.index
-                        break
-                    part.rows.append((item.index, part.bytes + start, len(item.data)))
-                    part.bytes += file.write(content)
-                    digest.update(content)
-                item = next(items, None)
-            part.bytes += file.write(_END)
-            digest.update(_END)
-        part.sha256 = digest.hexdigest()
-        _write_json(self._record(number), asdict(part))
-        return part, item
+    def _write_shard(self, number: int, items: Iterator[Encoded], members: Members) -> None:
+        rows: list[tuple[int, int, int]] = []
+        bad: list[str] = []
+        with self._parts.part(number, f"{number:06}.tar") as (aside, facts):
+            with aside.open("wb") as file:
+                for item in items:
+                    if item.problem:
+                        bad.append(item.problem)
+                    else:
+                        content, start = members.of(item.index, item.data, changed=item.changed)
+                        rows.append((item.index, file.tell() + start, len(item.data)))
+                        file.write(content)
+                file.write(_END)
+            # Of each image its number in the source, its first byte in the shard, its length in bytes.
+            facts |= {"rows": rows, "bad": bad}
 
     def _watched(self, items: Iterator[Encoded], bad: list[str], bar: Bar) -> Iterator[Encoded]:
-        """`items`, counted. `bad`: what was found before them. Raises DataError when too many are bad."""
+        """`items`, counted; bad ones are added to `bad`. Raises DataError when too many are."""
         for item in items:
             if item.problem:
                 bad.append(item.problem)
-            if len(bad) > self._most_bad:
-                _write_lines(f"{self._out}/{BAD}", bad)
-                raise DataError(
-                    f"{len(bad)} of {len(self._images)} images cannot be decoded, the last is {item.problem}; "
-                    f"they are listed in {self._out}/{BAD}: repair them or raise --max-bad-share"
-                )
+                self._check_bad(bad)
             bar.update()
             yield item
 
@@ -254,27 +218,33 @@ class _Packer:
             return Encoded(index, problem=f"{name}: {error}")
         return Encoded(index, stored, changed=stored is not data)
 
-    def _finish(self, members: Members, parts: list[Part]) -> None:
-        rows = [(number, *row) for number, part in enumerate(parts) for row in part.rows]
-        bad, bad_list = [problem for part in parts for problem in part.bad], f"{self._out}/{BAD}"
+    def _finish(self, members: Members) -> None:
+        rows: list[NDArray[np.int64]] = []
+        shards: list[dict[str, Any]] = []
+        bad: list[str] = []
+        for number, record in enumerate(self._parts.records()):
+            of_shard = np.array(record["rows"], np.int64).reshape(-1, 3)
+            rows.append(np.insert(of_shard, 0, number, axis=1))
+            shards.append({"images": len(of_shard), **record["file"]})
+            bad += record["bad"]
+        bad_list = f"{self._out}/{BAD}"
+        self._check_bad(bad)
         if bad:
-            _write_lines(bad_list, bad)
+            self._parts.write_lines(bad_list, bad)
             say(f"{len(bad)} images cannot be decoded and are left out; they are listed in {bad_list}")
         else:
-            _remove(bad_list)
-        index = index_bytes(members.names, rows, members.labels)
-        with _written(f"{self._out}/{INDEX}") as aside:
+            files.remove(bad_list)
+        places = np.concatenate(rows)
+        index = index_bytes(members.names, places, *members.labels(places[:, 1]))
+        with self._parts.written(f"{self._out}/{INDEX}") as aside:
             aside.write_bytes(index)
-        shards = [
-            {"name": f"{number:06}.tar", "images": len(part.rows), "bytes": part.bytes, "sha256": part.sha256}
-            for number, part in enumerate(parts)
-        ]
-        size = sum(part.bytes for part in parts)
+        size = sum(shard["bytes"] for shard in shards)
+        images = sum(shard["images"] for shard in shards)
         class_names = self._images.class_names
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "images": len(rows),
+            "images": images,
             "bytes": size,
             "bad": len(bad),
             "class_names": None if class_names is None else list(class_names),
@@ -283,23 +253,20 @@ class _Packer:
             "index": {"name": INDEX, "bytes": len(index), "sha256": hashlib.sha256(index).hexdigest()},
             "shards": shards,
         }
-        _write_json(manifest_path(self._out), manifest)
-        say(f"{self._out}: {len(rows)} images in {len(shards)} shards, {size / 1e6:.1f} MB")
+        self._parts.write_json(manifest_path(self._out), manifest)
+        self._parts.forget()
+        say(f"{self._out}: {images} images in {len(shards)} shards, {size / 1e6:.1f} MB")
 
-    def _forget_parts(self) -> None:
-        try:
-            _remove(self._parts)
-        except DataError as error:  # who may write to a store may not remove
-            say(f"{error}; the pack does not need it any more")
-
-    def _shard(self, number: int) -> str:
-        return f"{self._out}/{number:06}.tar"
-
-    def _record(self, number: int) -> str:
-        return f"{self._parts}/{number:06}.json"
+    def _check_bad(self, bad: list[str]) -> None:
+        if len(bad) > self._most_bad:
+            self._parts.write_lines(f"{self._out}/{BAD}", bad)
+            raise DataError(
+                f"{len(bad)} of {len(self._images)} images cannot be decoded, the last is {bad[-1]}; "
+                f"they are listed in {self._out}/{BAD}: repair them or raise --max-bad-share"
+            )
 
 
-def _in_order(make: Callable[[int], Encoded], indices: range, workers: int) -> Generator[Encoded]:
+def _in_order(make: Callable[[int], Encoded], indices: Iterable[int], workers: int) -> Generator[Encoded]:
     """`make` of each index, by threads: reading files, Pillow and checksums let each other run."""
     with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
         pending: deque[Future[Encoded]] = deque()
@@ -313,28 +280,3 @@ def _in_order(make: Callable[[int], Encoded], indices: range, workers: int) -> G
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    with _written(path) as aside:
-        aside.write_text(json.dumps(value, indent=1), "utf-8")
-
-
-def _write_lines(path: str, lines: list[str]) -> None:
-    with _written(path) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-
-
-def _written(path: str) -> AbstractContextManager[Path]:
-    """A file to write to, which becomes `path` as a whole at the end."""
-    return remote.written(path) if files.is_remote(path) else written_aside(Path(path))
-
-
-def _remove(path: str) -> None:
-    """A file, or a folder with all in it, if it is there."""
-    if files.is_remote(path):
-        remote.remove(path)
-    elif Path(path).is_dir():
-        shutil.rmtree(path)
-    else:
-        Path(path).unlink(missing_ok=True)

@@ -78,6 +78,14 @@ def exists(path: str) -> bool:
     return remote.exists(path) if is_remote(path) else Path(path).exists()
 
 
+def remove(path: str) -> None:
+    """A file, if it is there."""
+    if is_remote(path):
+        remote.remove(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
 def read(path: str, start: int = 0, length: int | None = None, *, version: str = "") -> bytes:
     """Exactly `length` bytes from `start`, or the whole file. `version` is its State's, where it is known."""
     if is_remote(path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Annotated, Any, Literal
@@ -195,25 +194,25 @@ def _schema() -> Any:
 
 
 def index_bytes(
-    names: Table, rows: Sequence[tuple[int, int, int, int]], labels: Callable[[int], Sequence[int]]
+    names: Table, rows: NDArray[np.int64], labels: NDArray[np.int64], label_ends: NDArray[np.int64]
 ) -> bytes:
-    """The index of images given as (shard, number in the source, first byte, bytes), as a Parquet file.
+    """The index of images given as (N, 4) shard, number in the source, first byte, bytes, as a Parquet file.
 
-    `names` and `labels` are those of the source's images.
+    `names` are those of all of the source's images, `labels` the classes of these, one after the other.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "name": [names.name(index) for _, index, _, _ in rows],
-            "shard": [shard for shard, _, _, _ in rows],
-            "start": [start for _, _, start, _ in rows],
-            "size": [size for _, _, _, size in rows],
-            "labels": [labels(index) for _, index, _, _ in rows],
-        },
-        schema=_schema(),
-    )
+    shard, number, start, size = rows.T
+    offsets = np.concatenate([[0], label_ends]).astype(np.int32)
+    arrays = [
+        names.take(number).arrow(),
+        pa.array(shard, pa.int32()),
+        pa.array(start, pa.int64()),
+        pa.array(size, pa.int64()),
+        pa.ListArray.from_arrays(offsets, pa.array(labels, pa.int32())),
+    ]
+    table = pa.Table.from_arrays(arrays, schema=_schema())
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()

@@ -121,9 +121,12 @@ def send(path: Path, url: str) -> None:
 
 
 @contextmanager
-def written(url: str) -> Generator[Path]:
-    """A file here to write to, which is sent to `url` at the end and removed; nothing is sent after an error."""
-    aside = staging(url)
+def written(url: str, aside: Path | None = None) -> Generator[Path]:
+    """A file here to write to, which is sent to `url` at the end and removed; nothing is sent after an error.
+
+    `aside`: where, for those who may write the same file at the same time.
+    """
+    aside = aside or staging(url)
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
         yield aside

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,42 @@ class SubsetSource:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.parent.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()
+
+
+class SpansSource:
+    """The images in some ranges of another source, without labels: of any number, at no memory."""
+
+    labels = None
+    class_names = None
+
+    def __init__(self, parent: Source, spans: Sequence[range]) -> None:
+        self.parent = parent
+        self._starts = np.array([span.start for span in spans], np.int64)
+        self._ends = np.cumsum([len(span) for span in spans])
+        """One past the last position of each."""
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where in the other source the images at these positions are; anything for positions that are none."""
+        which = np.minimum(np.searchsorted(self._ends, positions, "right"), len(self._ends) - 1)
+        lengths = np.diff(self._ends, prepend=0)
+        return self._starts[which] + positions - (self._ends - lengths)[which]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        return self.parent.read(self._row(index))
+
+    def name(self, index: int) -> str:
+        return self.parent.name(self._row(index))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(
+            self.parent.fingerprint().encode() + self._starts.tobytes() + self._ends.tobytes()
+        ).hexdigest()
+
+    def _row(self, index: int) -> int:
+        return int(self.rows(np.array(index)))
 
 
 def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:

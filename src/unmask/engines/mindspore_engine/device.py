@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import redirect_stderr, suppress
 from functools import cache
 from io import StringIO
@@ -27,6 +28,8 @@ def pick_device(name: str) -> str:
         raise EngineError(f"device={name}: the MindSpore engine runs on cpu and ascend (ascend:1)")
     if kind == "ascend" and not ascend.is_available():
         raise EngineError(f"device={name}: MindSpore finds no Ascend; `unmask doctor` shows what is there")
+    if kind == "ascend":  # processes that share work without talking do not negotiate; msrun says which each has
+        number = number or os.environ.get("DEVICE_ID", "")
     target = "CPU" if kind == "cpu" else "Ascend"
     try:
         ms.set_device(target, int(number)) if number else ms.set_device(target)

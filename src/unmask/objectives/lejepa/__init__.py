@@ -5,7 +5,7 @@ all the same. It is asked for in random directions (SIGReg), in each by the stat
 
     B * integral of |mean of exp(i t x) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt over [-3, 3],
 
-of the B images of a micro-batch in one process: with more micro-batches or processes each of them is judged by itself.
+of the B images of a micro-batch, over all processes: with more micro-batches each of them is judged by itself.
 
 Knots, range, number of directions, weight, views and projector are those of the authors' minimal example. Other than
 there: all views are of one size, the projector has LayerNorm in place of BatchNorm and so no state, and it takes the

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor, float32, ops
+from mindspore.mint.distributed import get_world_size, is_initialized
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
@@ -52,18 +53,31 @@ class Agreement(Cell):
 
 
 class EppsPulley(Cell):
-    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32."""
+    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32.
+
+    Of several processes each has as many of the samples.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.knots, self.gaussian, self.quadrature = (
             Tensor(values.astype(np.float32)) for values in (KNOTS, GAUSSIAN, QUADRATURE)
         )
+        self.world = get_world_size() if is_initialized() else 1
+        self.all_reduce: Any = ops.AllReduce() if self.world > 1 else None
 
     def construct(self, x: Tensor) -> Tensor:
         angles = x.expand_dims(-1) * self.knots
-        distance = ops.square(ops.cos(angles).mean(0) - self.gaussian) + ops.square(ops.sin(angles).mean(0))
-        return x.shape[0] * (distance * self.quadrature).sum(-1)
+        cos, sin = self.over_processes(ops.stack((ops.cos(angles).mean(0), ops.sin(angles).mean(0))))
+        distance = ops.square(cos - self.gaussian) + ops.square(sin)
+        return x.shape[0] * self.world * (distance * self.quadrature).sum(-1)
+
+    def over_processes(self, mean: Tensor) -> Tensor:
+        """The mean over all processes. Its gradient is that of this one's own: the engine averages gradients."""
+        if self.all_reduce is None:
+            return mean
+        mine = ops.stop_gradient(mean)
+        return mean + (self.all_reduce(mine) / self.world - mine)
 
 
 class ViewEncoder(VisionTransformer):

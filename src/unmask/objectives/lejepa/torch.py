@@ -6,6 +6,7 @@ Shapes as in `unmask.objectives.mae.torch`, and V views, Z values of a projectio
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -73,10 +74,23 @@ def agreement(projections_BVZ: Tensor, directions_ZS: Tensor, gaussian_weight: f
 
 
 def epps_pulley(x: Tensor) -> Tensor:
-    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32."""
+    """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32.
+
+    Of several processes each has as many of the samples.
+    """
     knots, gaussian, quadrature = (
         torch.tensor(values, dtype=torch.float32, device=x.device) for values in (KNOTS, GAUSSIAN, QUADRATURE)
     )
     angles = x[..., None] * knots
-    distance = (angles.cos().mean(0) - gaussian).square() + angles.sin().mean(0).square()
-    return len(x) * (distance @ quadrature)
+    cos, sin = over_processes(torch.stack((angles.cos().mean(0), angles.sin().mean(0))))
+    distance = (cos - gaussian).square() + sin.square()
+    return len(x) * (dist.get_world_size() if dist.is_initialized() else 1) * (distance @ quadrature)
+
+
+def over_processes(mean: Tensor) -> Tensor:
+    """The mean over all processes. Its gradient is that of this one's own: the engine averages gradients."""
+    if not dist.is_initialized():
+        return mean
+    total = mean.detach().clone()
+    dist.all_reduce(total)
+    return mean + (total / dist.get_world_size() - mean.detach())
