@@ -20,6 +20,7 @@ TINY_MODEL = [
     "data.mean=[0.1307]",
     "data.std=[0.3081]",
     "device=cpu",
+    "train.precision=fp32",  # whatever the processor has: the same numbers everywhere
 ]
 """A model on the bundled digits that takes milliseconds a step."""
 

@@ -266,12 +266,9 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         "launch", commands.launch, "print the job that trains a recipe on Slurm, SkyPilot, Kubernetes or ModelArts"
     )
     sub.add_argument(
-        "platform",
-        choices=("slurm", "sky", "kubernetes", "modelarts"),
-        metavar="PLATFORM",
-        help="slurm, sky, kubernetes or modelarts",
+        "platform", metavar="PLATFORM", help="slurm, sky, kubernetes or modelarts; may be left out of a check"
     )
-    sub.add_argument("recipe", metavar="RECIPE", help="of `unmask pretrain` or `unmask finetune`")
+    sub.add_argument("recipe", nargs="?", metavar="RECIPE", help="of `unmask pretrain` or `unmask finetune`")
     sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as there; output is needed")
     sub.add_argument(
         "--size",
@@ -279,6 +276,19 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         default=(1, 1),
         metavar="NODESxCARDS",
         help="such as 16x8: 16 machines with 8 cards each, a process for each card (default 1x1)",
+    )
+    sub.add_argument(
+        "--check",
+        type=_size,
+        metavar="NODESxCARDS",
+        help="plan a step of that size first, without a cluster: memory of a card, bytes exchanged, and a model of its "
+        "time up to 1,024 cards; what does not fit is refused",
+    )
+    sub.add_argument(
+        "--card", choices=("h100", "a100", "ascend-910b"), help="of --check (default h100; ascend-910b for mindspore)"
+    )
+    sub.add_argument(
+        "--mfu", type=_share, default=0.4, metavar="SHARE", help="of the card's peak that a step reaches (default 0.4)"
     )
     sub.add_argument("--out", type=_place, metavar="FILE", help="write the job there (default: on the screen)")
     sub.add_argument("--submit", action="store_true", help="have sbatch, sky or kubectl take the job")

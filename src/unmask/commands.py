@@ -187,12 +187,21 @@ def export(options: Namespace) -> None:
 
 
 def launch(options: Namespace) -> None:
-    from unmask.launch import Options, prepare, submit, write_file, written
+    from unmask.errors import ConfigError
+    from unmask.launch import PLATFORMS, Options, plan, prepare, submit, write_file, written
 
-    nodes, cards = options.size
-    job = prepare(options.recipe, options.settings, nodes, cards)
+    words = [word for word in (options.platform, options.recipe, *options.settings) if word is not None]
+    platform = words.pop(0) if words[0] in PLATFORMS else None
+    if not words or (platform is None and options.check is None):
+        raise ConfigError(f"name a platform and a recipe: unmask launch {'|'.join(PLATFORMS)} RECIPE KEY=VALUE …")
+    nodes, cards = options.check or options.size
+    if options.check is not None:
+        plan(words[0], words[1:], nodes, cards, card=options.card, mfu=options.mfu)
+    if platform is None:
+        return
+    job = prepare(words[0], words[1:], nodes, cards)
     mine = Options(**{name: getattr(options, name) for name in Options.__dataclass_fields__})
-    text = written(options.platform, job, mine)
+    text = written(platform, job, mine)
     if job.device != "cpu" and job.config.data.workers == 0:
         print(
             "data.workers=0: each process gets one core, which decodes its images too; set data.workers=N",
@@ -201,7 +210,7 @@ def launch(options: Namespace) -> None:
     if options.out is not None:
         write_file(text, options.out)
     if options.submit:
-        print(submit(options.platform, text, options.out))
+        print(submit(platform, text, options.out))
     elif options.out is None:
         print(text, end="")
 

@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 
 from unmask import plugins
-from unmask.engines import engine_kind
+from unmask.engines import engine_kind, fast_precision
 from unmask.environment import cores, versions
 from unmask.report.progress import say, table
 
@@ -15,7 +15,10 @@ def report() -> None:
     """Print versions, engines with their devices, and what to install for what is missing."""
     table([[name, version] for name, version in versions().items()], ["package", "version"])
     say("")
-    table([_engine(name) for name in plugins.names(plugins.ENGINES)], ["engine", "ready", "devices", "what to do"])
+    table(
+        [_engine(name) for name in plugins.names(plugins.ENGINES)],
+        ["engine", "ready", "devices", "train.precision=auto", "what to do"],
+    )
     say("")
     say(f"{cores()} cores{_memory()}")
     if find_spec("mlxtend") is None:
@@ -25,9 +28,9 @@ def report() -> None:
 def _engine(name: str) -> list[str]:
     kind = engine_kind(name)
     if find_spec(kind.package) is None:
-        return [name, "no", "", f"pip install '{kind.install}'"]
+        return [name, "no", "", "", f"pip install '{kind.install}'"]
     devices, hint = plugins.resolve(kind.devices)()
-    return [name, "yes", ", ".join(devices), hint]
+    return [name, "yes", ", ".join(devices), fast_precision(name, "auto"), hint]
 
 
 def _memory() -> str:

@@ -37,7 +37,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import subset, without
-from unmask.engines import create_engine, joined
+from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, launched, versions
 from unmask.errors import ConfigError, TrainingError
@@ -55,6 +55,7 @@ from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
 
+PRECISIONS = ("fp32", "bf16", "fp16")
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Called with a step and its numbers, in order: `loss`, `lr`, `grad_norm`, ... of each update, once the loop reads them
 (every `train.log_every` steps), and `val_loss`, `val_top1`, ... of an evaluation. True stops the run: its state is
@@ -107,7 +108,7 @@ def train(
     """
     source, val = open_sources(config, images, val_images)
     start_model, architecture = _read_start(config, folder)
-    config = _complete(config, source, architecture)
+    config = with_precision(_complete(config, source, architecture), _earlier(folder).get("train", {}).get("precision"))
     objective, plan = create_objective(config), Plan.of(config, len(source))
     if val is not None and objective.evaluated is None:
         raise ConfigError(
@@ -145,7 +146,7 @@ def train(
             check_same_config(config, checkpoint, folder)
         data = data_record(source, val, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
-        _check_same_start(engine, start, world, folder)
+        _check_same_start(engine, start, config.train.precision, world, folder)
         embed = partial(
             features_by,
             engine,
@@ -486,10 +487,17 @@ def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[
     """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
     if config.init is None:
         return None, {}
-    if (folder / "checkpoints").exists() and list_steps(folder / "checkpoints"):
-        return None, read_chosen(folder / "checkpoints", "last", read_meta)["config"]["model"]
+    if earlier := _earlier(folder):
+        return None, earlier["model"]
     start = read_model(config.init)
     return start, fields_from_shapes(start.weights) | start.model
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The config of a run that goes on, from its newest checkpoint; empty where there is none."""
+    if not ((folder / "checkpoints").exists() and list_steps(folder / "checkpoints")):
+        return {}
+    return read_chosen(folder / "checkpoints", "last", read_meta)["config"]
 
 
 def _complete(config: Config, source: Source, architecture: dict[str, Any]) -> Config:
@@ -524,11 +532,15 @@ def _probed_head(engine: Engine, config: Config, features: Features, class_names
     return {name: engine.sum(tensor.astype(np.float64)).astype(np.float32) for name, tensor in head.items()}
 
 
-def _check_same_start(engine: Engine, start: int, world: int, folder: Path) -> None:
-    """Processes on several machines must see the same run folder."""
-    sums = engine.sum(np.array([start, start**2], np.float64))
-    if sums[1] * world != sums[0] ** 2:  # the variance is not zero
+def _check_same_start(engine: Engine, start: int, precision: str, world: int, folder: Path) -> None:
+    """Processes on several machines must see the same run folder, and compute alike."""
+    mine = np.array([start, PRECISIONS.index(precision)], np.float64)
+    sums, squares = np.split(engine.sum(np.concatenate([mine, mine**2])), 2)
+    starts, precisions = squares * world != sums**2  # the variance is not zero
+    if starts:
         raise ConfigError(f"the processes see different checkpoints in {folder}; output must be on shared storage")
+    if precisions:
+        raise ConfigError("train.precision=auto is not the same on all machines; set train.precision=fp32 or bf16")
 
 
 def _describe(

@@ -59,7 +59,7 @@ def test_the_commands_for_one_machine_run(engine: str, tmp_path: Path) -> None:
 
 def test_the_jobs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    jobs = [shlex.split(line)[1:] for line in lines("unmask ")]
+    jobs = [shlex.split(line)[1:] for line in lines("unmask launch ") if "--check" not in line]
     assert [words[:2] for words in jobs] == [["launch", name] for name in ("slurm", "sky", "kubernetes", "modelarts")]
     for words in jobs:
         assert main(words) == 0, words
@@ -69,6 +69,16 @@ def test_the_jobs_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         else:
             assert (json.loads if words[1] == "modelarts" else yaml.safe_load)(text)
         Path(words[-1]).unlink()
+
+
+def test_the_plan_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="a step is counted with PyTorch, which is not installed")
+    (command,) = [line for line in lines("unmask launch ") if "--check" in line]
+    assert main(shlex.split(command)[1:]) == 0
+    printed = capsys.readouterr().out
+    for page in PAGES:
+        (shown,) = re.findall(r"^```text\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+        assert shown in printed
 
 
 def test_tests_that_the_page_names_are_there() -> None:

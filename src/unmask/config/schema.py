@@ -270,7 +270,9 @@ class TrainConfig(Section):
     """Images per update, over all processes and accumulated micro-batches."""
     accumulate: int = Field(default=1, ge=1, le=65536)
     """Micro-batches per update; lowers memory, changes no result but rounding."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """What the network computes in; weights and moments are fp32 always. auto: bf16 or fp16 where the device
+    computes it in hardware, else fp32; which it was stands in run.yaml, and a run that goes on keeps it."""
     loss_scale: Literal["dynamic"] | float = "dynamic"
     """fp16 only: dynamic, or a fixed factor."""
     activation_checkpointing: bool = False

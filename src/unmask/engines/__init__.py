@@ -23,6 +23,7 @@ def create_engine(config: Config, world: int = 1) -> Engine:
 
     Raises EngineError if its package or device is missing, or the objective has no network for it.
     """
+    config = with_precision(config)
     kind, objective = engine_kind(config.engine), create_objective(config)
     with _missing_package(config.engine, kind):
         engine = plugins.resolve(kind.create)(
@@ -36,6 +37,24 @@ def create_engine(config: Config, world: int = 1) -> Engine:
     if objective.engine_around is not None:
         return plugins.resolve(objective.engine_around)(engine, objective, optimizer=config.optimizer)
     return engine
+
+
+def with_precision(config: Config, before: str | None = None) -> Config:
+    """`train.precision=auto` decided: as it was `before`, in the run that goes on, else by the device.
+
+    Raises EngineError if package or device is missing.
+    """
+    if config.train.precision != "auto":
+        return config
+    precision = before or fast_precision(config.engine, config.device)
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+
+
+def fast_precision(engine: str, device: str) -> str:
+    """What `train.precision=auto` is on this device. Raises EngineError if package or device is missing."""
+    kind = engine_kind(engine)
+    with _missing_package(engine, kind):
+        return "fp32" if kind.precision is None else plugins.resolve(kind.precision)(device)
 
 
 @contextmanager

@@ -58,6 +58,8 @@ class EngineKind:
     of for `timeout` seconds is lost; within the block that raises ProcessError, which names it."""
     devices: str
     """Function without arguments: names of the devices that are there, and what to install for more."""
+    precision: str | None = None
+    """Function `(device)`: what `train.precision=auto` is there; None: fp32."""
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
     """By suffix of the file: function `(engine, output, path)` that writes a graph."""
     account: str | None = None

@@ -72,13 +72,11 @@ class Job:
         assert self.config.objective.task is not None  # `prepare`
         return [self.config.objective.task, self.recipe, *self.settings]
 
-    def command(
-        self, *, rank: str, address: str, port: str = PORT, logs: str | None = None, options: Sequence[str] = ()
-    ) -> list[str]:
+    def command(self, *, rank: str, address: str, port: str = PORT, logs: str | None = None) -> list[str]:
         """What starts the processes of one node, as words of a shell, `words` last.
 
         `rank` of the node, `address` and `port` of the first one, and `logs`, the folder of msrun's, are words that the
-        shell expands there; `options` are for torchrun.
+        shell expands there.
         """
         unmask = ["unmask", *map(shlex.quote, self.words)]
         if self.processes == 1:
@@ -90,7 +88,7 @@ class Job:
             logs = logs or shlex.quote(f"{self.folder}/msrun")
             return ["msrun", *counts, *where, f"--log_dir={logs}", "--join=True", "python", "-m", *unmask]
         where = [f"--nnodes={self.nodes}", *where] if self.nodes > 1 else ["--standalone"]
-        return ["torchrun", *where, f"--nproc_per_node={self.cards}", *options, "-m", *unmask]
+        return ["torchrun", *where, f"--nproc_per_node={self.cards}", "-m", *unmask]
 
     @property
     def is_file(self) -> bool:

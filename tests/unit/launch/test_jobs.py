@@ -171,7 +171,7 @@ def test_the_home_folder_is_the_cluster_s(tmp_path: Path) -> None:
     job = prepare("mae-vit-base", ["data.train=/data", "output=~/my runs/$1"], 1, 8)
     words = on_slurm(written("slurm", job, Options()), tmp_path)
     assert words[-1] == "output=~/my runs/$1"
-    assert (tmp_path / "my runs" / "$1" / "slurm.log").exists()
+    assert (tmp_path / "my runs" / "$1" / "slurm-7.log").exists()
 
 
 def test_a_step_that_is_told_to_stop_ends_after_all_have_saved(tmp_path: Path) -> None:

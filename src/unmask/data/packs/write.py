@@ -81,8 +81,8 @@ def pack(
     `quality` (1 to 100). A shard holds up to `shard_size` bytes, or about as many where a sample has to tell (with
     `short_side`, and of lists and Parquet); on its way to a URL it is in the cache folder. `workers` threads (default:
     one a core) do not change the result. The same call again continues where an earlier one ended. Images that cannot
-    be decoded, or have more than `max_pixels`, are left out. `share`: see `unmask.write_embeddings`. Returns whether the
-    pack is complete.
+    be decoded, or have more than `max_pixels`, are left out. `share`: see `unmask.write_embeddings`. Returns whether
+    the pack is complete.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
     used, more than `max_bad_share` of its images cannot be decoded, or `out` cannot be written; CheckpointError when

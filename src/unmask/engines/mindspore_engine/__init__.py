@@ -12,5 +12,6 @@ MINDSPORE = EngineKind(
     create="unmask.engines.mindspore_engine.engine:MindSporeEngine",
     connect="unmask.engines.mindspore_engine.parallel:connect",
     devices="unmask.engines.mindspore_engine.device:devices",
+    precision="unmask.engines.mindspore_engine.device:fast_precision",
     exports={".mindir": "unmask.engines.mindspore_engine.export:write_mindir"},
 )

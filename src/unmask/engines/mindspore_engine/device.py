@@ -49,6 +49,11 @@ def _wake_pynative() -> None:
         Tensor(np.zeros(2, np.float32)).reshape(2, 1)
 
 
+def fast_precision(name: str) -> str:
+    """fp16 on Ascend, as in the model zoo: the first 910 has no bf16. fp32 on the CPU, where fp16 is slow."""
+    return "fp32" if pick_device(name) == "CPU" else "fp16"
+
+
 def devices() -> tuple[list[str], str]:
     """Names of the devices that are there, and what to install for more."""
     return (["cpu", "ascend"], "") if ascend.is_available() else (["cpu"], "for Ascend install CANN")

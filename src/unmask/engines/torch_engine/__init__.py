@@ -8,5 +8,6 @@ TORCH = EngineKind(
     create="unmask.engines.torch_engine.engine:TorchEngine",
     connect="unmask.engines.torch_engine.parallel:connect",
     devices="unmask.engines.torch_engine.device:devices",
+    precision="unmask.engines.torch_engine.device:fast_precision",
     account="unmask.engines.torch_engine.accounting:account",
 )

@@ -37,6 +37,29 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def fast_precision(name: str) -> str:
+    """bf16, else fp16, where the device of this name multiplies it in hardware; else fp32.
+
+    Without the hardware PyTorch computes bf16 all the same, on a CPU with AVX2 at a seventh of the speed of fp32.
+    """
+    device = pick_device(name)
+    if device.type == "cuda":
+        major = torch.cuda.get_device_capability(device)[0]
+        return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
+    if device.type == "npu":
+        return "bf16" if torch.npu.is_bf16_supported() else "fp16"  # pyright: ignore
+    if device.type == "cpu":
+        return "bf16" if _cpu_multiplies_bf16() else "fp32"
+    return "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.11
+        return torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
 def devices() -> tuple[list[str], str]:
     """Names of the devices that are there, and what to install for more."""
     _import_torch_npu(required=False)
