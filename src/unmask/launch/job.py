@@ -151,9 +151,7 @@ def prepare(recipe: str, settings: Sequence[str], nodes: int = 1, cards: int = 1
             "output is not set, without which a job that is started again does not find its run: output=FOLDER"
         )
     if config.engine not in LAUNCHERS:
-        raise ConfigError(
-            f"engine={config.engine}: it is not known what starts its processes; {', '.join(LAUNCHERS)} are"
-        )
+        raise ConfigError(f"engine={config.engine}: jobs are for {' and '.join(LAUNCHERS)}, whose launchers are known")
     job = Job(recipe, tuple(settings), config, nodes, cards)
     if job.device not in ("cpu", "cuda", "npu"):
         raise ConfigError(f"device={config.device} is not one of a cluster; set device=auto, or cpu, cuda, npu")
