@@ -214,9 +214,10 @@ def _result(out: str) -> dict[str, Any] | None:
         return None
     try:
         known: Any = json.loads(files.read(out))
-    except (ValueError, RecursionError):
+        Stats.of(known["stats"])
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
-    return known if isinstance(known, dict) and known.get("format") == _FORMAT else None
+    return known if known.get("format") == _FORMAT else None
 
 
 def _measure(source: Source, span: range, first: Stats, look: Callable[..., Picture | Raster], bar: Bar) -> Stats:
