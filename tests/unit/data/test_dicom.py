@@ -188,9 +188,7 @@ def test_files_of_others(name: str):
     assert image.pixels().std() > 5
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("rtplan.dcm", "holds no pixels"), ("ExplVR_LitEndNoMeta.dcm", "holds no pixels")]
-)
+@pytest.mark.parametrize("name", ["rtplan.dcm", "ExplVR_LitEndNoMeta.dcm"])
 def test_files_without_pixels(name: str):
     path = get_testdata_file(name)
     assert isinstance(path, str)
