@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from unmask import interrupts
 from unmask.checkpoint.folder import Checkpoint, read_meta
 from unmask.checkpoint.images import write_images
-from unmask.checkpoint.resume import check_same_config, data_record
+from unmask.checkpoint.resume import check_same_config, check_same_start, data_record
 from unmask.checkpoint.store import CheckpointStore, list_steps, read_chosen
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
@@ -142,7 +142,9 @@ def train(
             closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
         )
         checkpoint = store.load() if store.steps() else None
-        if checkpoint is not None:
+        if checkpoint is None:
+            check_same_start(config, folder)
+        else:
             check_same_config(config, checkpoint, folder)
         data = data_record(source, val, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step

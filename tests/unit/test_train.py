@@ -293,6 +293,21 @@ def test_a_run_from_before_a_key_existed_goes_on(photos: Path, tmp_path: Path, m
         train(make_config(photos, train={"ema_warmup": True}), tmp_path / "run")
 
 
+def test_a_run_stopped_before_its_first_checkpoint_keeps_its_log(photos: Path, tmp_path: Path) -> None:
+    def stop(step: int, _: Mapping[str, float]) -> None:
+        raise ZeroDivisionError(step)
+
+    with pytest.raises(ZeroDivisionError):
+        train(make_config(photos), tmp_path / "run", callbacks=[stop])
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert log
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    with pytest.raises(ConfigError, match=r"holds another run \(train.batch_size: 10 -> 5\)"):
+        train(make_config(photos, train={"batch_size": 5}), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
+    train(make_config(photos), tmp_path / "run")
+
+
 def test_a_folder_that_holds_another_run_is_refused_with_the_difference(photos: Path, tmp_path: Path) -> None:
     train(make_config(photos), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"holds another run \(train.batch_size: 10 -> 5\)"):

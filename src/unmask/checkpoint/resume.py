@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import changes, sample_of, written_anew
-from unmask.config.load import check_config, flatten, to_dict
+from unmask.config.load import check_config, flatten, read_yaml, to_dict
 from unmask.config.schema import Config
 from unmask.data.sources.base import Source
 from unmask.errors import ConfigError, DataError
+from unmask.report.log import METRICS_FILE
 from unmask.report.progress import say
 
 MAY_CHANGE = {
@@ -29,8 +31,19 @@ MAY_CHANGE = {
 
 def check_same_config(config: Config, checkpoint: Checkpoint, folder: Path) -> None:
     """Raise ConfigError with the keys that differ when the checkpoint in `folder` is of another run."""
+    _compare(config, checkpoint.meta["config"], folder)
+
+
+def check_same_start(config: Config, folder: Path) -> None:
+    """The same for a folder in which a run was stopped before its first checkpoint: its log is not wiped by another."""
+    log, described = folder / METRICS_FILE, folder / "run.yaml"
+    if log.exists() and log.stat().st_size and described.exists():
+        _compare(config, read_yaml(described)[0].get("config") or {}, folder)
+
+
+def _compare(config: Config, stored: Mapping[str, Any], folder: Path) -> None:
     # Checked anew: keys that did not exist when the run was started have their defaults, renamed ones today's names.
-    before, now = flatten(to_dict(check_config(checkpoint.meta["config"]))), flatten(to_dict(config))
+    before, now = flatten(to_dict(check_config(stored))), flatten(to_dict(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
         raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")

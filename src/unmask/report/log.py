@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from numbers import Integral
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from unmask.errors import UnmaskError
+from unmask.report.progress import say
 
 METRICS_FILE = "metrics.jsonl"
 SPEED_FILE = "speed.jsonl"
@@ -35,7 +36,8 @@ class RunLog:
     written as the strings "nan", "inf" and "-inf", which Python's `float()` reads back.
 
     `resume_step` is the step of the checkpoint a run goes on from: what was logged after it is cut off, together with
-    a line torn by the interruption. 0 starts a new log, whatever is there.
+    a line torn by the interruption. A damaged line before that is named, and stays as it is. 0 starts a new log,
+    whatever is there.
 
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
@@ -118,14 +120,23 @@ class RankLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl` or `speed.jsonl`; a torn last line is left out.
+    """The lines of a `metrics.jsonl` or `speed.jsonl`; a torn last line is left out, damaged ones too, which is said.
 
     Non-finite numbers come back as floats.
     """
     if not path.exists():
         return []
-    rows = (_parse(line) for line in path.read_bytes().splitlines(keepends=True))
+    with path.open("rb") as file:
+        lines = file.readlines()
+    rows = [_parse(line) for line in lines]
+    _say_damaged(path, [i for i, row in enumerate(rows, 1) if row is None and lines[i - 1].endswith(b"\n")])
     return [{key: _number(value) for key, value in row.items()} for row in rows if row is not None]
+
+
+def _say_damaged(path: Path, numbers: Sequence[int]) -> None:
+    if numbers:
+        shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+        say(f"{path}: damaged, and not used: line {shown}")
 
 
 def _line(head: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
@@ -144,11 +155,12 @@ def _number(value: Any) -> Any:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """None for a line that was not written to its end."""
+    """None for a line that was not written to its end, or is damaged."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
         return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _open_after(path: Path, last_step: int) -> TextIO:
@@ -159,14 +171,18 @@ def _open_after(path: Path, last_step: int) -> TextIO:
 
 
 def _bytes_up_to(path: Path, last_step: int) -> int:
-    size = 0
+    """Up to the last line of these steps, damaged ones before it included: they are named."""
+    size = end = 0
+    damaged: list[int] = []
     with path.open("rb") as lines:
-        for line in lines:
-            row = _parse(line)
-            if row is None or row["step"] > last_step:
-                break
+        for number, line in enumerate(lines, 1):
             size += len(line)
-    return size
+            if (row := _parse(line)) is not None:
+                end = size if row["step"] <= last_step else end
+            elif line.endswith(b"\n"):
+                damaged.append(number)
+    _say_damaged(path, damaged)
+    return end
 
 
 class _TensorBoard:

@@ -68,6 +68,26 @@ def test_a_resumed_log_is_byte_equal_to_an_uninterrupted_one(tmp_path: Path, tor
     assert [row["step"] for row in read_log(resumed / "speed.jsonl")] == list(range(1, 13))
 
 
+def test_no_flipped_bit_takes_the_lines_behind_it_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, resume_step=0)
+    log_steps(log, 1, 8)
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    expected = [row["step"] for row in read_log(path)]
+    for place in range(0, len(b"".join(whole.splitlines(keepends=True)[:-2])), 23):
+        for bit in (1, 6):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            capsys.readouterr()
+            RunLog(tmp_path, resume_step=8).close()
+            assert path.read_bytes() == damaged
+            steps = [row["step"] for row in read_log(path)]
+            assert steps[-2:] == expected[-2:]
+            assert len(steps) == len(expected) or "damaged, and not used: line " in capsys.readouterr().out
+
+
 def test_a_line_is_readable_before_the_log_is_flushed_or_closed(tmp_path: Path) -> None:
     log = RunLog(tmp_path, resume_step=0)
     log.train(1, {"loss": 0.5})
