@@ -42,6 +42,7 @@ _RECORD = np.dtype(
         ("height", "<i4"),
         ("width", "<i4"),
         ("spread", "<f4"),
+        ("nodata", "<f4"),
         ("digest", "V16"),
         ("hash", "u1", (BITS // 8,)),
         ("thumb", "u1", (256,)),
@@ -59,6 +60,8 @@ class Findings:
     """Show nothing: one colour, or almost."""
     tiny: NDArray[np.int64]
     """Have a side below `smallest`."""
+    nodata: NDArray[np.int64]
+    """Are mostly no data: nodata, NaN or infinite."""
     copies: list[NDArray[np.int64]]
     """Groups of the same bytes."""
     alike: list[NDArray[np.int64]]
@@ -70,9 +73,17 @@ class Findings:
 
 
 def check(
-    images: str, out: Path, *, against: str | None = None, smallest: int = 32, share: str | None = None
+    images: str,
+    out: Path,
+    *,
+    against: str | None = None,
+    smallest: int = 32,
+    data: DataConfig | None = None,
+    share: str | None = None,
 ) -> Findings | None:
     """Decode all of `images`, in as many threads as there are cores, and of `against`, the set they are judged by.
+
+    Of `data`, `max_pixels` and `nodata` count.
 
     Writes into the folder `out`: `check.json` with all figures; `exclude.txt`, for `data.exclude`, with the broken and
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
@@ -80,19 +91,19 @@ def check(
     and where another process has written all that there is to say. Raises DataError where there are no images, and
     what reading them raises.
     """
-    mine = Share.of(share)
+    mine, data = Share.of(share), data or DataConfig()
     source, _ = open_with_labels_if_any(images, key="DATA")
     other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
-    job = _job(source, other, smallest)
+    job = _job(source, other, smallest, data)
     if mine.count > 1 and _is_of(out, job):
         say(f"{out} is complete")
         return None
-    records = _records(source, out / _PARTIAL[0], "check", mine)
-    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", mine)
+    records = _records(source, out / _PARTIAL[0], "check", data, mine)
+    others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", data, mine)
     if records is None or (other is not None and others is None):
         return None
     with speaking():
-        return _find(source, records, others, smallest, job, out, against)
+        return _find(source, records, others, smallest, job, out, against, data)
 
 
 def _find(
@@ -103,11 +114,12 @@ def _find(
     job: dict[str, Any],
     out: Path,
     against: str | None,
+    data: DataConfig,
 ) -> Findings:
     findings = _findings(records, source.labels, others, smallest)
     excluded = _excluded(findings)
     try:
-        _write(source, records, findings, excluded, job, out, against)
+        _write(source, records, findings, excluded, job, out, against, data)
     except OSError as error:
         raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
     _tell(source, records, findings, len(excluded), out)
@@ -116,9 +128,14 @@ def _find(
     return findings
 
 
-def _job(source: Source, other: Source | None, smallest: int) -> dict[str, Any]:
+def _job(source: Source, other: Source | None, smallest: int, data: DataConfig) -> dict[str, Any]:
     """What the answer follows from."""
-    return {"source": source.fingerprint(), "against": other and other.fingerprint(), "smallest": smallest}
+    sets = {"source": source.fingerprint(), "against": other and other.fingerprint()}
+    return {**sets, "smallest": smallest, **_limits(data)}
+
+
+def _limits(data: DataConfig) -> dict[str, Any]:
+    return {"max_pixels": data.max_pixels, "nodata": data.nodata}
 
 
 def _is_of(out: Path, job: dict[str, Any]) -> bool:
@@ -128,17 +145,16 @@ def _is_of(out: Path, job: dict[str, Any]) -> bool:
         return False
 
 
-def _records(source: Source, folder: Path, title: str, share: Share) -> Records | None:
-    most = DataConfig().max_pixels
-
+def _records(source: Source, folder: Path, title: str, data: DataConfig, share: Share) -> Records | None:
     def one(index: int) -> Records:
         record = np.zeros((), _RECORD)
         try:
-            data = source.read(index)
-            raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+            image = source.read(index)
+            raw = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
             record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
-            (record["height"], record["width"]), grey = look(data, most)
-            record["spread"], record["hash"], record["thumb"] = grey.std(), hash_of(grey), thumb_of(grey)
+            seen = look(image, data.max_pixels, data.nodata)
+            (record["height"], record["width"]), record["nodata"] = seen.size, seen.nodata
+            record["spread"], record["hash"], record["thumb"] = seen.grey.std(), hash_of(seen.grey), thumb_of(seen.grey)
         except StorageError:
             raise
         except DataError:
@@ -152,7 +168,7 @@ def _records(source: Source, folder: Path, title: str, share: Share) -> Records 
                     yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, span.stop)))))
 
     job = {
-        "settings": {"command": "check", "side": SIDE},
+        "settings": {"command": "check", "side": SIDE, **_limits(data)},
         "source": {"images": len(source), "fingerprint": source.fingerprint()},
     }
     return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH // 16, title=title, share=share)
@@ -170,7 +186,9 @@ def _findings(records: Records, labels: NDArray[np.int64] | None, others: Record
     alike = groups_of(pairs[~same], len(records))
     conflicts = [] if labels is None else [g for g in [*copies, *alike] if len(set(labels[g].tolist())) > 1]
     leaks = np.zeros(0, np.int64) if others is None else _leaks(records, clear, seen, others)
-    return Findings(np.flatnonzero(~good), np.flatnonzero(blank), np.flatnonzero(tiny), copies, alike, conflicts, leaks)
+    nodata = good & (records["nodata"] > 0.5)
+    broken, blank, tiny, nodata = (np.flatnonzero(found) for found in (~good, blank, tiny, nodata))
+    return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks)
 
 
 def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -204,6 +222,7 @@ def _write(
     job: dict[str, Any],
     out: Path,
     against: str | None,
+    data: DataConfig,
 ) -> None:
     def name(row: int) -> str:
         return printable(source.name(int(row)))
@@ -220,9 +239,9 @@ def _write(
         "images": len(source),
         "against": against,
         "left_out": LeftOut.of(source).counts(),
-        **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "leaks")},
+        **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "nodata", "leaks")},
         **{key: make() for key, make in groups.items()},
-        "reasons": {name(row): reason_of(source, row) for row in findings.broken.tolist()},
+        "reasons": {name(row): reason_of(source, row, data) for row in findings.broken.tolist()},
         "classes": _balance(source),
         **sides,
         "job": job,
@@ -233,7 +252,7 @@ def _write(
         writer.writerow(["group", "file", "class"])
         for number, group in enumerate(findings.alike, 1):
             writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
-    _draw(source, findings.alike, out / "alike.png")
+    _draw(source, findings.alike, out / "alike.png", data)
     with written_aside(out / CHECK) as aside:  # the last
         aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -256,22 +275,22 @@ def _quantiles(sides: NDArray[np.int32]) -> dict[str, int]:
     return {"min": low, "median": median, "max": high}
 
 
-def reason_of(source: Source, row: int) -> str:
+def reason_of(source: Source, row: int, data: DataConfig) -> str:
     """Why an image cannot be decoded."""
     try:
-        look(source.read(row), DataConfig().max_pixels)
+        look(source.read(row), data.max_pixels, data.nodata)
     except DataError as error:
         return str(error)
     return ""
 
 
-def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path) -> None:
+def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path, data: DataConfig) -> None:
     """The first two of each group, side by side."""
     rows = [row for group in groups[: _SHOWN // 2] for row in group[:2].tolist()]
     if not rows:
         out.unlink(missing_ok=True)
         return
-    pictures = np.stack([look(source.read(row), DataConfig().max_pixels)[1] for row in rows])[..., None]
+    pictures = np.stack([look(source.read(row), data.max_pixels, data.nodata).grey for row in rows])[..., None]
     files = [printable(source.name(row).rpartition("/")[2]) for row in rows]
     names = [f"{number // 2 + 1}: {file}" for number, file in enumerate(files)]
     contact_sheet(pictures, out, captions=names)
@@ -283,7 +302,8 @@ def _tell(source: Source, records: Records, findings: Findings, excluded: int, o
         return shown + (", …" if len(rows) > 3 else "")
 
     lists = (("broken", findings.broken), ("blank", findings.blank), ("tiny", findings.tiny))
-    rows = [[what, len(found), some(found.tolist())] for what, found in (*lists, ("also in --against", findings.leaks))]
+    lists = (*lists, ("mostly no data", findings.nodata), ("also in --against", findings.leaks))
+    rows = [[what, len(found), some(found.tolist())] for what, found in lists]
     for what, groups in (
         ("copies", findings.copies),
         ("alike", findings.alike),

@@ -212,6 +212,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         help="stop when more images than this cannot be decoded; fewer are left out and listed (default 0.001)",
     )
     sub.add_argument("--workers", type=_count, metavar="N", help="threads (default: one a core)")
+    _add_set(sub, "data.max_pixels")
     sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
     _add_share(sub)
 
@@ -239,14 +240,9 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
-    sub.add_argument("--channels", type=_count, metavar="N", help="default: as many as the first image has")
-    sub.add_argument("--dtype", choices=("uint8", "uint16", "float32"), help="default: that of the first image")
-    sub.add_argument(
-        "--range",
-        type=_finite,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="as data.range: values that become black and white",
+    _add_set(
+        sub,
+        "model.channels, data.dtype (default: those of the first image), data.range, data.nodata or data.max_pixels",
     )
     sub.add_argument("--out", metavar="FILE.json", help="keep the result; interrupted, the same command goes on")
     _add_share(sub)
@@ -257,6 +253,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument(
         "--smallest", type=_count, default=32, metavar="PIXELS", help="a shorter side below this is tiny (default 32)"
     )
+    _add_set(sub, "data.nodata or data.max_pixels")
     sub.add_argument(
         "--out",
         type=_place,
@@ -370,10 +367,6 @@ def _share_of(text: str) -> str:
     return text
 
 
-def _finite(text: str) -> float:
-    return _real(text, "a number", lambda number: abs(number) < float("inf"))
-
-
 def _positive(text: str) -> float:
     return _real(text, "a positive number", lambda number: 0 < number < float("inf"))
 
@@ -412,13 +405,13 @@ def _add_stored(sub: argparse.ArgumentParser) -> None:
         metavar="STEP",
         help="of a run: last, best (by data.val, without it by k-NN), or the number of a step (default last)",
     )
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the model, such as data.eval_crop=1, or what a file does not tell, such as model.heads=6",
+    _add_set(
+        sub, "a setting of the model, such as data.eval_crop=1, or what a file does not tell, such as model.heads=6"
     )
+
+
+def _add_set(sub: argparse.ArgumentParser, help: str) -> None:
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 def _checkpoint(text: str) -> str | int:

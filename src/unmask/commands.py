@@ -10,11 +10,16 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unmask.config.schema import DataConfig
     from unmask.data.stats import Stats
     from unmask.evaluate.inference import Images, Model
 
 Command = Callable[[Namespace], None]
 STATS = ["channel", "mean", "std"]
+STATS_KEYS = ("model.channels", "data.dtype", "data.range", "data.nodata", "data.max_pixels")
+CHECK_KEYS = ("data.nodata", "data.max_pixels")
+PACK_KEYS = ("data.max_pixels",)
+"""What `--set` may name where there is no model."""
 
 
 def train(options: Namespace) -> None:
@@ -129,10 +134,12 @@ def reconstruct(options: Namespace) -> None:
 
 
 def pack(options: Namespace) -> None:
+    from unmask.config.load import read_settings
     from unmask.data.packs.verify import verify_pack
     from unmask.data.packs.write import pack as write
     from unmask.errors import ConfigError
 
+    data = read_settings(options.set, PACK_KEYS, "unmask pack")[0].data
     if options.verify is not None and options.source is None:
         verify_pack(options.verify)
     elif options.verify is None and options.out is not None:
@@ -144,6 +151,7 @@ def pack(options: Namespace) -> None:
             shard_size=options.shard_size,
             max_bad_share=options.max_bad_share,
             workers=options.workers,
+            max_pixels=data.max_pixels,
             share=options.share,
         )
     else:
@@ -187,7 +195,7 @@ def export(options: Namespace) -> None:
 
 def launch(options: Namespace) -> None:
     from unmask.errors import ConfigError
-    from unmask.launch import PLATFORMS, Options, plan, prepare, submit, write_file, written
+    from unmask.launch import PLATFORMS, Options, plan, prepare, submit, submit_with, write_file, written
 
     words = [word for word in (options.platform, options.recipe, *options.settings) if word is not None]
     platform = words.pop(0) if words[0] in PLATFORMS else None
@@ -212,6 +220,8 @@ def launch(options: Namespace) -> None:
         print(submit(platform, text, options.out))
     elif options.out is None:
         print(text, end="")
+    else:
+        print(submit_with(platform, options.out))
 
 
 def demo(options: Namespace) -> None:
@@ -221,28 +231,29 @@ def demo(options: Namespace) -> None:
 
 
 def stats(options: Namespace) -> None:
-    from unmask.config.schema import DataConfig
+    from unmask.config.load import read_settings
     from unmask.data.sources import open_source
     from unmask.data.stats import measure
     from unmask.report.progress import speaking
 
-    source = open_source(options.images, key="images", labels=False)
-    value_range = options.range and tuple(options.range)
+    config, given = read_settings(options.set, STATS_KEYS, "unmask stats")
+    data = config.data
     found = measure(
-        source,
-        channels=options.channels,
-        dtype=options.dtype,
-        max_pixels=DataConfig().max_pixels,
-        value_range=value_range,
+        open_source(options.images, key="images", labels=False),
+        channels=config.model.channels if "model.channels" in given else None,
+        dtype=data.dtype if "data.dtype" in given else None,
+        max_pixels=data.max_pixels,
+        value_range=data.range,
+        nodata=data.nodata,
         out=options.out,
         share=options.share,
     )
     if found is not None:
         with speaking():
-            _tell_stats(found, value_range)
+            _tell_stats(found, data)
 
 
-def _tell_stats(found: Stats, value_range: tuple[float, float] | None) -> None:
+def _tell_stats(found: Stats, data: DataConfig) -> None:
     from unmask.report.progress import say, table
 
     table([[c, f"{m:.6g}", f"{s:.6g}"] for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True))], STATS)
@@ -256,22 +267,36 @@ def _tell_stats(found: Stats, value_range: tuple[float, float] | None) -> None:
         say(f"left out: {line}")
     if found.bad:
         say(f"{len(found.bad)} images were left out")
+    if found.nodata:
+        say(f"no data: {found.nodata_share:.2%} of the values, in no figure here (data.nodata)")
+    for name in found.mostly_nodata[:10]:
+        say(f"mostly no data: {name}")
+    if found.mostly_nodata:
+        say(f"{len(found.mostly_nodata)} images are mostly no data")
     values = {"mean": found.mean, "std": found.std}
-    if found.dtype == "uint16" and value_range is None and found.highest < 65535 / 4:
+    if found.dtype == "uint16" and data.range is None and found.highest < 65535 / 4:
         say(
             f"the values reach {found.highest:g} of 65535: for a model of 8-bit images, which would see them nearly "
-            f"black, or to spread them, data.range=[{found.lowest:g},{found.highest:g}] (here --range {found.lowest:g} "
-            f"{found.highest:g})"
+            f"black, or to spread them, data.range=[{found.lowest:g},{found.highest:g}]"
         )
-    ranged = "" if value_range is None else f" data.range=[{value_range[0]:g},{value_range[1]:g}]"
+    ranged = "" if data.range is None else f" data.range=[{data.range[0]:g},{data.range[1]:g}]"
+    ranged += "" if data.nodata is None else f" data.nodata={data.nodata:g}"
     say(f"model.channels={found.channels} data.dtype={found.dtype}{ranged}")
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
 
 
 def check(options: Namespace) -> None:
     from unmask.check import check as look_at_all
+    from unmask.config.load import read_settings
 
-    look_at_all(options.images, options.out, against=options.against, smallest=options.smallest, share=options.share)
+    look_at_all(
+        options.images,
+        options.out,
+        against=options.against,
+        smallest=options.smallest,
+        data=read_settings(options.set, CHECK_KEYS, "unmask check")[0].data,
+        share=options.share,
+    )
 
 
 def replay(options: Namespace) -> None:

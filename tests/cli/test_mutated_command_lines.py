@@ -131,7 +131,7 @@ COMMANDS: list[list[str]] = [
     ["pack", "photos", "packed", "--short-side", "20", "--quality", "80", "--shard-size", "1M", "--workers", "1"],
     ["convert", "run", "m.pth", "--to", "facebook", "--set", "data.eval_crop=1"],
     ["launch", "slurm", "mae-vit-tiny", "data.train=photos", "output=out", *TRAIN, "--size", "1x2", "--out", "job.sh"],
-    ["stats", "photos", "--channels", "1", "--dtype", "uint8"],
+    ["stats", "photos", "--set", "model.channels=1", "--set", "data.dtype=uint8"],
     [
         "sweep-labels",
         "finetune-vit-tiny",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ranks import ENGINES, agree, records
+from ranks import ENGINES, agree, free_ports, records
 from runs import ENVIRONMENT, TINY_MODEL, unmask
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -134,16 +134,6 @@ PartitionName=first Nodes=n1,n2 State=UP PriorityTier=10
             os.kill(int(file.read_text()), signal.SIGTERM)
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, float]]]:
     """The log of the run in one process, which nothing stopped, by engine."""
@@ -183,7 +173,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on(
     assert 50 <= int(saved.name[5:]) == len(records(tmp_path)) < 500
     state = slurm.ended(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
-    said = (tmp_path / "run" / "slurm.log").read_text(errors="replace")
+    said = (tmp_path / "run" / f"slurm-{job}.log").read_text(errors="replace")
     assert f"resumed after step {int(saved.name[5:])}\n" in said, said
     agree(records(tmp_path), alone(engine))
 
@@ -195,8 +185,21 @@ def test_a_job_that_is_preempted_saves_and_goes_on(slurm: Slurm, alone: Log, tmp
     other = slurm("sbatch", "--partition=first", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     assert slurm.ended(other.split()[-1])["JobState"] == "COMPLETED"
     assert slurm.ended(job)["JobState"] == "COMPLETED"
-    assert "resumed after step" in (tmp_path / "run" / "slurm.log").read_text(errors="replace")
+    assert "resumed after step" in (tmp_path / "run" / f"slurm-{job}.log").read_text(errors="replace")
     agree(records(tmp_path), alone("torch"))
+
+
+def test_a_job_whose_time_is_nearly_over_saves_and_goes_on(slurm: Slurm, tmp_path: Path) -> None:
+    """2,000 steps, as Slurm looks at its clock every 30 s."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    job = slurm.submit("train.epochs=8", "--size", "1x2", "--time", "60", cwd=tmp_path)
+    until(lambda: len(records(tmp_path)) >= 50)
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=5")  # all of them its last
+    until(lambda: slurm.state(job)["Restarts"] == "1")
+    assert len(records(tmp_path)) < 2000
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    assert slurm.ended(job)["JobState"] == "COMPLETED"
+    assert [record["step"] for record in records(tmp_path)] == [*range(1, 2001)]
 
 
 def test_a_job_that_is_cancelled_saves_and_is_not_started_again(slurm: Slurm, tmp_path: Path) -> None:
@@ -211,20 +214,27 @@ def test_a_job_that_is_cancelled_saves_and_is_not_started_again(slurm: Slurm, tm
     assert slurm("squeue", "--noheader") == ""
 
 
-def test_a_lost_process_is_started_again_by_torchrun(slurm: Slurm, alone: Log, tmp_path: Path) -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    job = slurm.submit("train.checkpoint_every=0.1", "--size", "2x1", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("engine", "size"),
+    [
+        pytest.param("torch", "2x1", marks=ENGINES[0].marks),
+        pytest.param("mindspore", "1x2", marks=ENGINES[1].marks),
+    ],
+)
+def test_a_lost_process_is_started_again(slurm: Slurm, alone: Log, engine: str, size: str, tmp_path: Path) -> None:
+    job = slurm.submit("train.checkpoint_every=0.1", f"engine={engine}", "--size", size, cwd=tmp_path)
     until(lambda: len(records(tmp_path)) >= 60)
+    rank = {"torch": "RANK", "mindspore": "MS_NODE_ID"}[engine]
     victims = [
         int(process.name)
         for process in Path("/proc").glob("[0-9]*")
-        if (environment := _environment(process)).get("SLURM_JOB_ID") == job and environment.get("RANK") == "1"
+        if (environment := _environment(process)).get("SLURM_JOB_ID") == job and environment.get(rank) == "1"
     ]
     os.kill(min(victims), signal.SIGKILL)
     state = slurm.ended(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "0")
-    assert "resumed after step" in (tmp_path / "run" / "slurm.log").read_text(errors="replace")
-    agree(records(tmp_path), alone("torch"))
+    assert "resumed after step" in (tmp_path / "run" / f"slurm-{job}.log").read_text(errors="replace")
+    agree(records(tmp_path), alone(engine))
 
 
 def _environment(process: Path) -> dict[str, str]:

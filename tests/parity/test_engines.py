@@ -132,6 +132,28 @@ def test_a_state_goes_there_and_back_bit_for_bit(pair: Pair) -> None:
         assert all(np.array_equal(before[name], after[name]) for name in before), part
 
 
+@pytest.mark.parametrize(
+    "case", ["pretrain", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("hog_mae", "mae_lejepa"))]
+)
+def test_the_loss_of_what_is_data_agrees(case: str) -> None:
+    """Gradients too: of whole images, patches and single values that are no data."""
+    pair = Pair(CASES[case])
+    start, batch = pair.start(), make_batch(pair.config, 0)
+    valid = np.ones(batch.images.shape, bool)
+    valid[0], valid[1, ..., 3:17, :, :], valid[2, ..., 1:3, 5:, 1] = False, False, False
+    inputs = {**batch.inputs, "valid_pixels": valid}
+    other = dataclasses.replace(batch, inputs=inputs, images=np.where(valid, batch.images, np.uint8(7)))
+    results: list[dict[str, float]] = []
+    states: list[EngineState] = []
+    for name in NAMES:
+        pair.engines[name].load(start)
+        results.append(pair.engines[name].read(pair.engines[name].train_step([other], {"lr": 1e-3})))
+        states.append(pair.engines[name].state())
+    assert results[1] == pytest.approx(results[0], rel=TOLERANCE)
+    gradients = {name: m for name, m in states[0].optimizer.items() if name.startswith("exp_avg.")}
+    assert_close(states[1].optimizer, gradients)
+
+
 @pytest.mark.parametrize("order", [("mindspore", "torch"), ("torch", "mindspore")])
 def test_either_engine_goes_on_with_the_others_run(pair: Pair, order: tuple[str, str]) -> None:
     start = pair.start()

@@ -165,8 +165,8 @@ def test_near_pairs_are_those_of_all_pairs(seed: int, count: int) -> None:
 @pytest.mark.parametrize("quality", [60, 95])
 @pytest.mark.parametrize("size", [(640, 480), (320, 240), (600, 600)])
 def test_copies_in_another_form_are_near(quality: int, size: tuple[int, int]) -> None:
-    hashes = [hash_of(look(jpeg(scene(n, 480, 640)), 10**8)[1]) for n in range(12)]
-    others = [hash_of(look(jpeg(scene(n, 480, 640).resize(size), quality), 10**8)[1]) for n in range(12)]
+    hashes = [hash_of(look(jpeg(scene(n, 480, 640)), 10**8).grey) for n in range(12)]
+    others = [hash_of(look(jpeg(scene(n, 480, 640).resize(size), quality), 10**8).grey) for n in range(12)]
     pairs = near_pairs(np.stack([*hashes, *others]))
     assert pairs.tolist() == [[n, n + 12] for n in range(12)]
 

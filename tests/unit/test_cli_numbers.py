@@ -21,7 +21,6 @@ WRONG = {
     "--shard-size": ("0", "-1M", "nan", "x", "M"),
     "--max-bad-share": ("2", "nan"),
     "--workers": ("0",),
-    "--channels": ("0",),
 }
 COMMANDS = {
     "predict": (["run", "images"], ["--batch-size", "--top"]),
@@ -30,7 +29,6 @@ COMMANDS = {
     "sweep-labels": (["recipe", "--labels", "5"], ["--labels", "--seeds", "--steps"]),
     "reconstruct": (["run", "images"], ["--count", "--mask-ratio", "--seed"]),
     "pack": (["images", "out"], ["--short-side", "--quality", "--shard-size", "--max-bad-share", "--workers"]),
-    "stats": (["images"], ["--channels"]),
 }
 
 

@@ -31,6 +31,7 @@ from unmask.errors import ConfigError
 Origins = dict[str, str]
 """Where each dotted key was set: `recipe.yaml:12`, `command line` or `settings`."""
 
+_MOST_CHANNELS = 4096
 Settings = Mapping[str, Any] | Sequence[str]
 """Dotted keys with their values; or `key=value` of the command line, the value written as in YAML."""
 
@@ -82,6 +83,22 @@ def check_config(values: Mapping[str, Any], origins: Origins | None = None) -> C
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem, origins) for problem in error.errors())) from None
+
+
+def read_settings(settings: Sequence[str], known: Sequence[str], command: str) -> tuple[Config, set[str]]:
+    """What `--set KEY=VALUE` says to a command that takes the keys `known` alone, and which of them are set.
+
+    Raises ConfigError.
+    """
+    values: dict[str, Any] = {}
+    origins = apply_settings(values, settings)
+    for key in origins:
+        if key not in known:
+            raise ConfigError(f"command line: {key}: `{command}` takes {', '.join(known)}")
+    channels = values.get("model", {}).get("channels", 3)
+    if isinstance(channels, int) and 0 < channels <= _MOST_CHANNELS:  # as many as `data` must have means
+        values["data"] = {**values.get("data", {}), "mean": [0.5] * channels, "std": [1.0] * channels}
+    return check_config(values, origins), set(origins)
 
 
 def recipe_path(recipe: str | os.PathLike[str]) -> Path:

@@ -141,8 +141,11 @@ class DataConfig(Section):
     """What pixels are kept in from file to device. float32 keeps the values of any file as they are."""
     range: tuple[float, float] | None = None
     """Stored values that become black and white, for images whose values fill a part of what their type holds: 12 bits
-    in 16-bit files [0, 4095], a window of CT. What is beyond is cut off, NaN becomes black, and every kind of file fits
-    every dtype (float32: 0..1)."""
+    in 16-bit files [0, 4095], a window of CT. What is beyond is cut off, and every kind of file fits every dtype
+    (float32: 0..1)."""
+    nodata: float | None = None
+    """Stored value that stands for no data, in place of what TIFF files say themselves (GDAL_NODATA). Such values, NaN
+    and infinity are filled with `mean`, take no part in statistics, and are not asked of a masked autoencoder."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD

@@ -77,6 +77,9 @@ class Needs:
     """Soft targets, where the images have labels; None: labels are not looked at."""
     views: int = 1
     """How many differently cropped and augmented views of each image there are."""
+    valid_pixels: bool = False
+    """Whether the loss takes `valid_pixels` (B, H, W, C) bool, False where a value is no data (`data.nodata`) and was
+    filled with the mean. A batch in which all is data has no such input."""
     step: Callable[[int, int], Arrays] | None = None
     """Makes inputs of a whole step, the same for all of its micro-batches and processes, from (seed, step)."""
 

@@ -9,6 +9,7 @@ cropped are not found.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -37,26 +38,39 @@ Hashes = NDArray[np.uint8]
 """(N, BITS / 8) packed bits."""
 
 
-def look(data: bytes | NDArray[np.uint8], max_pixels: int) -> tuple[tuple[int, int], NDArray[np.float32]]:
-    """Height and width of an image, and its grey levels (SIDE, SIDE) in 0..1. Raises DecodeError.
+@dataclass(frozen=True)
+class Look:
+    """At one image."""
 
-    Of floating pixels, which have no range, 0..1 is from the darkest to the brightest.
-    """
+    size: tuple[int, int]
+    """Height, width."""
+    grey: NDArray[np.float32]
+    """(SIDE, SIDE) levels in 0..1; of floating pixels, which have no range, from the darkest to the brightest."""
+    nodata: float = 0.0
+    """Share of the values that are no data; the mean of the others stands for them."""
+
+
+def look(data: bytes | NDArray[np.uint8], max_pixels: int, nodata: float | None = None) -> Look:
+    """`nodata`: see `data.nodata`. Raises DecodeError."""
     if isinstance(data, np.ndarray):
         plain = data.dtype == np.uint8 and data.shape[-1] in (1, 3)
     else:
         plain = not data.startswith((b"\x93NUMPY", b"II", b"MM"))
-    if plain:
+    if plain and nodata is None:
         picture = open_image(data, 1, "uint8", max_pixels)
         whole = (0, 0, picture.width, picture.height)
         if isinstance(picture, Picture):
             grey = picture.crop(whole, (SIDE, SIDE), Image.Resampling.BOX)
-            return (picture.height, picture.width), grey[:, :, 0].astype(np.float32) / np.float32(255)
-    pixels = read_stored(data, None, max_pixels).pixels
+            return Look((picture.height, picture.width), grey[:, :, 0].astype(np.float32) / np.float32(255))
+    stored = read_stored(data, None, max_pixels, nodata)
+    pixels, missing = stored.pixels, 0.0
+    if stored.valid is not None:
+        valid = np.broadcast_to(stored.valid, pixels.shape)
+        pixels, missing = np.where(valid, pixels, pixels[valid].mean().astype(pixels.dtype)), 1 - valid.mean()
     grey = np.asarray(Image.fromarray(pixels.astype(np.float32).mean(2)).resize((SIDE, SIDE), Image.Resampling.BOX))
     low, high = (0.0, FULL_RANGE[pixels.dtype.name]) if pixels.dtype.kind == "u" else (grey.min(), grey.max())
     height, width = pixels.shape[:2]
-    return (height, width), ((grey - low) / max(high - low, 1e-12)).astype(np.float32)
+    return Look((height, width), ((grey - low) / max(high - low, 1e-12)).astype(np.float32), float(missing))
 
 
 def hash_of(grey: NDArray[np.float32]) -> Hashes:

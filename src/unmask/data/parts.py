@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from unmask.report.progress import say, speaking
 MOST_PARTS = 4096
 """Parts of one size in which a work of any size is done, so that neither their list nor their number of files grows."""
 _JOB = "job.json"
+_READERS = 16
+"""Requests at a time."""
 _TOLD = 40
 """Characters of a value that is told; longer ones are checksums."""
 
@@ -89,18 +92,21 @@ class Parts:
             path = f"{self.folder}/{_JOB}"
             if not files.exists(path):
                 self.write_json(path, {**self._job, "ends": list(plan())})
-            known = json.loads(files.read(path))
+            known = _json(path)
             self.check_job(known)
-            self.ends = known["ends"]
+            self.ends = known.get("ends", [])
+            if not self.ends:
+                raise DataError(f"{printable(path)} is damaged; remove {printable(self.folder)}, and start again")
             yield
 
     def check_job(self, known: Mapping[str, Any]) -> None:
         """Raise ConfigError when `known`, which was made earlier, is of another work, with the differences."""
+        before = {group: known[group] if isinstance(known.get(group), dict) else {} for group in self._job}
         changes = [
-            f"{key.replace('_', '-')} {_differing(known.get(group, {}).get(key), value)}"
+            f"{key.replace('_', '-')} {_differing(before[group].get(key), value)}"
             for group, values in self._job.items()
             for key, value in values.items()
-            if known.get(group, {}).get(key) != value
+            if before[group].get(key) != value
         ]
         if changes:
             raise ConfigError(
@@ -121,7 +127,8 @@ class Parts:
         """The parts of this share that are still to be done, those among them whose files are not as recorded."""
         recorded = self._recorded()
         mine = range(self.share.index, len(self.ends), self.share.count)
-        return [number for number in mine if number not in recorded or not self._is_whole(number)]
+        done = {number for number, facts in self._read([n for n in mine if n in recorded]) if facts}
+        return [number for number in mine if number not in done]
 
     def missing(self) -> int:
         """How many parts, of all shares, are still to be done."""
@@ -149,10 +156,10 @@ class Parts:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What is recorded of each part, in order. Raises DataError when a file is not as recorded."""
-        for number in range(len(self.ends)):
-            if not self._is_whole(number):
-                raise DataError(f"{self.place}: part {number} was damaged meanwhile; the same command does it again")
-            yield self._read(number)
+        for number, facts in self._read(range(len(self.ends))):
+            if facts is None:
+                raise DataError(f"{self.place}: part {number} is gone or damaged; the same command does it again")
+            yield facts
 
     @contextmanager
     def completing(self, complete: Callable[[], bool]) -> Generator[None]:
@@ -208,26 +215,41 @@ class Parts:
         names = (re.fullmatch(r"(\d{6,})\.json", name) for name, _, _ in files.listing(self.folder))
         return {int(found[1]) for found in names if found} & set(range(len(self.ends)))
 
-    def _is_whole(self, number: int) -> bool:
-        """Whether a part that is recorded has this range, and a file of the size that it had."""
-        facts, span = self._read(number), self.span(number)
-        if (facts["start"], facts["stop"]) != (span.start, span.stop):
-            return False
-        file = facts.get("file")
-        path = f"{self.place}/{file['name']}" if file else ""
-        return not file or (files.exists(path) and files.state(path).size == file["bytes"])
-
-    def _read(self, number: int) -> dict[str, Any]:
-        path = self._record(number)
-        try:
-            return json.loads(files.read(path))
-        except ValueError:
-            raise DataError(
-                f"{printable(path)} is damaged; remove it, and the same command does this part again"
-            ) from None
+    def _read(self, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """What is recorded of these parts; None where that is not of this range, or not of the file that is there."""
+        sizes: dict[str, int] | None = None
+        with ThreadPoolExecutor(_READERS) as pool:
+            for first in range(0, len(numbers), _READERS):
+                some = numbers[first : first + _READERS]
+                for number, facts in zip(some, pool.map(_json, map(self._record, some)), strict=True):
+                    file: dict[str, Any] | None = facts.get("file")
+                    if file and sizes is None:
+                        sizes = dict(_sizes(self.place))
+                    span = self.span(number)
+                    whole = not file or (sizes or {}).get(file["name"]) == file["bytes"]
+                    is_it = (facts.get("start"), facts.get("stop")) == (span.start, span.stop) and whole
+                    yield number, facts if is_it else None
 
     def _record(self, number: int) -> str:
         return f"{self.folder}/{number:06}.json"
+
+
+def _json(path: str) -> dict[str, Any]:
+    """What a file of ours holds; nothing where it is damaged."""
+    try:
+        found: Any = json.loads(files.read(path))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sizes(folder: str) -> Iterator[tuple[str, int]]:
+    """Name and bytes of each file in a folder, by one request."""
+    if files.is_remote(folder):
+        yield from ((name, size) for name, size, is_folder in files.listing(folder) if not is_folder)
+    else:
+        with os.scandir(folder) as entries:
+            yield from ((entry.name, entry.stat().st_size) for entry in entries)
 
 
 def _differing(before: object, now: object) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode.raster import Range, open_image, read_stored
+from unmask.data.decode.picture import Picture
+from unmask.data.decode.raster import Range, Raster, open_image, read_stored
 from unmask.data.parts import Parts, Share, ends_of
 from unmask.data.sources import files
 from unmask.data.sources.base import Source, printable
@@ -29,7 +31,7 @@ _LOOKS = 20
 _PART = 64
 """Images in a part, or more."""
 _FORMAT = "unmask stats"
-_KNOWN = ("channels", "dtype", "count", "bad", "lowest", "highest")
+_KNOWN = ("channels", "dtype", "count", "bad", "mostly_nodata", "nodata", "lowest", "highest")
 _COUNTS = ("stored", "heights", "widths")
 
 
@@ -47,21 +49,32 @@ class Stats:
     """How many images there are of each."""
     bad: list[str] = field(default_factory=list[str])
     """Names of the images left out, and why."""
+    mostly_nodata: list[str] = field(default_factory=list[str])
+    """Names of the images more than half of which is no data."""
+    nodata: int = 0
+    """Values that are no data, and so in no figure but this; see `data.nodata`."""
     lowest: float = float("inf")
     highest: float = float("-inf")
     """Of all pixels, as they are stored."""
 
     def __post_init__(self) -> None:
-        self._pixels = 0
+        self._pixels = [0] * self.channels
         self._mean = np.zeros(self.channels)
         self._squares = np.zeros(self.channels)
 
-    def add(self, mode: str, pixels: NDArray[Any]) -> None:
-        """Merge one image (H, W, C) by the formula of Chan et al. for pairs of sets, in float64."""
+    def add(self, mode: str, pixels: NDArray[Any], name: str = "") -> None:
+        """Merge one image (H, W, C), masked where it is no data, by the formula of Chan et al. for pairs of sets, in
+        float64."""
         height, width = pixels.shape[:2]
         values = pixels.reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
-        mean = values.mean(0)
-        self._merge(len(values), mean, ((values - mean) ** 2).sum(0))
+        counts = [len(values)] * self.channels
+        if isinstance(values, np.ma.MaskedArray):
+            counts = values.count(0).tolist()
+            self.nodata += values.size - sum(counts)
+            if sum(counts) < values.size / 2:
+                self.mostly_nodata.append(name)
+        mean = np.ma.filled(values.mean(0), 0.0)
+        self._merge(counts, mean, np.ma.filled(((values - mean) ** 2).sum(0), 0.0))
         self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
         self.count += 1
         self.stored[mode] += 1
@@ -78,12 +91,15 @@ class Stats:
         self.heights += other.heights
         self.widths += other.widths
         self.bad += other.bad
+        self.mostly_nodata += other.mostly_nodata
+        self.nodata += other.nodata
 
-    def _merge(self, pixels: int, mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
-        total, off = self._pixels + pixels, mean - self._mean
-        self._squares += squares + off**2 * (self._pixels * pixels / total)
-        self._mean += off * (pixels / total)
-        self._pixels = total
+    def _merge(self, pixels: list[int], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        """`pixels` of each channel."""
+        off, counts = mean - self._mean, list(zip(self._pixels, pixels, strict=True))
+        self._squares += squares + off**2 * np.array([old * new / max(1, old + new) for old, new in counts])
+        self._mean += off * np.array([new / max(1, old + new) for old, new in counts])
+        self._pixels = [old + new for old, new in counts]
 
     def facts(self) -> dict[str, Any]:
         """All of it, as JSON holds it, every number to the last bit."""
@@ -115,7 +131,12 @@ class Stats:
 
     @property
     def std(self) -> list[float]:
-        return np.sqrt(self._squares / max(1, self._pixels)).tolist()
+        return np.sqrt(self._squares / np.maximum(1, self._pixels)).tolist()
+
+    @property
+    def nodata_share(self) -> float:
+        """Of all values."""
+        return self.nodata / max(1, self.nodata + sum(self._pixels))
 
 
 def measure(
@@ -125,17 +146,19 @@ def measure(
     dtype: str | None,
     max_pixels: int,
     value_range: Range | None = None,
+    nodata: float | None = None,
     out: str | None = None,
     share: str | None = None,
 ) -> Stats | None:
     """Look at every pixel once, with the memory of a few images; None while parts of other shares are missing.
 
-    `channels` and `dtype` default to those of the first image that can be read; `value_range`: see `data.range`.
-    `out`: a JSON file for the result, beside which the parts are kept until all are there; `share` needs it, see
-    `unmask.write_embeddings`. Images are added part by part, so the result is the same to the last bit for any number
-    of shares. Raises DataError if none of the first 20 can be read.
+    `channels` and `dtype` default to those of the first image that can be read; `value_range` and `nodata`: see
+    `data.range`, `data.nodata`. `out`: a JSON file for the result, beside which the parts are kept until all are there;
+    `share` needs it, see `unmask.write_embeddings`. Images are added part by part, so the result is the same to the
+    last bit for any number of shares. Raises DataError if none of the first 20 can be read.
     """
     first = _start(source, channels, dtype, max_pixels)
+    look = partial(open_image, max_pixels=max_pixels, value_range=value_range, nodata=nodata)
     ends = ends_of(len(source), _PART, batches=1)
     if out is None:
         if Share.of(share).count > 1:
@@ -143,9 +166,10 @@ def measure(
         with progress("stats", total=len(source), unit="image") as bar:
             stats = Stats(first.channels, first.dtype)
             for start, stop in zip([0, *ends], ends, strict=False):
-                stats.merge(_measure(source, range(start, stop), first, max_pixels, value_range, bar))
+                stats.merge(_measure(source, range(start, stop), first, look, bar))
         return stats
-    settings = {"channels": first.channels, "dtype": first.dtype, "range": value_range and list(value_range)}
+    limits = {"range": value_range and list(value_range), "nodata": nodata, "max_pixels": max_pixels}
+    settings = {"channels": first.channels, "dtype": first.dtype, **limits}
     job = {"settings": settings, "source": {"images": len(source), "fingerprint": source.fingerprint()}}
     out = files.absolute(out)
     parts = Parts(f"{out}.partial", job, Share.of(share), place=out)
@@ -162,7 +186,7 @@ def measure(
                 say(f"stats: {done} of {len(source)} images are done already")
             with progress("stats", total=sum(len(parts.span(number)) for number in todo), unit="image") as bar:
                 for number in todo:
-                    found = _measure(source, parts.span(number), first, max_pixels, value_range, bar)
+                    found = _measure(source, parts.span(number), first, look, bar)
                     parts.record(number, found.facts())
             if parts.missing():
                 parts.say_missing()
@@ -189,19 +213,20 @@ def _result(out: str) -> dict[str, Any] | None:
         return None
     try:
         known: Any = json.loads(files.read(out))
-    except (ValueError, RecursionError):
+        Stats.of(known["stats"])
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
-    return known if isinstance(known, dict) and known.get("format") == _FORMAT else None
+    return known if known.get("format") == _FORMAT else None
 
 
-def _measure(source: Source, span: range, first: Stats, max_pixels: int, value_range: Range | None, bar: Bar) -> Stats:
-    """Of the images in a span, of the kind of `first`, in order."""
+def _measure(source: Source, span: range, first: Stats, look: Callable[..., Picture | Raster], bar: Bar) -> Stats:
+    """Of the images in a span, of the kind of `first`, in order; `look(data, channels, dtype)` opens one."""
     stats = Stats(first.channels, first.dtype)
 
-    def load(index: int) -> tuple[str, NDArray[Any]] | str:
+    def load(index: int) -> tuple[str, NDArray[Any], str] | str:
         try:
-            image = open_image(source.read(index), stats.channels, stats.dtype, max_pixels, value_range)
-            return image.mode, image.pixels()
+            image = look(source.read(index), stats.channels, stats.dtype)
+            return image.mode, image.pixels(), printable(source.name(index))
         except StorageError:
             raise
         except DataError as error:

@@ -290,16 +290,16 @@ def _manifest(path: str, out: Path | None = None) -> dict[str, Any] | None:
         return None
     if not isinstance(known, dict) or not str(known.get("format", "")).startswith("unmask "):
         return None
-    if out is None or (out.is_file() and out.stat().st_size == known.get("file", {}).get("bytes")):
-        return known
-    return None
+    file: Any = known.get("file")
+    is_of = out is None or (isinstance(file, dict) and out.is_file() and out.stat().st_size == file.get("bytes"))
+    return known if is_of else None
 
 
 def _there(parts: Parts, known: Mapping[str, Any]) -> int:
     """The bad images of a result that is complete. Raises ConfigError when it is of another work."""
     parts.check_job(known)
     say(f"{parts.place} is complete")
-    return int(known["bad"])
+    return int(known.get("bad", 0))
 
 
 def _names_of(out: Path) -> Path:

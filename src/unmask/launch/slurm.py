@@ -34,15 +34,23 @@ _SCRIPT = """\
 # unmask {title}
 {directives}
 run={run}
-mkdir -p -- "$run" && echo "output: $run/slurm.log" && exec >>"$run/slurm.log" 2>&1 || exit
+log=$run/slurm-$SLURM_JOB_ID.log
+mkdir -p -- "$run" && echo "output: $log" && exec >>"$log" 2>&1 || exit
 {environment}
 
 # On each node. Ends when all processes there have saved, with 143 if they were told to stop.
 node={node}
-srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task={cpus} bash -c "$node" node {words}
-status=$?
-# Preempted, or the time is nearly over: go on from the checkpoint when there is room. `scancel` ends this script first.
-[ $status -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"
+for attempt in {attempts}; do
+    srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task={cpus} bash -c "$node" node {words}
+    status=$?
+    case $status in
+    0) exit ;;
+    143) # preempted, or the time is nearly over; `scancel` ends this script first
+        scontrol requeue "$SLURM_JOB_ID"
+        exit 143
+        ;;
+    esac # a process was lost, or there is a mistake: from the last checkpoint again
+done
 exit $status
 """
 
@@ -71,7 +79,6 @@ def write(job: Job, options: Options) -> str:
         address='"$first"',
         port='"$port"',
         logs='"$run/msrun"',
-        options=[f"--max_restarts={RESTARTS}"],
     )
     environment = ["export run first=$(hostname) port=$((20000 + SLURM_JOB_ID % 10000))"]
     if job.config.engine == "torch":
@@ -82,6 +89,7 @@ def write(job: Job, options: Options) -> str:
         run=shell_path(str(job.folder)),
         environment="\n".join(environment),
         node=shlex.quote(_NODE.format(command=" ".join([*command[:-words], '"$@"']))),
+        attempts=" ".join(map(str, range(1 + RESTARTS))),
         cpus=job.cpus,
         words=" ".join(command[-words:]),
     )

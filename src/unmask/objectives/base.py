@@ -59,7 +59,8 @@ class Objective(ABC):
     networks: ClassVar[Mapping[str, str]]
     """By engine: `module:Class` of the network, made as `Class(model, section, pixels)`."""
     outputs: ClassVar[Mapping[str, tuple[str, ...]]] = READ_OUTS
-    """What can be asked of the network: the method's name, and which inputs of a batch it takes beside the images."""
+    """What can be asked of the network: the method's name, and which inputs of a batch it takes beside the images, last
+    those that a batch may be without."""
     evaluated: ClassVar[str | None] = None
     """The output that `data.val` is judged by, in `sums`; None: such a loss has no meaning image by image."""
     engine_around: ClassVar[str | None] = None

@@ -70,13 +70,29 @@ def test_the_plan_is_that_of_who_came_first(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "parts" / "job.json").read_text())["ends"] == [3, 5]
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"start": 0, "stop": 2}', '{"start": 0}', "null"])
+def test_a_part_whose_record_is_damaged_is_done_again(damage: str, tmp_path: Path) -> None:
     parts = parts_in(tmp_path)
     with parts.begun(lambda: [1, 2]):
         parts.record(0, {})
-        (tmp_path / "parts" / "000000.json").write_text("{")
-        with pytest.raises(DataError, match=r"000000\.json is damaged; remove it"):
-            parts.todo()
+        parts.record(1, {})
+        assert parts.todo() == []
+        (tmp_path / "parts" / "000000.json").write_text(damage)
+        assert parts.todo() == [0]
+        with pytest.raises(DataError, match="part 0 is gone or damaged"):
+            list(parts.records())
+
+
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"settings": {"size": 1}}', '{"settings": 1}'])
+def test_a_damaged_plan_is_one_line(damage: str, tmp_path: Path) -> None:
+    with parts_in(tmp_path).begun(lambda: [1, 2]):
+        pass
+    (tmp_path / "parts" / "job.json").write_text(damage)
+    with (
+        pytest.raises((ConfigError, DataError), match=r"holds another result|job\.json is damaged; remove"),
+        parts_in(tmp_path).begun(lambda: [1, 2]),
+    ):
+        pass
 
 
 def test_leftovers_of_a_killed_share_are_overwritten_and_go_in_the_end(tmp_path: Path) -> None:

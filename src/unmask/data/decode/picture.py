@@ -82,6 +82,8 @@ class Stored:
     """(H, W, C)."""
     alpha: bool = False
     """The last channel is opacity."""
+    valid: NDArray[np.bool_] | None = None
+    """(H, W, C), or (H, W, 1) for all channels alike: False where a value is no data; None: all are."""
 
 
 class Picture:
@@ -243,10 +245,12 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def stored_pixels(image: Image.Image) -> Stored:
-    """The pixels of an opened image; palettes, CMYK and bits become grey or colour."""
+def stored_pixels(image: Image.Image, nodata: float | None = None) -> Stored:
+    """The pixels of an opened image; palettes, CMYK and bits become grey or colour. `nodata` is an entry of a palette,
+    or else for the caller to look for."""
     image.load()
     turn = orientation_of(image)
+    valid = upright(np.asarray(image) != nodata, turn) if image.mode == "P" and nodata is not None else None
     if image.mode == "I" and image.format == "PNG":
         return Stored(upright(np.asarray(image).astype(np.uint16)[:, :, None], turn))
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -257,7 +261,7 @@ def stored_pixels(image: Image.Image) -> Stored:
         grey = image.mode in ("1", "LA", "La")
         image = image.convert(("LA" if grey else "RGBA") if alpha else "L" if grey else "RGB")
     pixels = np.asarray(image)
-    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha)
+    return Stored(upright(pixels if pixels.ndim == 3 else pixels[:, :, None], turn), alpha, valid)
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -11,6 +11,10 @@ Values stay as they are stored, with one exception: in a uint16 run, those of 8-
 float32 run every file keeps its own values. Grey becomes three equal channels, colour becomes ITU-R 601 luma, and an
 alpha channel the model does not ask for is laid over white. Any other difference is refused, and the message names the
 keys to set.
+
+Values that are no data, band by band, are masked in what comes out, a `numpy.ma.MaskedArray` where there are any:
+`data.nodata`, else what GDAL's tag says; NaN, infinity and what float32 cannot hold. In smaller or larger copies the
+others alone are averaged, as GDAL does, and a pixel counts as data where they have half of the weight or more.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -43,7 +48,7 @@ from unmask.data.decode.picture import (
     stored_pixels,
     upright,
 )
-from unmask.data.decode.tiff import Tiff, codec
+from unmask.data.decode.tiff import NODATA, Tiff, codec
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError, StorageError
 
@@ -57,6 +62,9 @@ _BIG_TIFF = (b"II+\0", b"MM\0+")
 _SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA = 277, 258, 262, 338
 _RGB, _CMYK = 2, 5
 _LUMA = np.array([0.299, 0.587, 0.114])
+_NO_DATA = "holds no data: every value is nodata, NaN, infinite or beyond float32"
+_LEAST_WEIGHT = 0.5
+"""Of the data in a resized pixel, for it to be data too."""
 _LOOKS = 4
 """Images looked at before a run starts."""
 
@@ -68,25 +76,40 @@ class Raster:
     """
 
     def __init__(
-        self, data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int, value_range: Range | None = None
+        self,
+        data: bytes | NDArray[Any],
+        channels: int,
+        dtype: str,
+        max_pixels: int,
+        value_range: Range | None = None,
+        nodata: float | None = None,
+        *,
+        exact: bool = True,
     ) -> None:
-        """`data`: an encoded file, or pixels (H, W, C); `value_range`: see `data.range`. Raises DecodeError."""
+        """`data`: an encoded file, or pixels (H, W, C); `value_range` and `nodata`: see `data.range`, `data.nodata`.
+
+        Without `exact`, 16 bits become 8 as in `Picture`. Raises DecodeError, also where no value at all is data.
+        """
         self._max_pixels = max_pixels
-        self._convert = partial(_converted, channels=channels, dtype=np.dtype(dtype), value_range=value_range)
+        self._convert = partial(
+            _converted, channels=channels, dtype=np.dtype(dtype), value_range=value_range, exact=exact
+        )
         tiff = _tiff(data, channels, max_pixels)
         if tiff is not None and tiff.in_parts:
-            self._parts, self._pixels = tiff, None
+            self._parts, self._pixels, self._nodata = tiff, None, _nodata(nodata, tiff.nodata)
             self.height, self.width = tiff.height, tiff.width
             self.mode = f"{tiff.bands} x {tiff.dtype}"
             self._convert(Stored(np.zeros((1, 1, tiff.bands), tiff.dtype), tiff.alpha))  # refuses what does not fit
         else:
-            stored = _stored(data, tiff, channels, max_pixels)
+            stored = _stored(data, tiff, channels, max_pixels, nodata)
             self._pixels = self._convert(stored)
+            if isinstance(self._pixels, np.ma.MaskedArray) and np.ma.getmaskarray(self._pixels).all():
+                raise DecodeError(_NO_DATA)
             self.height, self.width = self._pixels.shape[:2]
             self.mode = f"{stored.pixels.shape[2]} x {stored.pixels.dtype}"
 
     def pixels(self) -> NDArray[Any]:
-        """The whole image, (H, W, C). Raises DecodeError."""
+        """The whole image, (H, W, C), masked where it is no data. Raises DecodeError."""
         return self._part((0, 0, self.width, self.height))
 
     def crop(
@@ -101,7 +124,8 @@ class Raster:
         """The pixels in `box`, and none around it, resized to `size` (height, width), antialiased: (height, width, C).
 
         Each band is resized by Pillow in floating point, then rounded and clipped where it holds whole numbers. Exact
-        where the box has the size asked for. `reduce` matters to JPEG in `Picture`. Raises DecodeError.
+        where the box has the size asked for. Masked where it is no data. `reduce` matters to JPEG in `Picture`. Raises
+        DecodeError.
         """
         check_pixels((size[1], size[0]), self._max_pixels)
         pixels = self._part(box)
@@ -112,28 +136,54 @@ class Raster:
     def _part(self, box: Box) -> NDArray[Any]:
         left, top, width, height = box
         if self._pixels is not None:
-            return self._pixels[top : top + height, left : left + width]
+            return _plain_if_whole(self._pixels[top : top + height, left : left + width])
         with _decoding():
-            return self._convert(Stored(self._parts.part(box), self._parts.alpha))
+            pixels = self._parts.part(box)
+            return self._convert(Stored(pixels, self._parts.alpha, _valid(pixels, self._nodata)))
 
 
 def _resized(pixels: NDArray[Any], size: tuple[int, int], resample: Image.Resampling) -> NDArray[Any]:
     out = np.empty((*size, pixels.shape[2]), pixels.dtype)
+    mask = np.zeros(out.shape, bool)
+    masked = isinstance(pixels, np.ma.MaskedArray)
     for band in range(pixels.shape[2]):
-        image = Image.fromarray(pixels[:, :, band].astype(np.float32)).resize((size[1], size[0]), resample)
-        out[:, :, band] = to_dtype(np.array(image), pixels.dtype)
-    return out
+        values = _resized_band(np.asarray(pixels[:, :, band]), size, resample)
+        if masked:  # values that are no data are 0 there
+            weight = _resized_band(~np.ma.getmaskarray(pixels[:, :, band]), size, resample)
+            mask[:, :, band] = weight < _LEAST_WEIGHT
+            values = np.divide(values, weight, out=np.zeros_like(values), where=weight >= _LEAST_WEIGHT)
+        out[:, :, band] = to_dtype(values, pixels.dtype)
+    return _plain_if_whole(np.ma.MaskedArray(out, mask)) if masked else out
+
+
+def _resized_band(values: NDArray[Any], size: tuple[int, int], resample: Image.Resampling) -> NDArray[np.float32]:
+    return np.array(Image.fromarray(values.astype(np.float32)).resize((size[1], size[0]), resample))
+
+
+def _plain_if_whole(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Without a mask that masks nothing."""
+    if isinstance(pixels, np.ma.MaskedArray) and not np.ma.getmaskarray(pixels).any():
+        return np.asarray(pixels)
+    return pixels
 
 
 def open_image(
-    data: bytes | NDArray[Any], channels: int, dtype: str, max_pixels: int, value_range: Range | None = None
+    data: bytes | NDArray[Any],
+    channels: int,
+    dtype: str,
+    max_pixels: int,
+    value_range: Range | None = None,
+    nodata: float | None = None,
 ) -> Picture | Raster:
-    """The image of a file or of pixels (H, W, C), for a run with these channels, this dtype and this `data.range`.
+    """The image of a file or of pixels (H, W, C), for a run with these channels, this dtype, `data.range` and
+    `data.nodata`.
 
     Raises DecodeError.
     """
     if dtype != "uint8" or channels not in (1, 3) or value_range is not None:
-        return Raster(data, channels, dtype, max_pixels, value_range)
+        return Raster(data, channels, dtype, max_pixels, value_range, nodata)
+    if nodata is not None or _has_nodata(data):
+        return Raster(data, channels, dtype, max_pixels, None, nodata, exact=False)
     if isinstance(data, np.ndarray):
         plain = data.dtype == np.uint8 and data.ndim == 3 and data.shape[2] in (1, 3)
     else:
@@ -156,7 +206,7 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
             image = source.read(index)
-            (Raster if exact else open_image)(image, channels, data.dtype, data.max_pixels, data.range)
+            (Raster if exact else open_image)(image, channels, data.dtype, data.max_pixels, data.range, data.nodata)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
         except StorageError:
@@ -172,7 +222,7 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
 def why_bad(source: Source, index: int, channels: int, data: DataConfig) -> str:
     """Why an image of `source` cannot be used by a run with these channels and this `data`, found out once more."""
     try:
-        open_image(source.read(index), channels, data.dtype, data.max_pixels, data.range).pixels()
+        open_image(source.read(index), channels, data.dtype, data.max_pixels, data.range, data.nodata).pixels()
     except DataError as error:
         return str(error)
     return "could be read at another attempt"
@@ -185,17 +235,64 @@ def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return values.astype(dtype, copy=False)
 
 
-def read_stored(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Stored:
-    """The pixels as they are stored. `channels`, where known, tells bands from rows and pages. Raises DecodeError."""
-    return _stored(data, _tiff(data, channels, max_pixels), channels, max_pixels)
+def read_stored(
+    data: bytes | NDArray[Any], channels: int | None, max_pixels: int, nodata: float | None = None
+) -> Stored:
+    """The pixels as they are stored. `channels`, where known, tells bands from rows and pages; `nodata`: see
+    `data.nodata`. Raises DecodeError."""
+    return _stored(data, _tiff(data, channels, max_pixels), channels, max_pixels, nodata)
 
 
-def _stored(data: bytes | NDArray[Any], tiff: Tiff | None, channels: int | None, max_pixels: int) -> Stored:
+def _stored(
+    data: bytes | NDArray[Any], tiff: Tiff | None, channels: int | None, max_pixels: int, nodata: float | None
+) -> Stored:
     with _decoding():
-        stored = _read(data, channels, max_pixels) if tiff is None else Stored(tiff.whole(), tiff.alpha)
+        if tiff is None:
+            nodata = _nodata(nodata, _nodata_tag(data))
+            stored = _read(data, channels, max_pixels, nodata)
+        else:
+            nodata = _nodata(nodata, tiff.nodata)
+            stored = Stored(tiff.whole(), tiff.alpha)
     if stored.pixels.dtype.kind not in "uif" or not stored.pixels.size:
         raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} cannot be read as pixels")
+    if stored.valid is None:
+        stored = replace(stored, valid=_valid(stored.pixels, nodata))
+    if stored.valid is not None and not stored.valid.any():
+        raise DecodeError(_NO_DATA)
     return stored
+
+
+def _valid(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
+    """Where there is data; None where all is."""
+    valid = np.isfinite(pixels) if pixels.dtype.kind == "f" else None
+    if nodata is not None:
+        with np.errstate(over="ignore"):  # GDAL writes the lowest float64 for bands of float32
+            is_data = pixels != nodata
+        valid = is_data if valid is None else valid & is_data
+    return None if valid is None or valid.all() else valid
+
+
+def _nodata(key: float | None, tag: Any) -> float | None:
+    """What stands for no data, if anything; `tag` is GDAL's text. Raises DecodeError."""
+    if key is not None or tag is None:
+        return key
+    try:
+        value = float(str(tag).strip("\0 "))
+    except ValueError:
+        raise DecodeError(f"says GDAL_NODATA={str(tag)[:40]!r}, which is no number; set data.nodata") from None
+    return value if math.isfinite(value) else None  # what is not finite is no data anyway
+
+
+def _nodata_tag(data: bytes | NDArray[Any]) -> Any:
+    """Of a TIFF that Pillow reads."""
+    return None if isinstance(data, np.ndarray) or not data.startswith(_TIFF) else _tags(data).get(NODATA)
+
+
+def _has_nodata(data: bytes | NDArray[Any]) -> bool:
+    try:
+        return _nodata_tag(data) is not None
+    except Exception:  # a damaged file, of which its reader will say so
+        return False
 
 
 @contextmanager
@@ -217,7 +314,7 @@ def _tiff(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
         return None if plain else Tiff(data, channels, max_pixels)
 
 
-def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Stored:
+def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int, nodata: float | None) -> Stored:
     if isinstance(data, np.ndarray):
         return Stored(data if data.ndim == 3 else data[:, :, None])
     if data.startswith(_NPY):
@@ -226,7 +323,7 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> 
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
         pixels = np.asarray(codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
         return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
-    return stored_pixels(image)
+    return stored_pixels(image, nodata)
 
 
 def _read_npy(data: bytes, channels: int | None, max_pixels: int) -> NDArray[Any]:
@@ -280,10 +377,16 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
     return samples == 3 or color == _CMYK or (samples in (2, 4) and opacity)
 
 
-def _converted(stored: Stored, channels: int, dtype: np.dtype[Any], value_range: Range | None) -> NDArray[Any]:
-    pixels = stored.pixels
+def _converted(
+    stored: Stored, channels: int, dtype: np.dtype[Any], value_range: Range | None, exact: bool
+) -> NDArray[Any]:
+    pixels, valid = stored.pixels, stored.valid
+    if valid is not None:
+        valid = np.broadcast_to(valid, pixels.shape)
+        pixels = np.where(valid, pixels, pixels.dtype.type(0))
     if stored.alpha and channels in (1, 3) and pixels.dtype.kind == "u":
         pixels = _over_white(pixels)
+        valid = None if valid is None else valid[:, :, :-1]
     if value_range is not None:
         pixels = _ranged(pixels, dtype, *value_range)
     found = pixels.shape[2]
@@ -291,27 +394,33 @@ def _converted(stored: Stored, channels: int, dtype: np.dtype[Any], value_range:
         if found < channels:
             pixels = np.repeat(pixels, channels, 2)
         elif found > channels:
+            valid = None if valid is None else valid.all(2, keepdims=True)
             luma = (pixels @ _LUMA)[:, :, None]
             pixels = np.rint(luma).astype(pixels.dtype) if pixels.dtype.kind in "ui" else luma.astype(pixels.dtype)
     elif found != channels:
         raise refusal(found, pixels.dtype, channels)
     if pixels.dtype == np.uint8 and dtype == np.uint16:
         pixels = pixels.astype(np.uint16) * np.uint16(257)
+    elif pixels.dtype == np.uint16 and dtype == np.uint8 and not exact:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif dtype == np.float32:
         with np.errstate(over="ignore"):
             pixels = pixels.astype(np.float32, copy=False)
-        if not np.isfinite(pixels).all():
-            raise DecodeError("has pixels that are NaN, infinite or beyond float32; give them a value")
+        if (fits := _valid(pixels, None)) is not None:
+            valid = fits if valid is None else valid & fits
     if pixels.dtype != dtype:
         wanted = "uint16" if pixels.dtype == np.uint16 else "float32"
         raise FormError(f"has pixels of {pixels.dtype}, the run of {dtype}; set data.dtype={wanted}")
-    return pixels
+    if valid is None:
+        return pixels
+    valid = np.broadcast_to(valid, pixels.shape)
+    return np.ma.MaskedArray(np.where(valid, pixels, dtype.type(0)), ~valid)
 
 
 def _ranged(pixels: NDArray[Any], dtype: np.dtype[Any], low: float, high: float) -> NDArray[Any]:
     """The values from `low` to `high` spread over what `dtype` holds."""
     values = np.clip((pixels.astype(np.float64) - low) / (high - low), 0, 1)
-    return to_dtype(np.nan_to_num(values, copy=False) * FULL_RANGE[dtype.name], dtype)
+    return to_dtype(values * FULL_RANGE[dtype.name], dtype)
 
 
 def _over_white(pixels: NDArray[np.unsignedinteger[Any]]) -> NDArray[Any]:

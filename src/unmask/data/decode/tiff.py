@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unmask.data.decode.picture import Box, DecodeError, FormError, check_pixels, refusal, upright
 
-_EXTRA, _ORIENTATION = 338, 274
+_EXTRA, _ORIENTATION, NODATA = 338, 274, 42113
 _MANY = 16
 """Most bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
@@ -60,6 +60,8 @@ class Tiff:
         self.alpha = self.bands in (2, 4) and tuple(extra) in ((1,), (2,))
         """The last band is opacity."""
         self.height, self.width = sizes["Y"], sizes["X"]
+        self.nodata: Any = page.tags.valueof(NODATA)
+        """GDAL's tag as it stands, or None."""
         self._segments: dict[int, NDArray[Any]] = {}
 
     @property

@@ -243,6 +243,9 @@ def _batch(parts: _Parts, micro: int, shared: Arrays, take: Callable[[int, NDArr
     others = [
         take(micro * parts.per_micro + part, images[start : start + parts.rows]) for part, start in enumerate(starts)
     ]
+    if any("valid_pixels" in each for each in others):
+        for each in others:
+            each.setdefault("valid_pixels", np.ones((len(each["index"]), *samples.shape), bool))
     arrays = {name: np.concatenate([each[name] for each in others]) for name in others[0]}
     own = {name: arrays.pop(name) for name in ("index", "labels", "valid", "bad") if name in arrays}
     return Batch(images, inputs=arrays | shared, **own)

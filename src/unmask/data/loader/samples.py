@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.augment.crop import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
 from unmask.data.augment.mixing import Mixing, class_targets
-from unmask.data.batch import Arrays, ClassTargets, Needs
+from unmask.data.batch import FULL_RANGE, Arrays, ClassTargets, Needs
 from unmask.data.decode.picture import Picture
-from unmask.data.decode.raster import Raster, open_image
+from unmask.data.decode.raster import Raster, open_image, to_dtype
 from unmask.data.loader.order import sample_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
@@ -28,6 +28,23 @@ from unmask.errors import ConfigError, DataError, StorageError
 
 _REPLACEMENTS = 20
 """Samples tried in place of a bad one before the data as a whole counts as unusable."""
+
+
+class _ValidPixels:
+    """Where the images of a part are data; no array, unless one of them is not all data."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self.array: NDArray[np.bool_] | None = None
+
+    def put(self, place: tuple[int, ...], valid: NDArray[np.bool_] | None) -> None:
+        if self.array is None and valid is not None:
+            self.array = np.ones(self._shape, bool)
+        if self.array is not None:
+            self.array[place] = True if valid is None else valid
+
+    def inputs(self) -> Arrays:
+        return {} if self.array is None else {"valid_pixels": self.array}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +80,22 @@ class Samples(ABC):
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
-        return open_image(self.source.read(index), self.model.channels, data.dtype, data.max_pixels, data.range)
+        return open_image(
+            self.source.read(index), self.model.channels, data.dtype, data.max_pixels, data.range, data.nodata
+        )
+
+    @cached_property
+    def _mean(self) -> NDArray[Any]:
+        """(C,) of stored values: what stands where there is no data."""
+        data = self.data
+        return to_dtype(np.array(data.mean) * FULL_RANGE[data.dtype], np.dtype(data.dtype))
+
+    def _filled(self, pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """A crop without gaps, and where there is data: None, where it had none."""
+        if not isinstance(pixels, np.ma.MaskedArray):
+            return pixels, None
+        mask = np.ma.getmaskarray(pixels)
+        return np.where(mask, self._mean, np.asarray(pixels)), ~mask
 
     def _labels(self, index: NDArray[np.int64]) -> NDArray[Any] | None:
         """Of these images: (n,) the class, or (n, classes) True for each of several."""
@@ -116,10 +148,11 @@ class TrainSamples(Samples):
         shown = np.empty(len(keys), np.int64)
         bad: list[int] = []
         picture = lru_cache(maxsize=2)(self._picture)  # repeats of two images stand in turn: each is decoded once
+        valid = _ValidPixels(images.shape)
         for row, (epoch, index) in enumerate(keys):
-            shown[row] = self._fill(images[row], epoch, index, bad, picture)
+            shown[row] = self._fill(images, row, epoch, index, bad, picture, valid)
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
-        arrays |= self._inputs(keys)
+        arrays |= self._inputs(keys) | (valid.inputs() if self.needs.valid_pixels else {})
         if self.needs.targets is not None and (labels := self._labels(shown)) is not None:
             arrays |= {"labels": labels, "targets": self._targets(labels, self.needs.targets)}
             if self.augment.mixes:
@@ -150,15 +183,24 @@ class TrainSamples(Samples):
         return Augmentation.of(self.augment, self.data)
 
     def _fill(
-        self, out: NDArray[Any], epoch: int, index: int, bad: list[int], picture: Callable[[int], Picture | Raster]
+        self,
+        images: NDArray[Any],
+        row: int,
+        epoch: int,
+        index: int,
+        bad: list[int],
+        picture: Callable[[int], Picture | Raster],
+        valid: _ValidPixels,
     ) -> int:
         """Write the views of one training image; returns its index, which differs from `index` when that is bad."""
         reason = ""
         for candidate in self._candidates(epoch, index):
             try:
                 opened = picture(candidate)
-                for view, pixels in enumerate(out if self.needs.views > 1 else [out]):
-                    pixels[:] = self._crop(opened, epoch, candidate, view)
+                for view in range(self.needs.views):
+                    place = (row, view) if self.needs.views > 1 else (row,)
+                    images[place], is_data = self._crop(opened, epoch, candidate, view)
+                    valid.put(place, is_data)
             except StorageError:
                 raise
             except DataError as error:
@@ -173,15 +215,26 @@ class TrainSamples(Samples):
         rng = generator(self.seed, epoch, index, Op.REPLACE)
         yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
 
-    def _crop(self, picture: Picture | Raster, epoch: int, index: int, view: int) -> NDArray[Any]:
+    def _crop(
+        self, picture: Picture | Raster, epoch: int, index: int, view: int
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """A view, and where it is data; None where all is."""
+
         def draw(op: Op) -> np.random.Generator:
             return generator(self.seed, epoch, index, op, view)
 
         data = self.data
         box = random_resized_crop_box(draw(Op.CROP), (picture.height, picture.width), data.crop_scale, data.crop_ratio)
         flip = draw(Op.FLIP).random() < data.flip
-        pixels = picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
-        return self._augmentation(pixels, draw)
+        pixels, valid = self._filled(
+            picture.crop(box, self.model.image_size, RESAMPLING[data.interpolation], flip=flip)
+        )
+        if valid is not None and self.needs.valid_pixels and self.augment.policy is not None:
+            raise ConfigError(
+                f"{printable(self.source.name(index))} has values that are no data, which augment.policy would move "
+                "about; set augment.policy=null"
+            )
+        return self._augmentation(pixels, draw), valid
 
 
 class EvalSamples(Samples):
@@ -192,9 +245,11 @@ class EvalSamples(Samples):
         index = np.array([position if position < len(self.source) else -1 for position in positions], np.int64)
         valid = index >= 0
         bad: list[int] = []
+        valid_pixels = _ValidPixels(images.shape)
         for row in np.flatnonzero(valid).tolist():
             try:
-                images[row] = self._crop(positions[row])
+                images[row], is_data = self._filled(self._crop(positions[row]))
+                valid_pixels.put((row,), is_data)
             except StorageError:
                 raise
             except DataError:
@@ -203,6 +258,7 @@ class EvalSamples(Samples):
         images[~valid] = 0
         arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
         arrays |= self._inputs([(0, position) for position in positions])
+        arrays |= valid_pixels.inputs() if self.needs.valid_pixels else {}
         if self.needs.targets is not None and (labels := self._labels(np.maximum(index, 0))) is not None:
             arrays["labels"] = labels
         return arrays

@@ -27,20 +27,25 @@ def recode(data: bytes | NDArray[Any], short_side: int | None, quality: int, *, 
     antialiased bicubic, and encoded as JPEG or WebP of `quality` where they were that, else without loss. Grey stays
     grey, any bands stay as many and of their dtype (signed and 64-bit numbers become float32, as in a run), and the
     transparency of 8-bit files is laid over white. Arrays (H, W, C) are always encoded, without loss. What PNG holds
-    of these is PNG: 8-bit grey and colour, 16-bit grey; the rest is .npy.
+    of these is PNG: 8-bit grey and colour, 16-bit grey; the rest is .npy, in which values that are no data are NaN.
     """
     if isinstance(data, bytes) and data.startswith(_PHOTO):
         return _photo(data, short_side, quality, max_pixels)
     stored = read_stored(data, None, max_pixels)
     bands, dtype = stored.pixels.shape[2], stored.pixels.dtype
+    pixels, dtype_out = stored.pixels, dtype.name if dtype.name in _WHOLE else "float32"
+    if stored.valid is not None and dtype_out == "float32":
+        pixels = np.where(stored.valid, pixels, np.nan)
     if stored.alpha and dtype == np.uint8:
         raster = Raster(data, bands - 1, "uint8", max_pixels)
     else:
-        raster = Raster(stored.pixels, bands, dtype.name if dtype.name in _WHOLE else "float32", max_pixels)
+        raster = Raster(pixels, bands, dtype_out, max_pixels)
     if (size := _smaller(raster.height, raster.width, short_side)) is None:
         return data if isinstance(data, bytes) else _lossless(raster.pixels(), max_pixels)
     if bands == 1 and isinstance(data, bytes) and data.startswith(_TIFF) and _pages(data) > 1:
         raise DecodeError("has several pages, which may be bands or frames; pack such files without --short-side")
+    if stored.valid is not None and dtype_out != "float32":
+        raise DecodeError("has values that are no data, which a smaller copy mixes in; pack without --short-side")
     return _lossless(raster.crop((0, 0, raster.width, raster.height), size, _BICUBIC), max_pixels)
 
 
@@ -64,6 +69,8 @@ def _smaller(height: int, width: int, short_side: int | None) -> tuple[int, int]
 
 def _lossless(pixels: NDArray[Any], max_pixels: int) -> bytes:
     bands = pixels.shape[2]
+    if isinstance(pixels, np.ma.MaskedArray):
+        pixels = np.where(np.ma.getmaskarray(pixels), np.float32(np.nan), np.asarray(pixels))
     plane = pixels[:, :, 0] if bands == 1 else pixels
     if (pixels.dtype == np.uint8 and bands in (1, 3)) or (pixels.dtype == np.uint16 and bands == 1):
         return _encoded(plane, "PNG")

@@ -120,7 +120,7 @@ class MindSporeEngine:
         return {name: float(value.asnumpy()) for name, value in result.items()}
 
     def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
-        inputs = [_tensor(batch.inputs[each]) for each in self.objective.outputs[name]]
+        inputs = [_tensor(batch.inputs[each]) for each in self.objective.outputs[name] if each in batch.inputs]
         return self.graph(name, **options)(_images(batch), *inputs).asnumpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:

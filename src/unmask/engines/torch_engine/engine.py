@@ -116,7 +116,7 @@ class TorchEngine:
     @torch.no_grad()
     def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
         network = (self.averaged or self.network).eval()
-        inputs = [self._to(batch.inputs[each]) for each in self.objective.outputs[name]]
+        inputs = [self._to(batch.inputs[each]) for each in self.objective.outputs[name] if each in batch.inputs]
         return getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -83,4 +83,4 @@ class CrossMaskedAutoencoding(MaskedAutoencoding):
         """In training `ids_mask` holds the patches to predict; in evaluation all hidden ones."""
         model, section = self.model, self.section
         num_predict = section.num_predict(model) if training else None
-        return Needs((RandomMask(model.num_patches, section.num_keep(model), num_predict),))
+        return Needs((RandomMask(model.num_patches, section.num_keep(model), num_predict),), valid_pixels=True)

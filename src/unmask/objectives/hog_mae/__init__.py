@@ -2,7 +2,7 @@
 
 As there: 9 orientations without sign, cells of about 8 x 8 pixels, each channel by itself, each histogram of length 1.
 Other than there: gradients are differences of the two neighbours, and stay within a patch, at whose border a pixel
-counts as its own neighbour; MAE's asymmetric encoder and decoder.
+counts as its own neighbour; MAE's asymmetric encoder and decoder. A patch in which any value is no data is left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MaskedHogPrediction(MaskedAutoencoding):
         "torch": "unmask.objectives.hog_mae.torch:MaskedHogPredictor",
         "mindspore": "unmask.objectives.hog_mae.mindspore:MaskedHogPredictor",
     }
-    outputs: ClassVar = {**READ_OUTS, "losses": ("ids_keep", "ids_mask")}
+    outputs: ClassVar = {**READ_OUTS, "losses": ("ids_keep", "ids_mask", "valid_pixels")}
 
     def shapes(self) -> Shapes:
         return super().shapes() | linear_shapes("decoder_pred", self.model.decoder_width, target_dim(self.model))

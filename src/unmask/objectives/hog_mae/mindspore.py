@@ -31,7 +31,7 @@ class MaskedHogPredictor(MaskedAutoencoder):
         self.in_cells = Tensor(np.kron(in_cell, in_cell))
         self.matmul: Any = ops.MatMul(transpose_b=True)
 
-    def target(self, patches_BMP: Tensor) -> Tensor:
+    def target(self, patches_BMP: Tensor, valid_BMP: Tensor | None = None) -> Tensor:
         """Histograms of each cell and channel, of length 1 (0 where nothing changes): (B, M, cells * cells * C * 9)."""
         B, M, _ = patches_BMP.shape
         p, C, cells = self.patch_size, self.channels, self.in_cells.shape[0]
@@ -48,3 +48,7 @@ class MaskedHogPredictor(MaskedAutoencoder):
         histograms = histograms.transpose(0, 2, 1).reshape(B, M, cells * C, ORIENTATIONS)
         length = ops.sqrt((histograms * histograms).sum(-1, keepdims=True))
         return (histograms / ops.maximum(length, EPS)).reshape(B, M, cells * C * ORIENTATIONS)
+
+    def weights(self, valid_BMP: Tensor) -> Tensor:
+        """Of whole patches, (B, M, 1): an edge of the data is no gradient."""
+        return super().weights(valid_BMP.min(-1, keepdims=True))

@@ -20,7 +20,7 @@ class MaskedHogPredictor(MaskedAutoencoder):
         self.cells = cells(model)
         self.decoder_pred = Linear(model.decoder_width, target_dim(model))
 
-    def target(self, patches_BMP: Tensor) -> Tensor:
+    def target(self, patches_BMP: Tensor, valid_BMP: Tensor | None = None) -> Tensor:
         """Histograms of each cell and channel, of length 1 (0 where nothing changes): (B, M, cells * cells * C * 9)."""
         p = self.patch_size
         x_BMyxC = patches_BMP.unflatten(-1, (p, p, -1))
@@ -35,3 +35,7 @@ class MaskedHogPredictor(MaskedAutoencoder):
         histograms = torch.einsum("iy,jx,bmyxco->bmijco", in_cell, in_cell, of_orientation * size[..., None])
         length = (histograms**2).sum(-1, keepdim=True).sqrt()
         return (histograms / length.clamp(min=EPS)).flatten(2)
+
+    def weights(self, valid_BMP: Tensor) -> Tensor:
+        """Of whole patches, (B, M, 1): an edge of the data is no gradient."""
+        return super().weights(valid_BMP.amin(-1, keepdim=True))

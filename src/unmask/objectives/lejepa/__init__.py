@@ -118,7 +118,8 @@ class MaskedViewAgreement(MaskedAutoencoding):
         section, masks = self.section, super().needs(training=training)
         if not training:
             return masks
-        return Needs(masks.rows, views=section.views, step=Directions(section.projection_width, section.directions))
+        directions = Directions(section.projection_width, section.directions)
+        return Needs(masks.rows, views=section.views, valid_pixels=True, step=directions)
 
     def finished(self, weights: Tensors, buffers: Tensors) -> tuple[Tensors, ObjectiveSection]:
         """A masked autoencoder; the projector has done its work."""

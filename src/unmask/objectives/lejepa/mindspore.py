@@ -103,12 +103,18 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         self.agreement = Agreement(section.gaussian_weight)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
+        self,
+        pixels_BVHWC: Tensor,
+        ids_keep: Tensor,
+        ids_mask: Tensor,
+        directions: Tensor,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         patches = patchify(flat(pixels_BVHWC), self.patch_size)
         ids_keep, ids_mask = flat(ids_keep), flat(ids_mask)
         x = self.encode_kept(patches, ids_keep)
-        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
+        valid = None if valid_pixels is None else flat(valid_pixels)
+        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask, valid).mean()
         projections = self.projector(self.pooled(x, self.pool))
         agreed, invariance, gaussian = self.agreement(projections, pixels_BVHWC.shape[1], directions)
         loss = reconstruction + self.agreement_weight * agreed

@@ -52,12 +52,18 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         self.projector = Projector(model, section)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, pixels_BVHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, directions: Tensor
+        self,
+        pixels_BVHWC: Tensor,
+        ids_keep: Tensor,
+        ids_mask: Tensor,
+        directions: Tensor,
+        valid_pixels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         patches = patchify(pixels_BVHWC.flatten(0, 1), self.patch_size)
         ids_keep, ids_mask = ids_keep.flatten(0, 1), ids_mask.flatten(0, 1)
         x = self.encode_kept(patches, ids_keep)
-        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask).mean()
+        valid = None if valid_pixels is None else valid_pixels.flatten(0, 1)
+        reconstruction = self.errors_of(x, patches, ids_keep, ids_mask, valid).mean()
         projections = self.projector(self.pooled(x, self.pool)).unflatten(0, pixels_BVHWC.shape[:2])
         agreed = agreement(projections, directions, self.gaussian_weight)
         loss = reconstruction + self.agreement_weight * agreed["loss"]

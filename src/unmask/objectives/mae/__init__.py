@@ -29,7 +29,7 @@ class MaskedAutoencoding(Objective):
     }
     outputs: ClassVar = {
         **READ_OUTS,
-        "losses": ("ids_keep", "ids_mask"),
+        "losses": ("ids_keep", "ids_mask", "valid_pixels"),
         "reconstruction": ("ids_keep", "ids_mask"),
     }
     evaluated = "losses"
@@ -40,7 +40,7 @@ class MaskedAutoencoding(Objective):
         return encoder_shapes(self.model) | norm_shapes("norm", self.model.width) | decoder_shapes(self.model)
 
     def needs(self, *, training: bool) -> Needs:
-        return Needs((RandomMask(self.model.num_patches, self.section.num_keep(self.model)),))
+        return Needs((RandomMask(self.model.num_patches, self.section.num_keep(self.model)),), valid_pixels=True)
 
     def sums(self, values: NDArray[np.float32], batch: Batch) -> dict[str, Any]:
         valid = valid_rows(batch)
