@@ -92,8 +92,11 @@ def sweep_labels(
 
 def _cnn(config: Config) -> Config:
     """The residual network's own recipe, on the images of `config`, whose model tells their size and channels."""
-    same = {name: getattr(config, name) for name in ("model", "data", "engine", "device")}
-    return load_config("convnet").model_copy(update=same)
+    recipe = load_config("convnet")
+    data = config.data.model_copy(update={"crop_scale": recipe.data.crop_scale})
+    return recipe.model_copy(
+        update={"model": config.model, "data": data, "engine": config.engine, "device": config.device}
+    )
 
 
 def _sources(config: Config, arms: Sequence[str]) -> tuple[Source, Source]:
