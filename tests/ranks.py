@@ -102,9 +102,7 @@ def launch(
 
     `within` is a command that runs another, as `env` does.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     tools = Path(sys.executable).parent
     launcher = {
         "torch": [
@@ -122,6 +120,17 @@ def launch(
     command = [*within, *map(str, launcher), *program, *map(str, arguments)]
     with (cwd / LOG).open("w") as log:
         return Ranks(subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT), cwd)
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 def records(folder: Path) -> list[dict[str, float]]:

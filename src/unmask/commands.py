@@ -188,7 +188,7 @@ def export(options: Namespace) -> None:
 
 def launch(options: Namespace) -> None:
     from unmask.errors import ConfigError
-    from unmask.launch import PLATFORMS, Options, plan, prepare, submit, write_file, written
+    from unmask.launch import PLATFORMS, Options, plan, prepare, submit, submit_with, write_file, written
 
     words = [word for word in (options.platform, options.recipe, *options.settings) if word is not None]
     platform = words.pop(0) if words[0] in PLATFORMS else None
@@ -213,6 +213,8 @@ def launch(options: Namespace) -> None:
         print(submit(platform, text, options.out))
     elif options.out is None:
         print(text, end="")
+    else:
+        print(submit_with(platform, options.out))
 
 
 def demo(options: Namespace) -> None:

@@ -87,6 +87,8 @@ def test_an_engine_is_known_before_its_framework_is_there(installed: Path) -> No
     done = run(installed, "-m", "unmask", "pretrain", "mae-vit-tiny", "engine=mine", "data.train=photos", *SMALL)
     assert done.returncode == 6
     assert "engine=mine needs the package my_framework: pip install 'my-framework'" in done.stderr
+    job = ["launch", "slurm", "mae-vit-tiny", "engine=mine", "data.train=photos", "output=runs/mine"]
+    assert "engine=mine: jobs are for torch and mindspore" in run(installed, "-m", "unmask", *job).stderr
     done = run(installed, "-m", "unmask", "doctor")
     assert "pip install 'my-framework'" in done.stdout, done.stderr
 

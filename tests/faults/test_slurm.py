@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ranks import ENGINES, agree, records
+from ranks import ENGINES, agree, free_ports, records
 from runs import ENVIRONMENT, TINY_MODEL, unmask
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -132,16 +132,6 @@ PartitionName=first Nodes=n1,n2 State=UP PriorityTier=10
     finally:
         for file in folder.glob("*.pid"):
             os.kill(int(file.read_text()), signal.SIGTERM)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

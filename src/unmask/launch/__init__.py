@@ -6,6 +6,6 @@ saves, and whom it starts again goes on. What remains for a platform to decide s
 
 from unmask.launch.job import Job, Options, prepare
 from unmask.launch.plan import plan
-from unmask.launch.submit import PLATFORMS, submit, write_file, written
+from unmask.launch.submit import PLATFORMS, submit, submit_with, write_file, written
 
-__all__ = ["PLATFORMS", "Job", "Options", "plan", "prepare", "submit", "write_file", "written"]
+__all__ = ["PLATFORMS", "Job", "Options", "plan", "prepare", "submit", "submit_with", "write_file", "written"]

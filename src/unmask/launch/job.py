@@ -14,6 +14,8 @@ from unmask.data.batch import check_shares
 from unmask.data.sources.files import is_remote
 from unmask.errors import ConfigError
 
+LAUNCHERS = {"torch": "torchrun", "mindspore": "msrun"}
+"""What starts the processes of an engine."""
 GRACE = 300
 """Seconds that a job which must stop has to finish its step and save."""
 RESTARTS = 3
@@ -81,14 +83,15 @@ class Job:
         unmask = ["unmask", *map(shlex.quote, self.words)]
         if self.processes == 1:
             return unmask
+        launcher = LAUNCHERS[self.config.engine]
         where = [f"--node_rank={rank}", f"--master_addr={address}", f"--master_port={port}"]
         if self.config.engine == "mindspore":
             where = where if self.nodes > 1 else ["--master_addr=127.0.0.1", where[-1]]
             counts = [f"--worker_num={self.processes}", f"--local_worker_num={self.cards}"]
             logs = logs or shlex.quote(f"{self.folder}/msrun")
-            return ["msrun", *counts, *where, f"--log_dir={logs}", "--join=True", "python", "-m", *unmask]
+            return [launcher, *counts, *where, f"--log_dir={logs}", "--join=True", "python", "-m", *unmask]
         where = [f"--nnodes={self.nodes}", *where] if self.nodes > 1 else ["--standalone"]
-        return ["torchrun", *where, f"--nproc_per_node={self.cards}", "-m", *unmask]
+        return [launcher, *where, f"--nproc_per_node={self.cards}", "-m", *unmask]
 
     @property
     def is_file(self) -> bool:
@@ -147,6 +150,8 @@ def prepare(recipe: str, settings: Sequence[str], nodes: int = 1, cards: int = 1
         raise ConfigError(
             "output is not set, without which a job that is started again does not find its run: output=FOLDER"
         )
+    if config.engine not in LAUNCHERS:
+        raise ConfigError(f"engine={config.engine}: jobs are for {' and '.join(LAUNCHERS)}, whose launchers are known")
     job = Job(recipe, tuple(settings), config, nodes, cards)
     if job.device not in ("cpu", "cuda", "npu"):
         raise ConfigError(f"device={config.device} is not one of a cluster; set device=auto, or cpu, cuda, npu")

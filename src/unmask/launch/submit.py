@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from dataclasses import fields
@@ -27,6 +28,12 @@ def written(platform: str, job: Job, options: Options) -> str:
     return PLATFORMS[platform].write(job, options)
 
 
+def submit_with(platform: str, out: Path) -> str:
+    """What to do with a job that is written."""
+    command: tuple[str, ...] | None = PLATFORMS[platform].SUBMIT
+    return f"{out} is written" + ("" if command is None else f"; submit it with: {shlex.join([*command, str(out)])}")
+
+
 def submit(platform: str, text: str, out: Path | None = None) -> str:
     """Write the job to `out`, and have the platform's command take it; returns what that said.
 
@@ -37,8 +44,7 @@ def submit(platform: str, text: str, out: Path | None = None) -> str:
         raise ConfigError(f"{platform} has no command to submit with; docs/clusters.md says what to do with the job")
     if shutil.which(command[0]) is None:
         raise ConfigError(
-            f"--submit needs {command[0]}, which is not on the PATH; write the job with --out, and run "
-            f"`{' '.join(command)} FILE` where it is"
+            f"--submit needs {command[0]}, which is not on the PATH; write the job with --out, for where it is"
         )
     with TemporaryDirectory() as folder:
         file = out or Path(folder) / "job"

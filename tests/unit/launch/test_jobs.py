@@ -18,6 +18,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from launchers import TOOLS
+from ranks import free_ports
+from runs import ENVIRONMENT, TINY_MODEL
 from unmask.cli import main
 from unmask.launch import Options, prepare, written
 from unmask.launch.job import GRACE
@@ -284,6 +287,8 @@ def test_submitting_needs_the_platform_s_command(
     assert main(command) == 0
     assert "unmask pretrain mae-vit-base" in capsys.readouterr().out
     out = tmp_path / "a job"
+    assert main([*command[:-1], "--out", str(out)]) == 0
+    assert shlex.split(capsys.readouterr().out.partition("with: ")[2])[-1] == str(out)
     assert main([*command, "--out", str(out)]) == 0
     assert out.read_text().rstrip() == capsys.readouterr().out.rstrip()
     stand_in.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('error: one\\n  two')\n")
@@ -326,6 +331,31 @@ def test_kubeflow_s_own_models_take_the_train_job(places: list[str], options: Op
     manifest["spec"]["trainer"]["numNodes"] = "four"
     with pytest.raises(ValueError, match="numNodes"):
         models.TrainerV1alpha1TrainJob.from_dict(manifest)
+
+
+@pytest.mark.campaign
+def test_the_variables_of_kubeflow_s_runtime_connect_two_nodes(tmp_path: Path) -> None:
+    """Which tell torchrun what its options would; the command alone is the job's."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    small = [*TINY_MODEL, "train.batch_size=16", "train.epochs=0.1", "optimizer.warmup_epochs=0"]
+    job = prepare("mae-vit-tiny", ["data.train=bundled:mnist5k/train", "output=/shared/run", *small], 2, 1)
+    trainer = yaml.safe_load(written("kubernetes", job, Options(image="i", volume="claim:/shared")))["spec"]["trainer"]
+    command = [word.replace("/shared", str(tmp_path)) for word in [*trainer["command"], *trainer["args"]]]
+    (port,) = free_ports(1)
+    told = {"NNODES": trainer["numNodes"], "NPROC_PER_NODE": trainer["numProcPerNode"], "MASTER_PORT": port}
+    told |= {"MASTER_ADDR": "127.0.0.1"}
+    nodes = [
+        subprocess.Popen(
+            [TOOLS / command[0], *command[1:]],
+            env=ENVIRONMENT | {f"PET_{name}": str(value) for name, value in {**told, "NODE_RANK": rank}.items()},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    said = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert "25 steps, 2 processes" in said[1]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 8)])

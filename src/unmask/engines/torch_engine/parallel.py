@@ -36,7 +36,7 @@ ROLL_CALL = 3.0
 
 
 _OF_GLOO = ("gloo", "pair closure", "application timeout", "connection closed by peer", "connection reset")
-"""Its errors have no type of their own."""
+"""Its errors have no type of their own, and those of gradients come out of autograd like any other of a step."""
 
 
 def _meet(wait: timedelta) -> tuple[Any, int, int]:
