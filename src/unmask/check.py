@@ -135,7 +135,7 @@ def _job(source: Source, other: Source | None, smallest: int, data: DataConfig) 
 
 
 def _limits(data: DataConfig) -> dict[str, Any]:
-    return {"max_pixels": data.max_pixels, "nodata": data.nodata}
+    return {"max_pixels": data.max_pixels, "nodata": data.nodata, "frame": data.frame}
 
 
 def _is_of(out: Path, job: dict[str, Any]) -> bool:
@@ -152,7 +152,7 @@ def _records(source: Source, folder: Path, title: str, data: DataConfig, share: 
             image = source.read(index)
             raw = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
             record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
-            seen = look(image, data.max_pixels, data.nodata)
+            seen = look(image, data.max_pixels, data.nodata, data.frame)
             (record["height"], record["width"]), record["nodata"] = seen.size, seen.nodata
             record["spread"], record["hash"], record["thumb"] = seen.grey.std(), hash_of(seen.grey), thumb_of(seen.grey)
         except StorageError:
@@ -278,7 +278,7 @@ def _quantiles(sides: NDArray[np.int32]) -> dict[str, int]:
 def reason_of(source: Source, row: int, data: DataConfig) -> str:
     """Why an image cannot be decoded."""
     try:
-        look(source.read(row), data.max_pixels, data.nodata)
+        look(source.read(row), data.max_pixels, data.nodata, data.frame)
     except DataError as error:
         return str(error)
     return ""
@@ -290,7 +290,8 @@ def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path, data: 
     if not rows:
         out.unlink(missing_ok=True)
         return
-    pictures = np.stack([look(source.read(row), data.max_pixels, data.nodata).grey for row in rows])[..., None]
+    looks = [look(source.read(row), data.max_pixels, data.nodata, data.frame) for row in rows]
+    pictures = np.stack([seen.grey for seen in looks])[..., None]
     files = [printable(source.name(row).rpartition("/")[2]) for row in rows]
     names = [f"{number // 2 + 1}: {file}" for number, file in enumerate(files)]
     contact_sheet(pictures, out, captions=names)

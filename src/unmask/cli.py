@@ -238,7 +238,8 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     _add_set(
         sub,
-        "model.channels, data.dtype (default: those of the first image), data.range, data.nodata or data.max_pixels",
+        "model.channels, data.dtype (default: those of the first image), data.range, data.nodata, data.frame or "
+        "data.max_pixels",
     )
     sub.add_argument("--out", metavar="FILE.json", help="keep the result; interrupted, the same command goes on")
     _add_share(sub)
@@ -249,7 +250,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument(
         "--smallest", type=_count, default=32, metavar="PIXELS", help="a shorter side below this is tiny (default 32)"
     )
-    _add_set(sub, "data.nodata or data.max_pixels")
+    _add_set(sub, "data.nodata, data.frame or data.max_pixels")
     sub.add_argument(
         "--out",
         type=_place,

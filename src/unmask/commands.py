@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Command = Callable[[Namespace], None]
 STATS = ["channel", "mean", "std"]
-STATS_KEYS = ("model.channels", "data.dtype", "data.range", "data.nodata", "data.max_pixels")
-CHECK_KEYS = ("data.nodata", "data.max_pixels")
+STATS_KEYS = ("model.channels", "data.dtype", "data.range", "data.nodata", "data.frame", "data.max_pixels")
+CHECK_KEYS = ("data.nodata", "data.frame", "data.max_pixels")
 PACK_KEYS = ("data.max_pixels",)
 """What `--set` may name where there is no model."""
 
@@ -238,6 +238,7 @@ def stats(options: Namespace) -> None:
         max_pixels=data.max_pixels,
         value_range=data.range,
         nodata=data.nodata,
+        frame=data.frame,
         out=options.out,
         share=options.share,
     )
@@ -274,6 +275,7 @@ def _tell_stats(found: Stats, data: DataConfig) -> None:
         )
     ranged = "" if data.range is None else f" data.range=[{data.range[0]:g},{data.range[1]:g}]"
     ranged += "" if data.nodata is None else f" data.nodata={data.nodata:g}"
+    ranged += "" if data.frame is None else f" data.frame={data.frame}"
     say(f"model.channels={found.channels} data.dtype={found.dtype}{ranged}")
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
 

@@ -146,6 +146,9 @@ class DataConfig(Section):
     nodata: float | None = None
     """Stored value that stands for no data, in place of what TIFF files say themselves (GDAL_NODATA). Such values, NaN
     and infinity are filled with `mean`, take no part in statistics, and are not asked of a masked autoencoder."""
+    frame: int | None = None
+    """Which frame of a DICOM file of several, counted from 0, or from the end: -1 is the last. None: all of them are
+    the channels, where the run has as many; else such files are refused."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unmask.data.batch import FULL_RANGE
+from unmask.data.decode.dicom import is_dicom
 from unmask.data.decode.picture import Picture
 from unmask.data.decode.raster import open_image, read_stored
 
@@ -50,19 +51,21 @@ class Look:
     """Share of the values that are no data; the mean of the others stands for them."""
 
 
-def look(data: bytes | NDArray[np.uint8], max_pixels: int, nodata: float | None = None) -> Look:
-    """`nodata`: see `data.nodata`. Raises DecodeError."""
+def look(
+    data: bytes | NDArray[np.uint8], max_pixels: int, nodata: float | None = None, frame: int | None = None
+) -> Look:
+    """`nodata` and `frame`: see `data.nodata`, `data.frame`. Raises DecodeError."""
     if isinstance(data, np.ndarray):
         plain = data.dtype == np.uint8 and data.shape[-1] in (1, 3)
     else:
-        plain = not data.startswith((b"\x93NUMPY", b"II", b"MM"))
+        plain = not data.startswith((b"\x93NUMPY", b"II", b"MM")) and not is_dicom(data)
     if plain and nodata is None:
         picture = open_image(data, 1, "uint8", max_pixels)
         whole = (0, 0, picture.width, picture.height)
         if isinstance(picture, Picture):
             grey = picture.crop(whole, (SIDE, SIDE), Image.Resampling.BOX)
             return Look((picture.height, picture.width), grey[:, :, 0].astype(np.float32) / np.float32(255))
-    stored = read_stored(data, None, max_pixels, nodata)
+    stored = read_stored(data, None, max_pixels, nodata, frame)
     pixels, missing = stored.pixels, 0.0
     if stored.valid is not None:
         valid = np.broadcast_to(stored.valid, pixels.shape)

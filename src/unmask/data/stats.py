@@ -147,18 +147,19 @@ def measure(
     max_pixels: int,
     value_range: Range | None = None,
     nodata: float | None = None,
+    frame: int | None = None,
     out: str | None = None,
     share: str | None = None,
 ) -> Stats | None:
     """Look at every pixel once, with the memory of a few images; None while parts of other shares are missing.
 
-    `channels` and `dtype` default to those of the first image that can be read; `value_range` and `nodata`: see
-    `data.range`, `data.nodata`. `out`: a JSON file for the result, beside which the parts are kept until all are there;
+    `channels` and `dtype` default to those of the first image that can be read; `value_range`, `nodata` and `frame`:
+    see `data.range` and so on. `out`: a JSON file for the result, beside which the parts are kept until all are there;
     `share` needs it, see `unmask.write_embeddings`. Images are added part by part, so the result is the same to the
     last bit for any number of shares. Raises DataError if none of the first 20 can be read.
     """
-    first = _start(source, channels, dtype, max_pixels)
-    look = partial(open_image, max_pixels=max_pixels, value_range=value_range, nodata=nodata)
+    first = _start(source, channels, dtype, max_pixels, frame)
+    look = partial(open_image, max_pixels=max_pixels, value_range=value_range, nodata=nodata, frame=frame)
     ends = ends_of(len(source), _PART, batches=1)
     if out is None:
         if Share.of(share).count > 1:
@@ -168,7 +169,7 @@ def measure(
             for start, stop in zip([0, *ends], ends, strict=False):
                 stats.merge(_measure(source, range(start, stop), first, look, bar))
         return stats
-    limits = {"range": value_range and list(value_range), "nodata": nodata, "max_pixels": max_pixels}
+    limits = {"range": value_range and list(value_range), "nodata": nodata, "max_pixels": max_pixels, "frame": frame}
     settings = {"channels": first.channels, "dtype": first.dtype, **limits}
     job = {"settings": settings, "source": {"images": len(source), "fingerprint": source.fingerprint()}}
     out = files.absolute(out)
@@ -245,11 +246,11 @@ def _measure(source: Source, span: range, first: Stats, look: Callable[..., Pict
     return stats
 
 
-def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: int) -> Stats:
+def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: int, frame: int | None) -> Stats:
     error, looks = "there are no images", min(len(source), _LOOKS)
     for index in range(looks):
         try:
-            stored = read_stored(source.read(index), channels, max_pixels)
+            stored = read_stored(source.read(index), channels, max_pixels, frame=frame)
         except StorageError:
             raise
         except DataError as reason:

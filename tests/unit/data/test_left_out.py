@@ -111,7 +111,7 @@ def test_images_are_known_by_their_content_where_the_name_does_not_tell(tmp_path
         assert "1 .xmp (x.xmp)" in str(found)
 
 
-@pytest.mark.parametrize("name", ["photo.heic", "scan.dcm", "slide.svs", "clip.mp4", "raw.NEF"])
+@pytest.mark.parametrize("name", ["photo.heic", "scan.nii", "slide.svs", "clip.mp4", "raw.NEF"])
 def test_kinds_that_are_not_read_count_as_images(tmp_path: Path, name: str):
     (tmp_path / "a.jpg").write_bytes(picture())
     (tmp_path / name).write_bytes(b"something")

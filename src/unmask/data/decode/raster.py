@@ -5,6 +5,7 @@
 | JPEG, WebP, GIF, BMP, 8-bit PNG, 16-bit grey PNG, TIFF of 8 bits or one band | Pillow |
 | 16-bit colour PNG, of which Pillow would keep the high byte | imagecodecs (`unmask[tiff]`) |
 | other TIFF (`tiff.py`) | tifffile (`unmask[tiff]`) |
+| DICOM (`dicom.py`) | pydicom (`unmask[dicom]`) |
 | .npy: (H, W), (H, W, C) or (C, H, W); never unpickled | NumPy |
 
 Values stay as they are stored, with one exception: in a uint16 run, those of 8-bit files are multiplied by 257. In a
@@ -34,6 +35,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from unmask.config.schema import DataConfig
 from unmask.data.batch import FULL_RANGE
+from unmask.data.decode.dicom import is_dicom, read_dicom
 from unmask.data.decode.picture import (
     Box,
     DecodeError,
@@ -83,10 +85,11 @@ class Raster:
         max_pixels: int,
         value_range: Range | None = None,
         nodata: float | None = None,
+        frame: int | None = None,
         *,
         exact: bool = True,
     ) -> None:
-        """`data`: an encoded file, or pixels (H, W, C); `value_range` and `nodata`: see `data.range`, `data.nodata`.
+        """`data`: an encoded file, or pixels (H, W, C); `value_range`, `nodata`, `frame`: see `data.range` and so on.
 
         Without `exact`, 16 bits become 8 as in `Picture`. Raises DecodeError, also where no value at all is data.
         """
@@ -94,14 +97,17 @@ class Raster:
         self._convert = partial(
             _converted, channels=channels, dtype=np.dtype(dtype), value_range=value_range, exact=exact
         )
-        tiff = _tiff(data, channels, max_pixels)
+        tiff = None if is_dicom(data) else _tiff(data, channels, max_pixels)
         if tiff is not None and tiff.in_parts:
             self._parts, self._pixels, self._nodata = tiff, None, _nodata(nodata, tiff.nodata)
             self.height, self.width = tiff.height, tiff.width
             self.mode = f"{tiff.bands} x {tiff.dtype}"
             self._convert(Stored(np.zeros((1, 1, tiff.bands), tiff.dtype), tiff.alpha))  # refuses what does not fit
         else:
-            stored = _stored(data, tiff, channels, max_pixels, nodata)
+            if is_dicom(data):
+                stored = _dicom(data, channels, max_pixels, dtype, value_range, nodata, frame)
+            else:
+                stored = _stored(data, tiff, channels, max_pixels, nodata)
             self._pixels = self._convert(stored)
             if isinstance(self._pixels, np.ma.MaskedArray) and np.ma.getmaskarray(self._pixels).all():
                 raise DecodeError(_NO_DATA)
@@ -174,14 +180,15 @@ def open_image(
     max_pixels: int,
     value_range: Range | None = None,
     nodata: float | None = None,
+    frame: int | None = None,
 ) -> Picture | Raster:
-    """The image of a file or of pixels (H, W, C), for a run with these channels, this dtype, `data.range` and
-    `data.nodata`.
+    """The image of a file or of pixels (H, W, C), for a run with these channels, this dtype, `data.range`,
+    `data.nodata` and `data.frame`.
 
     Raises DecodeError.
     """
-    if dtype != "uint8" or channels not in (1, 3) or value_range is not None:
-        return Raster(data, channels, dtype, max_pixels, value_range, nodata)
+    if dtype != "uint8" or channels not in (1, 3) or value_range is not None or is_dicom(data):
+        return Raster(data, channels, dtype, max_pixels, value_range, nodata, frame)
     if nodata is not None or _has_nodata(data):
         return Raster(data, channels, dtype, max_pixels, None, nodata, exact=False)
     if isinstance(data, np.ndarray):
@@ -206,7 +213,8 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
         try:
             image = source.read(index)
-            (Raster if exact else open_image)(image, channels, data.dtype, data.max_pixels, data.range, data.nodata)
+            how = (channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
+            (Raster if exact else open_image)(image, *how)
         except FormError as error:
             refused.append(f"{what}: {printable(source.name(index))}: {error}")
         except StorageError:
@@ -222,7 +230,8 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
 def why_bad(source: Source, index: int, channels: int, data: DataConfig) -> str:
     """Why an image of `source` cannot be used by a run with these channels and this `data`, found out once more."""
     try:
-        open_image(source.read(index), channels, data.dtype, data.max_pixels, data.range, data.nodata).pixels()
+        how = (channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
+        open_image(source.read(index), *how).pixels()
     except DataError as error:
         return str(error)
     return "could be read at another attempt"
@@ -236,10 +245,16 @@ def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def read_stored(
-    data: bytes | NDArray[Any], channels: int | None, max_pixels: int, nodata: float | None = None
+    data: bytes | NDArray[Any],
+    channels: int | None,
+    max_pixels: int,
+    nodata: float | None = None,
+    frame: int | None = None,
 ) -> Stored:
-    """The pixels as they are stored. `channels`, where known, tells bands from rows and pages; `nodata`: see
-    `data.nodata`. Raises DecodeError."""
+    """The pixels as they are stored, of DICOM as they are shown. `channels`, where known, tells bands from rows and
+    pages; `nodata` and `frame`: see `data.nodata`, `data.frame`. Raises DecodeError."""
+    if is_dicom(data):
+        return _dicom(data, channels, max_pixels, None, None, nodata, frame)
     return _stored(data, _tiff(data, channels, max_pixels), channels, max_pixels, nodata)
 
 
@@ -257,6 +272,26 @@ def _stored(
         raise DecodeError(f"{stored.pixels.dtype}{stored.pixels.shape} cannot be read as pixels")
     if stored.valid is None:
         stored = replace(stored, valid=_valid(stored.pixels, nodata))
+    return _with_data(stored)
+
+
+def _dicom(
+    data: bytes | NDArray[Any],
+    channels: int | None,
+    max_pixels: int,
+    dtype: str | None,
+    value_range: Range | None,
+    nodata: float | None,
+    frame: int | None,
+) -> Stored:
+    with _decoding():
+        stored = read_dicom(
+            bytes(data), channels, max_pixels, dtype=dtype, value_range=value_range, nodata=nodata, frame=frame
+        )
+    return _with_data(stored)
+
+
+def _with_data(stored: Stored) -> Stored:
     if stored.valid is not None and not stored.valid.any():
         raise DecodeError(_NO_DATA)
     return stored

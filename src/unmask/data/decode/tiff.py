@@ -112,9 +112,9 @@ class Tiff:
         return self._segments[number]
 
 
-def codec(module: str, kind: str) -> Any:
+def codec(module: str, kind: str, extra: str = "tiff") -> Any:
     """A module that reads `kind`. Raises FormError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise FormError(f"{kind} is read by {module}; pip install 'unmask[tiff]'") from None
+        raise FormError(f"{kind} is read by {module.partition('.')[0]}; pip install 'unmask[{extra}]'") from None

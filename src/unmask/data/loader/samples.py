@@ -80,9 +80,8 @@ class Samples(ABC):
 
     def _picture(self, index: int) -> Picture | Raster:
         data = self.data
-        return open_image(
-            self.source.read(index), self.model.channels, data.dtype, data.max_pixels, data.range, data.nodata
-        )
+        how = (self.model.channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
+        return open_image(self.source.read(index), *how)
 
     @cached_property
     def _mean(self) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from unmask.data.decode.dicom import is_dicom
 from unmask.data.decode.picture import DecodeError, Picture, reason
 from unmask.data.decode.raster import Raster, read_stored
 
@@ -44,6 +45,8 @@ def recode(data: bytes | NDArray[Any], short_side: int | None, quality: int, *, 
         return data if isinstance(data, bytes) else _lossless(raster.pixels(), max_pixels)
     if bands == 1 and isinstance(data, bytes) and data.startswith(_TIFF) and _pages(data) > 1:
         raise DecodeError("has several pages, which may be bands or frames; pack such files without --short-side")
+    if is_dicom(data):
+        raise DecodeError("is DICOM, of which a smaller copy would not keep the values; pack without --short-side")
     if stored.valid is not None and dtype_out != "float32":
         raise DecodeError("has values that are no data, which a smaller copy mixes in; pack without --short-side")
     return _lossless(raster.crop((0, 0, raster.width, raster.height), size, _BICUBIC), max_pixels)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 JPEG = (b".jpg", b".jpeg", b".jpe", b".jfif", b".jfi", b".jif", b".pjpeg", b".pjp")
-ENCODED = (*JPEG, b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+ENCODED = (*JPEG, b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif", b".dcm", b".dicom")
 EXTENSIONS = (*ENCODED, b".npy")
 """Of files that are each an image. In a tar, and alone, a .npy is something else: a feature, or many images."""
 SHOWN = ".jpg .jpeg .png .webp .bmp .tif .tiff .gif .npy"
 """For messages: the usual ones."""
 
-HEAD = 16
+HEAD = 132
 """Bytes of a file that `by_content` looks at."""
 _OTHER = frozenset(
     b"bin bz2 c cache cfg cls cpp css csv db doc docx feather geojson gz h h5 hdf5 htm html ini ipynb js json "
@@ -21,7 +21,7 @@ _OTHER = frozenset(
 )
 """Ends of names that are surely no images, nor what somebody takes for one."""
 _UNREAD = frozenset(
-    b"heic heif avif jxl jp2 j2k jpx jpf dcm dicom nii mha mhd nrrd mrc svs ndpi czi lif psd exr hdr pfm ppm "
+    b"heic heif avif jxl jp2 j2k jpx jpf nii mha mhd nrrd mrc svs ndpi czi lif psd exr hdr pfm ppm "
     b"pgm pbm pnm tga ico svg eps dng cr2 cr3 nef arw orf raf rw2 raw apng mp4 avi mov mkv webm mpg mpeg".split()
 )
 """Ends of names of pictures, volumes and films that are not read."""
@@ -33,12 +33,16 @@ def by_name(name: bytes) -> bool | None:
     if lower.endswith(ENCODED):
         return True
     _, dot, suffix = lower.rpartition(b"/")[2].rpartition(b".")
+    if suffix == b"dicomdir":  # a list of files, which begins like them
+        return False
     return False if dot and (suffix in _OTHER or suffix in _UNREAD or suffix == b"npy") else None
 
 
 def by_content(head: bytes) -> bool:
     """Whether a file begins like one of the kinds that are read."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")):
+        return True
+    if head[128:132] == b"DICM":
         return True
     return (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or (head[:2] == b"BM" and head[6:10] == bytes(4))
 
