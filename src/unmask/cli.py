@@ -194,7 +194,11 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         "--quality", type=_quality, default=90, metavar="Q", help="of JPEG and WebP resized so (default 90)"
     )
     sub.add_argument(
-        "--shard-size", type=_bytes, default=256 << 20, metavar="BYTES", help="most in a tar, such as 1G (default 256M)"
+        "--shard-size",
+        type=_bytes,
+        default=256 << 20,
+        metavar="BYTES",
+        help="most in a tar, such as 1G (default 256M); about that where a sample has to tell the sizes",
     )
     sub.add_argument(
         "--max-bad-share",
