@@ -152,7 +152,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command(
         "sweep-labels",
         commands.sweep_labels,
-        "draw accuracy against the number of labels: pretrained, from scratch, and linear probe",
+        "draw accuracy against the number of labels: of a pretrained model, and of what one would do without it",
     )
     sub.add_argument("recipe", metavar="RECIPE", help="of `unmask finetune`: a name or the path of a YAML file")
     sub.add_argument(
@@ -164,10 +164,18 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument("--labels", type=_count, nargs="+", required=True, metavar="N", help="labels per class")
     sub.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
     sub.add_argument(
+        "--arms",
+        nargs="+",
+        choices=("pretrained", "probe", "scratch", "cnn", "handmade"),
+        metavar="ARM",
+        help="of pretrained, probe, scratch, cnn (a small residual network) and handmade (gradients and colours); "
+        "default all",
+    )
+    sub.add_argument(
         "--steps",
         type=_count,
         metavar="N",
-        help="updates of every run, in place of train.epochs; warmup keeps its share",
+        help="updates of every run of the recipe, in place of train.epochs; warmup keeps its share",
     )
 
     sub = command("reconstruct", commands.reconstruct, "draw images original, masked, and painted again")
@@ -194,7 +202,11 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         "--quality", type=_quality, default=90, metavar="Q", help="of JPEG and WebP resized so (default 90)"
     )
     sub.add_argument(
-        "--shard-size", type=_bytes, default=256 << 20, metavar="BYTES", help="most in a tar, such as 1G (default 256M)"
+        "--shard-size",
+        type=_bytes,
+        default=256 << 20,
+        metavar="BYTES",
+        help="most in a tar, such as 1G (default 256M); about that where a sample has to tell the sizes",
     )
     sub.add_argument(
         "--max-bad-share",

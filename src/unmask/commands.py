@@ -113,9 +113,16 @@ def probe(options: Namespace) -> None:
 
 
 def sweep_labels(options: Namespace) -> None:
-    from unmask.sweep import sweep_labels
+    from unmask.sweep import ARMS, sweep_labels
 
-    sweep_labels(options.recipe, options.settings, labels=options.labels, seeds=options.seeds, steps=options.steps)
+    sweep_labels(
+        options.recipe,
+        options.settings,
+        labels=options.labels,
+        seeds=options.seeds,
+        steps=options.steps,
+        arms=options.arms or ARMS,
+    )
 
 
 def reconstruct(options: Namespace) -> None:

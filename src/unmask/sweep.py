@@ -22,20 +22,26 @@ from unmask.data.sources.subset import SubsetSource, subset
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
+from unmask.evaluate.handmade import handmade_features
 from unmask.evaluate.inference import load
 from unmask.files import written_aside
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 
-METHODS = ("pretrained", "scratch", "probe")
+ARMS = ("pretrained", "probe", "scratch", "cnn", "handmade")
+"""Fine-tuned from `init`; a linear classifier on its features; and what a person would do without it: train the same
+network from scratch, train a small residual network (`convnet`), or fit a linear classifier to features that nobody
+trained (`evaluate.handmade`)."""
+CNN_STEPS = 1500
+"""Updates of the residual network, for any number of labels."""
 _RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class Result:
-    method: str
-    """pretrained: fine-tuned from `init`; scratch: the same without it; probe: a linear classifier on its features."""
+    arm: str
+    """One of ARMS."""
     labels_per_class: int
     seed: int
     accuracy: float
@@ -49,40 +55,55 @@ def sweep_labels(
     labels: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
     steps: int | None = None,
+    arms: Sequence[str] = ARMS,
 ) -> list[Result]:
-    """Fine-tune from `init`, train from scratch and probe `init`, for each number of labels per class and seed.
+    """Accuracy of each of `arms`, for each number of labels per class and seed.
 
     `recipe` and `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`. The seed draws the
-    labelled images, the same for all three, and everything else that is random in a run. A batch is never larger than
-    the labelled set; its learning rate follows, as always. `steps`: updates of each run, in place of `train.epochs`,
-    which is in epochs of the labelled images; warmup keeps its share.
+    labelled images, the same for all arms, and everything else that is random in a run. A batch is never larger than
+    the labelled set; its learning rate follows, as always. `steps`: updates of each run of the recipe, in place of
+    `train.epochs`, which is in epochs of the labelled images; warmup keeps its share.
 
     Writes a run folder for each below `config.output`, and there `few-labels.csv` and `few-labels.png`. Called again,
     it goes on: finished runs are not repeated. Raises ConfigError when a setting is missing, DataError when a class has
     fewer images than labels are asked for, and what training raises.
     """
     config = load_config(recipe, settings)
-    train, val = _sources(config)
+    train, val = _sources(config, arms)
     if is_remote(config.output or ""):
         raise ConfigError(f"output={config.output}: a sweep needs a folder here; copy it when it has ended")
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
-    results = list(_probes(config, subsets, val, folder / "features"))
-    for (n, seed), images in subsets.items():
-        fewer = _with_labels(config, n, seed, len(images), steps)
-        for method, init in (("pretrained", config.init), ("scratch", None)):
-            output = folder / f"{method}-{n}-labels-seed-{seed}"
-            accuracy = _finished(fewer.model_copy(update={"init": init, "output": str(output)}), output)
-            results.append(Result(method, n, seed, accuracy))
-    results.sort(key=lambda result: (METHODS.index(result.method), result.labels_per_class, result.seed))
+    trained = {"pretrained": config, "scratch": config.model_copy(update={"init": None}), "cnn": _cnn(config)}
+    results: list[Result] = []
+    for arm in (arm for arm in ARMS if arm in arms):
+        if arm in trained:
+            for (n, seed), images in subsets.items():
+                fewer = _with_labels(trained[arm], n, seed, len(images), CNN_STEPS if arm == "cnn" else steps)
+                output = folder / f"{arm}-{n}-labels-seed-{seed}"
+                results.append(
+                    Result(arm, n, seed, _finished(fewer.model_copy(update={"output": str(output)}), output))
+                )
+        else:
+            results += _probes(arm, config, subsets, val, folder / "features")
     _write(results, folder, len(set(seeds)))
     return results
 
 
-def _sources(config: Config) -> tuple[Source, Source]:
+def _cnn(config: Config) -> Config:
+    """The residual network's own recipe, on the images of `config`, whose model tells their size and channels."""
+    recipe = load_config("convnet")
+    data = config.data.model_copy(update={"crop_scale": recipe.data.crop_scale})
+    return recipe.model_copy(
+        update={"model": config.model, "data": data, "engine": config.engine, "device": config.device}
+    )
+
+
+def _sources(config: Config, arms: Sequence[str]) -> tuple[Source, Source]:
     if not config.objective.labelled:
         raise ConfigError("sweep-labels needs a recipe of `unmask finetune`")
-    needed = {"init": config.init, "data.train": config.data.train, "data.val": config.data.val}
+    needed = {"init": config.init} if {"pretrained", "probe"} & {*arms} else {}
+    needed |= {"data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
     train = labelled(config.data.train or "", "data.train", config.data.dtype)
@@ -131,36 +152,42 @@ def _write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _probes(
-    config: Config, subsets: Mapping[tuple[int, int], SubsetSource], val: Source, cache: Path
+    arm: str, config: Config, subsets: Mapping[tuple[int, int], SubsetSource], val: Source, cache: Path
 ) -> Iterator[Result]:
-    """Probes of all subsets, on features that are computed once for the images that any of them has."""
+    """Linear classifiers for all subsets, on features that are computed once for the images that any of them has."""
     parent = next(iter(subsets.values())).parent
     union = np.unique(np.concatenate([images.indices for images in subsets.values()]))
-    with load(config.init or "", engine=config.engine, device=config.device) as model:
-        found = embed_labelled(model, SubsetSource(parent, union), cache, "embed data.train")
-        val_features = embed_labelled(model, val, cache, "embed data.val")
-    for (n, seed), images in subsets.items():
-        features = found.rows(np.searchsorted(union, images.indices))
+    images = SubsetSource(parent, union)
+    if arm == "handmade":
+        found = handmade_features(images, config, "describe data.train")
+        val_features = handmade_features(val, config, "describe data.val")
+    else:
+        with load(config.init or "", engine=config.engine, device=config.device) as model:
+            found = embed_labelled(model, images, cache, "embed data.train")
+            val_features = embed_labelled(model, val, cache, "embed data.val")
+    for (n, seed), drawn in subsets.items():
+        features = found.rows(np.searchsorted(union, drawn.indices))
         result = fit_probe(features, val_features, len(parent.class_names or ()), seed=seed)
-        yield Result("probe", n, seed, result.accuracy)
+        yield Result(arm, n, seed, result.accuracy)
 
 
 def _write(results: Sequence[Result], folder: Path, seeds: int) -> None:
     accuracy: dict[str, dict[int, list[float]]] = {}
     for result in results:
-        accuracy.setdefault(result.method, {}).setdefault(result.labels_per_class, []).append(result.accuracy)
+        accuracy.setdefault(result.arm, {}).setdefault(result.labels_per_class, []).append(result.accuracy)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with (folder / "few-labels.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["method", "labels_per_class", "seed", "accuracy"])
-            writer.writerows([r.method, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results)
+            writer.writerow(["arm", "labels_per_class", "seed", "accuracy"])
+            writer.writerows([r.arm, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results)
         title = f"mean of {seeds} seeds, ± one standard deviation" if seeds > 1 else "one seed"
         few_labels_chart(accuracy, folder / "few-labels.png", title=title)
     except OSError as error:
         raise UnmaskError(f"cannot write {folder}: {error.strerror or error}") from error
     rows: list[list[str]] = []
     for n in sorted({result.labels_per_class for result in results}):
-        figures = [mean_and_deviation(accuracy[method][n]) for method in METHODS]
+        figures = [mean_and_deviation(accuracy[arm][n]) for arm in accuracy]
         rows.append([str(n), *(f"{mean:.1%} ± {100 * deviation:.1f}" for mean, deviation in figures)])
-    table(rows, ["labels per class", *METHODS])
+    table(rows, ["labels per class", *accuracy])
     say(f"{folder / 'few-labels.csv'}, {folder / 'few-labels.png'}: accuracy, mean and standard deviation over seeds")

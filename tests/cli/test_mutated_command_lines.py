@@ -129,6 +129,8 @@ COMMANDS: list[list[str]] = [
     ["probe", "run", "photos", "photos", "--labels-per-class", "2", "--seed", "1"],
     ["reconstruct", "run", "photos", "--count", "2", "--seed", "1", "--mask-ratio", "0.5", "--out", "r.png"],
     ["pack", "photos", "packed", "--short-side", "20", "--quality", "80", "--shard-size", "1M", "--workers", "1"],
+    ["pack", "photos", "shared", "--shard-size", "10K", "--share", "1/2"],
+    ["embed", "run", "photos", "--out", "features/", "--share", "2/2"],
     ["convert", "run", "m.pth", "--to", "facebook", "--set", "data.eval_crop=1"],
     ["launch", "slurm", "mae-vit-tiny", "data.train=photos", "output=out", *TRAIN, "--size", "1x2", "--out", "job.sh"],
     ["stats", "photos", "--set", "model.channels=1", "--set", "data.dtype=uint8"],

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import unmask
+import unmask.sweep
 from runs import ENVIRONMENT, TINY_MODEL, start
 from runs import unmask as run_command
 from unmask.cli import main
@@ -25,6 +26,7 @@ from unmask.data.sources import open_source
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features
 from unmask.interchange.adapt import interpolate_position_embedding
+from unmask.sweep import ARMS
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -288,24 +290,30 @@ def test_the_classes_of_train_and_val_must_be_the_same(
 
 
 def test_the_sweep_over_labels(
-    mae: Path, train: Path, val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mae: Path,
+    train: Path,
+    val: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(unmask.sweep, "CNN_STEPS", 3)
     output = tmp_path / "sweep"
     arguments = ["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"init={mae}", f"output={output}"]
     arguments += [f"data.train={train}", f"data.val={val}", "--labels", "2", "4", "--seeds", "7", "--steps", "3"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-4].split() == ["labels", "per", "class", "pretrained", "scratch", "probe"]
+    assert out.splitlines()[-4].split() == ["labels", "per", "class", *ARMS]
     rows = list(csv.DictReader((output / "few-labels.csv").read_text().splitlines()))
-    assert len(rows) == 3 * 2
-    assert {(row["method"], row["labels_per_class"], row["seed"]) for row in rows} == {
-        (method, n, seed) for method in ("pretrained", "scratch", "probe") for n in "24" for seed in "7"
+    assert len(rows) == 5 * 2
+    assert {(row["arm"], row["labels_per_class"], row["seed"]) for row in rows} == {
+        (arm, n, "7") for arm in ARMS for n in "24"
     }
     assert (output / "few-labels.png").stat().st_size > 5000
-    assert out.count("images, 3 steps") == 4, "whatever the number of labels"
+    assert out.count("images, 3 steps") == 6, "whatever the number of labels"
     for row in rows:
-        if row["method"] != "probe":
-            folder = output / f"{row['method']}-{row['labels_per_class']}-labels-seed-{row['seed']}"
+        if row["arm"] not in ("probe", "handmade"):
+            folder = output / f"{row['arm']}-{row['labels_per_class']}-labels-seed-{row['seed']}"
             log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             assert float(row["accuracy"]) == pytest.approx(log[-1]["top1"], abs=1e-6)
     expected = (output / "few-labels.csv").read_bytes()
@@ -314,9 +322,12 @@ def test_the_sweep_over_labels(
     interrupted.unlink()
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished: accuracy") == 3
+    assert out.count("is finished: accuracy") == 5
     assert interrupted.exists()
     assert (output / "few-labels.csv").read_bytes() == expected
+
+    assert main([*arguments, "--arms", "probe", "handmade"]) == 0
+    assert capsys.readouterr().out.splitlines()[-4].split() == ["labels", "per", "class", "probe", "handmade"]
 
     assert main([*arguments[:-1], "4"]) == 2
     assert "holds another run" in capsys.readouterr().err

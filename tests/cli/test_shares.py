@@ -98,8 +98,11 @@ def test_any_number_of_shares_in_any_order_gives_the_files_of_one(
     for share in ("1/2", "2/2"):  # another number goes on
         assert main([*arguments, "--share", share]) == 0
     assert contents(out) == expected
-    assert main(arguments) == 0
-    assert contents(out) == expected
+    capsys.readouterr()
+    for again in ([], ["--share", "2/2"]):
+        assert main([*arguments, *again]) == 0
+        assert contents(out) == expected
+    assert "is complete" in capsys.readouterr().out
 
 
 def test_a_share_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

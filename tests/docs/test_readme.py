@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unmask.sweep
 from engine_cases import objective_of
 from unmask.cli import main
 from unmask.interchange import StoredModel, write_model
@@ -100,6 +101,7 @@ def test_both_languages_show_the_same_code() -> None:
 def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a few pictures, two labels and two steps."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(unmask.sweep, "CNN_STEPS", 2)
     rng = np.random.default_rng(0)
     for folder in (
         f"{name}/{part}/{label}" for name in ("cifar10", "clothing") for part in ("train", "test") for label in "ab"

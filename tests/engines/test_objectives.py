@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "cross_mae of the last features": {"name": "cross_mae", "weighted_features": False, "norm_pix_loss": False, **MASK},
     "hog_mae": {"name": "hog_mae", **MASK},
     "lejepa": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS},
+    "convnet": {"name": "convnet", "width": 8},
     "mae_lejepa": {"name": "mae_lejepa", "agreement_weight": 0.5, "gaussian_weight": 0.2, **VIEWS, **MASK},
 }
 
@@ -38,7 +39,8 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 
 def config_of(case: str, **sections: Any) -> Config:
-    return check_config({"objective": OBJECTIVES[case], "device": "cpu", "model": MODEL, **sections})
+    model = MODEL | ({"num_classes": 7} if case == "convnet" else {})
+    return check_config({"objective": OBJECTIVES[case], "device": "cpu", "model": model, **sections})
 
 
 def build(config: Config, engine_name: str, seed: int = 0) -> Engine:
@@ -157,6 +159,45 @@ def _cross_mae(
         y = y + linear(heads_of(q, k, v, model.decoder_heads), f"{block}.attn.proj")
         y = y + mlp(norm(y, f"{block}.norm2"), f"{block}.mlp")
     return linear(norm(y, "decoder_norm"), "decoder_pred")
+
+
+# --- the residual network ---
+
+
+@pytest.mark.parametrize("image_size", [[16, 24], [80, 40]])
+def test_the_residual_network_is_one(engine_name: str, image_size: list[int]) -> None:
+    model = MODEL | {"num_classes": 7, "image_size": image_size}
+    config = check_config({"objective": OBJECTIVES["convnet"], "device": "cpu", "model": model})
+    engine, batch = build(config, engine_name), make_batch(config, size=2)
+    w = {name: array.astype(np.float64) for name, array in engine.state().weights.items()}
+
+    def standard(weight: NDArray[Any]) -> NDArray[Any]:
+        flat = weight.reshape(len(weight), -1)
+        flat = flat - flat.mean(1, keepdims=True)
+        return (flat / np.sqrt((flat**2).sum(1, keepdims=True) + 1e-5)).reshape(weight.shape)
+
+    def conv(x: NDArray[Any], weight: NDArray[Any], stride: int) -> NDArray[Any]:
+        k = weight.shape[-1]
+        x = np.pad(x, [(0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)])
+        windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), (2, 3))[:, :, ::stride, ::stride]
+        return np.einsum("bchwij,ocij->bohw", windows, standard(weight))
+
+    def normed(x: NDArray[Any], name: str, stride: int) -> NDArray[Any]:
+        x = conv(x, w[f"{name}.conv.weight"], stride)
+        groups = x.reshape(len(x), 8, -1)
+        groups = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + 1e-5)
+        return groups.reshape(x.shape) * w[f"{name}.norm.weight"][:, None, None] + w[f"{name}.norm.bias"][:, None, None]
+
+    mean, std = np.array(config.data.mean), np.array(config.data.std)
+    x = ((batch.images / 255 - mean) / std).transpose(0, 3, 1, 2)
+    for i in range({24: 1, 80: 3}[max(image_size)]):
+        x = np.maximum(normed(x, f"stem.{i}", 2 if i else 1), 0)
+    for i in range(3):
+        stride = 2 if i else 1
+        y = normed(np.maximum(normed(x, f"stages.{i}.first", stride), 0), f"stages.{i}.second", 1)
+        x = np.maximum(y + (conv(x, w[f"stages.{i}.shortcut.weight"], 2) if i else x), 0)
+    expected = x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
+    np.testing.assert_allclose(engine.output("logits", batch), expected, rtol=1e-3, atol=1e-4)
 
 
 # --- histograms of oriented gradients ---

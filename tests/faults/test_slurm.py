@@ -77,6 +77,10 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    return list((folder / "run" / "checkpoints").glob("step-*"))
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """Two nodes; jobs in the partition `first` preempt those in `main`."""
@@ -168,8 +172,8 @@ def test_a_job_that_is_stopped_saves_and_goes_on(
     job = slurm.submit(f"engine={engine}", "--size", size, cwd=tmp_path)
     until(lambda: len(records(tmp_path)) >= 50)
     slurm(*stop, job)
-    until(lambda: slurm.state(job)["Restarts"] == "1")
-    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    until(lambda: slurm.state(job)["Restarts"] == "1" and any(checkpoints(tmp_path)))  # counted before it is saved
+    (saved,) = checkpoints(tmp_path)
     assert 50 <= int(saved.name[5:]) == len(records(tmp_path)) < 500
     state = slurm.ended(job)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1")
@@ -209,7 +213,7 @@ def test_a_job_that_is_cancelled_saves_and_is_not_started_again(slurm: Slurm, tm
     slurm("scancel", job)
     state = slurm.ended(job)
     assert (state["JobState"], state["Restarts"]) == ("CANCELLED", "0")
-    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    (saved,) = checkpoints(tmp_path)
     assert int(saved.name[5:]) == len(records(tmp_path)) < 500
     assert slurm("squeue", "--noheader") == ""
 

@@ -74,6 +74,10 @@ class Parts:
     """
 
     def __init__(self, folder: str, job: Mapping[str, Mapping[str, Any]], share: Share, *, place: str) -> None:
+        if re.match(r"\w+:/*$", place):  # of s3:// nothing is left but this
+            raise ConfigError(
+                f"{place.rstrip('/:')}:// is no place; give a folder of the store, such as s3://BUCKET/FOLDER"
+            )
         self.folder, self.place, self.share = folder, place, share
         self._job = job
         self.ends: Sequence[int] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,7 +33,9 @@ def write(job: Job, options: Options) -> str:
         "run": f'first=$(head -n 1 <<<"$SKYPILOT_NODE_IPS")\n{" ".join(command)}\n',
     }
     if job.is_file:
-        task["workdir"] = "."  # goes along, and holds the recipe
+        if Path(job.recipe).is_absolute() or ".." in Path(job.recipe).parts:
+            raise ConfigError(f"recipe {job.recipe}: give it from a folder above it, which goes along to the machines")
+        task["workdir"] = "."
     return f"# unmask {job.title}\n{dumped(task)}"
 
 

@@ -40,6 +40,13 @@ def test_processes_of_a_launcher_divide_the_share_that_is_told(
     assert {share.count for share in found} == {12}
 
 
+@pytest.mark.parametrize("out", ["s3://", "s3:", "obs:///"])
+def test_a_store_without_a_folder_is_refused(out: str) -> None:
+    """It would be a folder here that is called `s3:`."""
+    with pytest.raises(ConfigError, match="such as s3://BUCKET/FOLDER"):
+        Parts(f"{out}/.parts", JOB, Share(), place=out)
+
+
 @pytest.mark.parametrize("total", [1, 63, 1024, 1025, 10**6, 10**8, 10**10 + 1])
 def test_parts_are_whole_batches_and_never_too_many(total: int) -> None:
     ends = ends_of(total, 64)

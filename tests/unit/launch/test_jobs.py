@@ -22,6 +22,7 @@ from launchers import TOOLS
 from ranks import free_ports
 from runs import ENVIRONMENT, TINY_MODEL
 from unmask.cli import main
+from unmask.errors import ConfigError
 from unmask.launch import Options, prepare, written
 from unmask.launch.job import GRACE
 
@@ -115,6 +116,21 @@ def test_every_word_arrives_as_it_is(platform: str, word: str, tmp_path: Path) -
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_any_word_arrives_as_it_is(platform: str, word: str, tmp_path: Path) -> None:
     check_words(platform, word.replace("/", ""), tmp_path)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_recipe_may_be_a_file(platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'recipes/it\'s $my "配方".yaml'
+    Path("recipes").mkdir()
+    Path(name).write_text("base: mae-vit-base\n")
+    text = written(platform, prepare(name, PLACES, 2, 8), PLATFORMS[platform])
+    assert STARTED[platform](text, tmp_path)[-4:] == ["pretrain", name, *PLACES]
+    if platform == "sky":
+        assert yaml.safe_load(text)["workdir"] == "."
+        for elsewhere in (str(tmp_path / name), f"../{tmp_path.name}/{name}"):
+            with pytest.raises(ConfigError, match="give it from a folder above it"):
+                written(platform, prepare(elsewhere, PLACES, 2, 8), PLATFORMS[platform])
 
 
 @pytest.mark.parametrize(
