@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode.picture import Picture
+from unmask.data.decode.picture import Picture, Stored
 from unmask.data.decode.raster import Range, Raster, open_image, read_stored
 from unmask.data.parts import Parts, Share, ends_of
 from unmask.data.sources import files
@@ -158,7 +158,7 @@ def measure(
     `share` needs it, see `unmask.write_embeddings`. Images are added part by part, so the result is the same to the
     last bit for any number of shares. Raises DataError if none of the first 20 can be read.
     """
-    first = _start(source, channels, dtype, max_pixels, frame)
+    first = _start(source, channels, dtype, partial(read_stored, max_pixels=max_pixels, nodata=nodata, frame=frame))
     look = partial(open_image, max_pixels=max_pixels, value_range=value_range, nodata=nodata, frame=frame)
     ends = ends_of(len(source), _PART, batches=1)
     if out is None:
@@ -246,11 +246,12 @@ def _measure(source: Source, span: range, first: Stats, look: Callable[..., Pict
     return stats
 
 
-def _start(source: Source, channels: int | None, dtype: str | None, max_pixels: int, frame: int | None) -> Stats:
+def _start(source: Source, channels: int | None, dtype: str | None, read: Callable[..., Stored]) -> Stats:
+    """Channels and dtype as given, else those of the first image that `read(data, channels)` can read."""
     error, looks = "there are no images", min(len(source), _LOOKS)
     for index in range(looks):
         try:
-            stored = read_stored(source.read(index), channels, max_pixels, frame=frame)
+            stored = read(source.read(index), channels)
         except StorageError:
             raise
         except DataError as reason:
