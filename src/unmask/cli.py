@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from unmask import commands, interrupts
@@ -15,6 +16,8 @@ from unmask.errors import ProcessError, UnmaskError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: see `unmask.errors`, 143 after SIGTERM and 130 after SIGINT."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal has no characters for is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
     flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
     parser = _parser(flat)

@@ -424,7 +424,7 @@ def _gathered(batches: Iterable[Records]) -> Iterator[Records]:
 
 def _named(model: Model, source: Source, index: int, chunks: Iterable[Records]) -> Iterator[list[Prediction]]:
     """Of the images from `index` on."""
-    names = dict(enumerate(model.class_names or ()))
+    names = {label: printable(name) for label, name in enumerate(model.class_names or ())}
     for chunk in chunks:
         predictions: list[Prediction] = []
         columns = (chunk[name].tolist() for name in ("valid", "class", "probability"))
