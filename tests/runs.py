@@ -19,8 +19,8 @@ TINY_MODEL = [
     "model.decoder_heads=2",
     "data.mean=[0.1307]",
     "data.std=[0.3081]",
-    "device=cpu",
     "train.precision=fp32",  # whatever the processor has: the same numbers everywhere
+    "device=cpu",
 ]
 """A model on the bundled digits that takes milliseconds a step."""
 

@@ -233,7 +233,10 @@ class Model:
 
     def fingerprint(self) -> str:
         """SHA-256 over config, batch size and weights: what decides every number the model gives."""
-        config = json.dumps([to_dict(self.config), self.batch_size], sort_keys=True)
+        decisive = to_dict(self.config)
+        for key in ("max_bad_share", "workers"):
+            del decisive["data"][key]
+        config = json.dumps([decisive, self.batch_size], sort_keys=True)
         digest = hashlib.sha256(config.encode())
         for name, tensor in sorted(self.engine.state().weights.items()):
             digest.update(name.encode())
