@@ -183,8 +183,10 @@ class _WholeFile:
         if (known := _manifest(str(manifest), out)) is not None:
             return _there(parts, known)
         if not partial.exists():
-            for path in (out, _names_of(out)):
-                if path.exists() and (path == out or out.suffix == ".npy"):
+            # Names beside a manifest of ours are left over from a result that was removed.
+            names = [_names_of(out)] if out.suffix == ".npy" and _manifest(str(manifest)) is None else []
+            for path in (out, *names):
+                if path.exists():
                     raise ConfigError(
                         f"{path} is there already, and no result of this command; name another, or remove it"
                     )

@@ -44,7 +44,9 @@ def collect(
     parts = Parts(str(folder), {**job, "records": {"type": str(dtype)}}, share, place=str(folder))
     try:
         with parts.begun(lambda: ends_of(total, batch_size)):
-            if not rows.exists():
+            if rows.exists():
+                say(f"{title}: {total} of {total} images are done already")
+            else:
                 for number, batches, bar in shared(parts, compute, title):
                     with parts.part(number, f"{number:06}.bin") as (aside, _), aside.open("wb") as file:
                         for records in batches:
