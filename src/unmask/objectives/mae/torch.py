@@ -46,13 +46,15 @@ class MaskedAutoencoder(VisionTransformer):
         x = self.encode_kept(patchify(pixels_BHWC, self.patch_size), ids_keep)
         return self.decode(x, ids_keep, ids_mask, queries=ids_keep.shape[1] + ids_mask.shape[1])
 
-    def errors(self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, valid_BHWC: Tensor | None) -> Tensor:
+    def errors(
+        self, pixels_BHWC: Tensor, ids_keep: Tensor, ids_mask: Tensor, valid_BHWC: Tensor | None = None
+    ) -> Tensor:
         """Squared error (B, M, P) of the masked patches, in fp32, weighted as in `errors_of`."""
         patches = patchify(pixels_BHWC, self.patch_size)
         return self.errors_of(self.encode_kept(patches, ids_keep), patches, ids_keep, ids_mask, valid_BHWC)
 
     def errors_of(
-        self, x_BTD: Tensor, patches_BLP: Tensor, ids_keep: Tensor, ids_mask: Tensor, valid_BHWC: Tensor | None
+        self, x_BTD: Tensor, patches_BLP: Tensor, ids_keep: Tensor, ids_mask: Tensor, valid_BHWC: Tensor | None = None
     ) -> Tensor:
         """The same from the encoder's tokens and all patches, which are not yet normalised.
 
