@@ -234,7 +234,7 @@ def test_obs_is_the_s3_protocol_with_an_endpoint(tmp_path: Path, store: Any):
     assert steps(store) == ["step-00000002"]
 
 
-@pytest.mark.parametrize("command", [["embed", "m", "x.png"], ["predict", "m", "x.png"], ["evaluate", "m", "x"]])
+@pytest.mark.parametrize("command", [["reconstruct", "m", "x.png"], ["evaluate", "m", "x"], ["check", "x"]])
 def test_results_are_files_here(command: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main([*command, "--out", "s3://bucket/e.parquet"])
