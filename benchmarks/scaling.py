@@ -33,15 +33,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engines import random_batch
 from unmask.config.load import load_config
-from unmask.config.schema import ModelConfig
-from unmask.data.batch import Batch
-from unmask.data.masking import random_mask
 from unmask.engines import create_engine, joined
 from unmask.engines.base import EngineState
 from unmask.environment import cores, versions
 from unmask.objectives.base import create_objective
-from unmask.objectives.mae import MaeSection
 
 PORT, KEY = "UNMASK_SCALING_PORT", "UNMASK_SCALING_KEY"
 """Where a worker finds who tells it when to begin."""
@@ -169,19 +166,6 @@ def work(arguments: argparse.Namespace) -> None:
                     result = engine.train_step([batch], {"lr": 1e-4})
                     engine.read(result)
                 told.send(Spent(time.perf_counter() - wall, time.process_time() - cpu))
-
-
-def random_batch(model: ModelConfig, size: int) -> Batch:
-    rng = np.random.default_rng(0)
-    masks = [random_mask(rng, model.num_patches, MaeSection().num_keep(model)) for _ in range(size)]
-    return Batch(
-        images=rng.integers(0, 256, (size, *model.image_size, model.channels), dtype=np.uint8),
-        index=np.arange(size),
-        inputs={
-            "ids_keep": np.stack([keep for keep, _ in masks]),
-            "ids_mask": np.stack([mask for _, mask in masks]),
-        },
-    )
 
 
 if __name__ == "__main__":
