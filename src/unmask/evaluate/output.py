@@ -166,7 +166,7 @@ def _write(model: Model, source: Source, result: _Result, out: str, share: Share
 
 
 @dataclass(frozen=True)
-class _WholeFile:
+class _Output:
     model: Model
     source: Source
     result: _Result
@@ -174,6 +174,8 @@ class _WholeFile:
     job: Mapping[str, Mapping[str, Any]]
     share: Share
 
+
+class _WholeFile(_Output):
     def run(self) -> int | None:
         """How many images are bad; None while parts are missing."""
         out, partial = Path(self.out), Path(f"{self.out}.partial")
@@ -221,16 +223,8 @@ class _WholeFile:
         parts.forget()
 
 
-@dataclass(frozen=True)
-class _Folder:
+class _Folder(_Output):
     """Parts that stay as they are: no process reads what another has written, but for a few lines of each."""
-
-    model: Model
-    source: Source
-    result: _Result
-    out: str
-    job: Mapping[str, Mapping[str, Any]]
-    share: Share
 
     def run(self) -> int | None:
         """How many images are bad; None while parts are missing."""
