@@ -241,9 +241,15 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
 
     sub = command("export", commands.export, "write a model as a graph that runs without unmask")
     _add_stored(sub)
+    sub.add_argument("out", type=_place, metavar="OUT", help="FILE.onnx, FILE.pt2 (PyTorch) or FILE.mindir (MindSpore)")
     sub.add_argument(
-        "out", type=_place, metavar="OUT.mindir", help="logits of a classifier, embedding of another model"
+        "--outputs",
+        nargs="+",
+        metavar="NAME",
+        help="logits, features, patch_features, reconstruction (default logits of a classifier, else features)",
     )
+    sub.add_argument("--dtype", choices=("uint8", "float32"), help="of the images it takes (default as data.dtype)")
+    sub.add_argument("--int8", metavar="DATA", help="int8 weights (.onnx), and what they cost on these images")
 
     sub = command("stats", commands.stats, "mean and standard deviation of images: data.mean and data.std to paste")
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")

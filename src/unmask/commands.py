@@ -189,8 +189,18 @@ def export(options: Namespace) -> None:
     from unmask.export import export as write
     from unmask.report.progress import say
 
-    write(options.model, options.out, checkpoint=options.checkpoint, settings=options.set)
+    cost = write(
+        options.model,
+        options.out,
+        outputs=options.outputs,
+        dtype=options.dtype,
+        int8=options.int8,
+        checkpoint=options.checkpoint,
+        settings=options.set,
+    )
     say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
+    if cost is not None:
+        say(f"int8 on {cost.images} images: {cost.text()}")
 
 
 def launch(options: Namespace) -> None:

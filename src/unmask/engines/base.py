@@ -18,6 +18,8 @@ from unmask.errors import CheckpointError, EngineError
 from unmask.models.parameters import Tensors
 from unmask.objectives.base import Objective
 
+GraphRunner = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+"""A written graph as its own runtime runs it: inputs and outputs by name."""
 StepResult = Mapping[str, Any]
 """Named scalars that stay on the device until `Engine.read` asks for them."""
 
@@ -61,7 +63,9 @@ class EngineKind:
     precision: str | None = None
     """Function `(device)`: what `train.precision=auto` is there; None: fp32."""
     exports: Mapping[str, str] = field(default_factory=dict[str, str])
-    """By suffix of the file: function `(engine, output, path)` that writes a graph."""
+    """By suffix of the file: function `(engine, outputs, example, path)` that writes a graph for any number of images
+    and returns its GraphRunner. `outputs`: methods of the network, each with the inputs it takes beside the images;
+    `example`: `images` and these inputs, in the order in which the graph takes them."""
     account: str | None = None
     """Function `(create, batches, hyper, rank, world)` that gives an Account of a step; None: it cannot count one."""
 

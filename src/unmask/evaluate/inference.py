@@ -136,7 +136,7 @@ class Model:
 
     def patch_features(self, images: Images) -> NDArray[np.float32]:
         """(N, h, w, width): features of each patch after the last norm, in their places."""
-        return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self._images(images)])
+        return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self.batches(images)])
 
     def attention(self, images: Images, *, block: int = -1) -> NDArray[np.float32]:
         """(N, heads, T, T): the share of its attention that each token (row) gives to each other, in one block.
@@ -146,7 +146,7 @@ class Model:
         """
         if not -self.config.model.depth <= block < self.config.model.depth:
             raise ConfigError(f"block={block}: the model has blocks 0 to {self.config.model.depth - 1}")
-        batches = self._images(images)
+        batches = self.batches(images)
         return np.concatenate([_filled(b, self.engine.output("attention", b, block=block)) for b in batches])
 
     def predict(self, images: Images) -> NDArray[np.float32]:
@@ -251,7 +251,8 @@ class Model:
         ]
         return visible(np.concatenate(crops), data.mean, data.std)
 
-    def _images(self, images: Images) -> Iterator[Batch]:
+    def batches(self, images: Images) -> Iterator[Batch]:
+        """Images as the engine is given them; see `Batch` for what fills up the last one."""
         return self._batches(self.source(images))
 
     def source(self, images: Images, *, labels: bool = False) -> Source:

@@ -333,7 +333,7 @@ class VisionTransformer(nn.Module):
             prefix.append(self.cls_token.to(x.dtype) + pos_embed[:, :1])
         if self.reg_token is not None:
             prefix.append(self.reg_token.to(x.dtype))
-        x = torch.cat([*(tokens.expand(len(x), -1, -1) for tokens in prefix), x], dim=1)
+        x = torch.cat([*(tokens.expand(x.shape[0], -1, -1) for tokens in prefix), x], dim=1)
         return x if self.norm_pre is None else self.norm_pre(x)
 
     def _attention(self, x_BLP: Tensor, blocks: Sequence[int]) -> tuple[Tensor, ...]:
