@@ -55,9 +55,10 @@ def start(config: Config, seed: int = 0) -> EngineState:
 def make_batch(config: Config, size: int = 6, index: int = 0, *, training: bool = True) -> Batch:
     model, needs = config.model, create_objective(config).needs(training=training)
     rng = np.random.default_rng(index)
-    views = () if needs.views == 1 else (needs.views,)
-    inputs = _stacked([_stacked([_row(needs, index + i, view) for view in range(needs.views)]) for i in range(size)])
-    if needs.views == 1:
+    views = () if needs.pictures == 1 else (needs.pictures,)
+    rows = [_stacked([_row(needs, index + i, view) for view in range(needs.augmented)]) for i in range(size)]
+    inputs = _stacked(rows)
+    if needs.augmented == 1:
         inputs = {name: array[:, 0] for name, array in inputs.items()}
     inputs |= {} if needs.step is None else needs.step(0, index)
     labels = rng.integers(0, model.num_classes or 1, size)

@@ -78,13 +78,15 @@ def finetune(
     *,
     train: Images | None = None,
     val: Images | None = None,
+    unlabelled: Images | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train a classifier from pretrained weights (`init`: a run, or what `load` takes) or from scratch.
 
-    As `pretrain` otherwise.
+    `unlabelled` takes the place of `data.unlabelled`. As `pretrain` otherwise.
     """
-    return run_recipe(recipe, settings or {}, task="finetune", train=train, val=val, callbacks=callbacks)
+    images = {"train": train, "val": val, "unlabelled": unlabelled}
+    return run_recipe(recipe, settings or {}, task="finetune", callbacks=callbacks, **images)
 
 
 def run_recipe(
@@ -94,6 +96,7 @@ def run_recipe(
     task: str,
     train: Images | None = None,
     val: Images | None = None,
+    unlabelled: Images | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Run a recipe with the settings applied and draw its pictures."""
@@ -102,8 +105,16 @@ def run_recipe(
         raise ConfigError(f"{recipe} is a recipe for `unmask {theirs}`, not `unmask {task}`")
     config, images = _given(config, "train", train)
     config, val_images = _given(config, "val", val)
-    folder = _folder(config, Path(recipe).stem)
-    return run(config, folder, images=images, val_images=val_images, callbacks=callbacks, kept_at=_kept_at(config))
+    config, unlabelled_images = _given(config, "unlabelled", unlabelled)
+    return run(
+        config,
+        _folder(config, Path(recipe).stem),
+        images=images,
+        val_images=val_images,
+        unlabelled_images=unlabelled_images,
+        callbacks=callbacks,
+        kept_at=_kept_at(config),
+    )
 
 
 def run_modelzoo(path: str | Path, options: Sequence[str], *, command: Command) -> Run | None:
@@ -152,6 +163,7 @@ def run(
     *,
     images: Source | None = None,
     val_images: Source | None = None,
+    unlabelled_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
     kept_at: str | None = None,
     beside: bool = False,
@@ -171,7 +183,8 @@ def run(
         if mirror is not None:
             mirror.send()
 
-    values = train(config, folder, images=images, val_images=val_images, callbacks=callbacks, saved=saved)
+    given = {"images": images, "val_images": val_images, "unlabelled_images": unlabelled_images}
+    values = train(config, folder, callbacks=callbacks, saved=saved, **given)
     if launched()[0] != 0:
         return Run(folder, values)
     if beside:
@@ -201,7 +214,7 @@ def _given(config: Config, part: str, images: Images | None) -> tuple[Config, So
         return config, None
     path, source = (os.fspath(images), None) if isinstance(images, str | os.PathLike) else (None, images)
     if source is not None:
-        key, labels = f"data.{part}", config.objective.labelled
+        key, labels = f"data.{part}", config.objective.labelled and part != "unlabelled"
         source = to_source(source, key=key, labels=labels, dtype=config.data.dtype)
         if labels and source.class_names is None:
             raise DataError(f"{key}: these images have no labels, which {config.objective.name} needs")

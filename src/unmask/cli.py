@@ -169,10 +169,10 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument(
         "--arms",
         nargs="+",
-        choices=("pretrained", "probe", "scratch", "cnn", "handmade"),
+        choices=("pretrained", "probe", "semi", "scratch", "cnn", "handmade"),
         metavar="ARM",
-        help="of pretrained, probe, scratch, cnn (a small residual network) and handmade (gradients and colours); "
-        "default all",
+        help="of pretrained, probe, semi (images without labels too), scratch, cnn (a small residual network) and "
+        "handmade (gradients and colours); default all",
     )
     sub.add_argument(
         "--steps",

@@ -24,6 +24,7 @@ _BUILT_IN = {
         "lejepa": "unmask.objectives.lejepa:ViewAgreement",
         "mae_lejepa": "unmask.objectives.lejepa:MaskedViewAgreement",
         "classify": "unmask.objectives.classify:Classification",
+        "semi": "unmask.objectives.semi:SemiSupervised",
         "convnet": "unmask.objectives.convnet:ConvNet",
         "linear_probe": "unmask.objectives.linear_probe:LinearProbe",
         "encoder": "unmask.objectives.encoder:EncoderAlone",

@@ -20,6 +20,7 @@ from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.batch import FULL_RANGE
 from unmask.data.loader.pipeline import train_batches
+from unmask.data.loader.spikes import unlabelled_names
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, UnmaskError
@@ -45,7 +46,7 @@ def replay(run: Path, step: int, out: Path | None = None) -> dict[str, Any]:
     checkpoints = run / "checkpoints"
     earlier = [saved for saved in list_steps(checkpoints) if saved < step] if checkpoints.is_dir() else []
     config = _config(run, earlier)
-    source, _ = open_sources(config)
+    source, _, unlabelled = open_sources(config)
     last = max((int(row["step"]) for row in read_log(run / METRICS_FILE) if row["split"] == "train"), default=0)
     if not 1 <= step <= last:
         raise ConfigError(f"{run} has the steps 1 to {last}; --step {step} is none of them")
@@ -64,7 +65,7 @@ def replay(run: Path, step: int, out: Path | None = None) -> dict[str, Any]:
     logged = _numbers(run, step)
     result = {"step": step, "found": found, "logged": logged, "same": found == logged, "weight_norms": norms}
     try:
-        _write(result, config, source, out or run / f"replay-{step}")
+        _write(result, config, source, unlabelled, out or run / f"replay-{step}")
     except OSError as error:
         raise UnmaskError(f"cannot write {out or run}: {error.strerror or error}") from error
     return result
@@ -99,7 +100,7 @@ def _numbers(folder: Path, step: int) -> dict[str, float]:
     return {name: value for name, value in rows[-1].items() if name not in ("split", "step")} if rows else {}
 
 
-def _write(result: dict[str, Any], config: Config, source: Source, out: Path) -> None:
+def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: Source | None, out: Path) -> None:
     step, size = result["step"], config.train.batch_size
     batches = train_batches(
         source,
@@ -112,13 +113,18 @@ def _write(result: dict[str, Any], config: Config, source: Source, out: Path) ->
         accumulate=1,
         start_step=step - 1,
         stop_step=step,
+        unlabelled=unlabelled,
     )
     with closing(batches):
         (batch,) = next(batches)
     names = [printable(source.name(index)) for index in batch.index.tolist()]
     out.mkdir(parents=True, exist_ok=True)
     (out / "step.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "images.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    beside: list[str] = []
+    if unlabelled is not None:
+        positions, each = range((step - 1) * size, step * size), config.objective.unlabelled_images
+        beside = unlabelled_names(unlabelled, positions, each, config.seed)
+    (out / "images.txt").write_text("".join(f"{name}\n" for name in [*names, *beside]), encoding="utf-8")
     pixels = batch.images[:_SHOWN]
     pixels = pixels[:, 0] if pixels.ndim == 5 else pixels  # of several views the first
     shown = pixels.astype(np.float32) / FULL_RANGE[config.data.dtype]

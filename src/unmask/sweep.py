@@ -29,10 +29,12 @@ from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 
-ARMS = ("pretrained", "probe", "scratch", "cnn", "handmade")
-"""Fine-tuned from `init`; a linear classifier on its features; and what a person would do without it: train the same
-network from scratch, train a small residual network (`convnet`), or fit a linear classifier to features that nobody
-trained (`evaluate.handmade`)."""
+ARMS = ("pretrained", "probe", "semi", "scratch", "cnn", "handmade")
+"""Fine-tuned from `init`; a linear classifier on its features; fine-tuned on images without labels too; and what a
+person would do without `init`: train the same network from scratch, train a small residual network (`convnet`), or fit
+a linear classifier to features that nobody trained (`evaluate.handmade`)."""
+SEMI = "cifar10-semi"
+"""The recipe of how the arm `semi` differs from `pretrained`."""
 CNN_STEPS = 1500
 """Updates of the residual network, for any number of labels."""
 _RESULT = "result.json"
@@ -74,7 +76,9 @@ def sweep_labels(
         raise ConfigError(f"output={config.output}: a sweep needs a folder here; copy it when it has ended")
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
-    trained = {"pretrained": config, "scratch": config.model_copy(update={"init": None}), "cnn": _cnn(config)}
+    semi, config = _semi(config), _labelled_alone(config)
+    scratch = config.model_copy(update={"init": None})
+    trained = {"pretrained": config, "semi": semi, "scratch": scratch, "cnn": _cnn(config)}
     results: list[Result] = []
     for arm in (arm for arm in ARMS if arm in arms):
         if arm in trained:
@@ -90,6 +94,26 @@ def sweep_labels(
     return results
 
 
+def _semi(config: Config) -> Config:
+    """As `config`, but with the objective, the augmentation and the average of SEMI, unless it is of such a recipe."""
+    if config.objective.unlabelled_images:
+        return config
+    recipe = load_config(SEMI)
+    average = {"ema_decay": recipe.train.ema_decay, "ema_warmup": recipe.train.ema_warmup}
+    augment = recipe.augment
+    if config.data.dtype != "uint8" or config.model.channels not in (1, 3):
+        augment = augment.model_copy(update={"policy": None})  # defined on 8-bit grey and colour
+    train = config.train.model_copy(update=average)
+    return config.model_copy(update={"objective": recipe.objective, "augment": augment, "train": train})
+
+
+def _labelled_alone(config: Config) -> Config:
+    """For the arms that do not look at images without labels."""
+    if config.objective.unlabelled_images:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"unlabelled": None})})
+
+
 def _cnn(config: Config) -> Config:
     """The residual network's own recipe, on the images of `config`, whose model tells their size and channels."""
     recipe = load_config("convnet")
@@ -102,7 +126,7 @@ def _cnn(config: Config) -> Config:
 def _sources(config: Config, arms: Sequence[str]) -> tuple[Source, Source]:
     if not config.objective.labelled:
         raise ConfigError("sweep-labels needs a recipe of `unmask finetune`")
-    needed = {"init": config.init} if {"pretrained", "probe"} & {*arms} else {}
+    needed = {"init": config.init} if {"pretrained", "probe", "semi"} & {*arms} else {}
     needed |= {"data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")

@@ -36,7 +36,7 @@ from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.subset import subset, without
+from unmask.data.sources.subset import BothSource, subset, without
 from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, StepResult, Tensors
 from unmask.environment import git_state, launched, versions
@@ -95,18 +95,20 @@ def train(
     *,
     images: Source | None = None,
     val_images: Source | None = None,
+    unlabelled_images: Source | None = None,
     callbacks: Sequence[Callback] = (),
     saved: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Run `config` in `folder` to its end, from where an earlier call stopped if there was one.
 
-    `images` and `val_images` take the place of `data.train` and `data.val`. `saved` is called as in CheckpointStore.
+    `images`, `val_images` and `unlabelled_images` take the place of `data.train`, `data.val` and `data.unlabelled`.
+    `saved` is called as in CheckpointStore.
     Of several processes, launched by torchrun or msrun, each calls this; the first one writes.
     Returns the last numbers of training and, with images to validate on, of evaluation (`val_loss`, `val_top1`, ...).
     Raises ConfigError if the folder holds another run; DataError, CheckpointError, EngineError, TrainingError;
     KeyboardInterrupt after Ctrl-C, once the step is finished and saved (at once after a second Ctrl-C).
     """
-    source, val = open_sources(config, images, val_images)
+    source, val, unlabelled = open_sources(config, images, val_images, unlabelled_images)
     start_model, architecture = _read_start(config, folder)
     config = with_precision(_complete(config, source, architecture), _earlier(folder).get("train", {}).get("precision"))
     objective, plan = create_objective(config), Plan.of(config, len(source))
@@ -128,6 +130,7 @@ def train(
         accumulate=config.train.accumulate,
         rank=rank,
         world=world,
+        unlabelled=unlabelled,
     )
     batches(start_step=0, stop_step=0).close()  # batches that are not possible are refused before any work
     with ExitStack() as stack:
@@ -146,7 +149,8 @@ def train(
             check_same_start(config, folder)
         else:
             check_same_config(config, checkpoint, folder)
-        data = data_record(source, val, checkpoint, folder, allow_change=config.data.allow_change)
+        others = {"val": val} | ({} if unlabelled is None else {"unlabelled": unlabelled})
+        data = data_record(source, others, checkpoint, folder, allow_change=config.data.allow_change)
         start = 0 if checkpoint is None else checkpoint.step
         _check_same_start(engine, start, config.train.precision, world, folder)
         embed = partial(
@@ -172,11 +176,20 @@ def train(
         config = config.model_copy(update={"init": init})
         output = None
         if rank == 0:
-            _describe(config, data, LeftOut.of(source).counts(), folder, {"data.train": images, "data.val": val_images})
+            given = {"data.train": images, "data.val": val_images, "data.unlabelled": unlabelled_images}
+            _describe(config, data, LeftOut.of(source).counts(), folder, given)
             write_images(source, data["fingerprint"], folder)
             log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
-            shown = {"batch_size": config.train.batch_size, "repeats": config.augment.repeats}
-            output = _Output(store, log, Spikes(source, folder / "spikes.jsonl", seed=config.seed, **shown))
+            spikes = Spikes(
+                source,
+                folder / "spikes.jsonl",
+                seed=config.seed,
+                batch_size=config.train.batch_size,
+                repeats=config.augment.repeats,
+                unlabelled=unlabelled,
+                each=config.objective.unlabelled_images,
+            )
+            output = _Output(store, log, spikes)
         resumed = f", resumed after step {start}" if start else ""
         processes = f", {world} processes" if world > 1 else ""
         if plan.warmup > plan.total:
@@ -185,9 +198,12 @@ def train(
                 f"optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run, whose learning "
                 f"rate ends at {share:.0%} of its peak; lower it"
             )
-        say(f"{config.objective.task} in {folder}: {len(source)} images, {plan.total} steps{processes}{resumed}")
-        why = partial(why_bad, source, channels=config.model.channels, data=config.data)
-        bad_files = BadFiles(source, config.data.max_bad_share, folder / "bad_files.txt", why, writes=rank == 0)
+        counts = f"{len(source)} images"
+        counts += "" if unlabelled is None else f" and {len(unlabelled)} whose labels are not looked at"
+        say(f"{config.objective.task} in {folder}: {counts}, {plan.total} steps{processes}{resumed}")
+        shown = source if unlabelled is None else BothSource(source, unlabelled)
+        why = partial(why_bad, shown, channels=config.model.channels, data=config.data)
+        bad_files = BadFiles(shown, config.data.max_bad_share, folder / "bad_files.txt", why, writes=rank == 0)
         features = None
         if config.evaluate.every is not None:
             features = FeatureEvaluation(
@@ -460,9 +476,10 @@ class _Loop:
 
 
 def open_sources(
-    config: Config, source: Source | None = None, val: Source | None = None
-) -> tuple[Source, Source | None]:
-    """Training and validation images: those given, or `data.train` and `data.val`.
+    config: Config, source: Source | None = None, val: Source | None = None, unlabelled: Source | None = None
+) -> tuple[Source, Source | None, Source | None]:
+    """Training and validation images, and those whose labels are not looked at, None for an objective that asks for
+    none: those given, or `data.train`, `data.val` and `data.unlabelled`.
 
     Raises ConfigError or DataError if they are missing or do not go together.
     """
@@ -473,16 +490,35 @@ def open_sources(
         source = open_source(config.data.train, key="data.train", labels=labels)
     if config.data.exclude is not None:
         source = without(source, config.data.exclude)
+    if config.objective.unlabelled_images:
+        unlabelled = _unlabelled(config, source) if unlabelled is None else unlabelled
+    elif unlabelled is not None or config.data.unlabelled is not None:
+        raise ConfigError(
+            f"data.unlabelled is of no use to objective.name={config.objective.name}; leave it out, or set "
+            "objective.name=semi"
+        )
     if config.data.labels_per_class is not None:
         source = subset(source, config.data.labels_per_class, config.seed)
     if val is None and config.data.val is not None:
         val = open_source(config.data.val, key="data.val", labels=labels)
     if labels and val is not None:
         val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
-    for key, images in (("data.train", source), ("data.val", val)):
+    for key, images in (("data.train", source), ("data.val", val), ("data.unlabelled", unlabelled)):
         if images is not None:
             check_images(images, key, config.model.channels, config.data, exact=True)
-    return source, val
+    return source, val, unlabelled
+
+
+def _unlabelled(config: Config, train: Source) -> Source:
+    """`data.unlabelled`, else all of `data.train`, where the labels of a part of it alone are looked at."""
+    if config.data.unlabelled is not None:
+        return open_source(config.data.unlabelled, key="data.unlabelled", labels=False)
+    if config.data.labels_per_class is None:
+        raise ConfigError(
+            f"objective.name={config.objective.name} also trains on images without labels: name them in "
+            "data.unlabelled=FOLDER, or set data.labels_per_class to take few labels of data.train"
+        )
+    return train
 
 
 def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[str, Any]]:

@@ -305,12 +305,13 @@ def test_the_sweep_over_labels(
     out = capsys.readouterr().out
     assert out.splitlines()[-4].split() == ["labels", "per", "class", *ARMS]
     rows = list(csv.DictReader((output / "few-labels.csv").read_text().splitlines()))
-    assert len(rows) == 5 * 2
+    assert len(rows) == 6 * 2
     assert {(row["arm"], row["labels_per_class"], row["seed"]) for row in rows} == {
         (arm, n, "7") for arm in ARMS for n in "24"
     }
     assert (output / "few-labels.png").stat().st_size > 5000
     assert out.count("images, 3 steps") == 6, "whatever the number of labels"
+    assert out.count("whose labels are not looked at, 3 steps") == 2
     for row in rows:
         if row["arm"] not in ("probe", "handmade"):
             folder = output / f"{row['arm']}-{row['labels_per_class']}-labels-seed-{row['seed']}"
@@ -322,7 +323,7 @@ def test_the_sweep_over_labels(
     interrupted.unlink()
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished: accuracy") == 5
+    assert out.count("is finished: accuracy") == 7
     assert interrupted.exists()
     assert (output / "few-labels.csv").read_bytes() == expected
 

@@ -111,13 +111,14 @@ def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.Monkey
             Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.jpg")
     small = [f"{key}={value}" for key, value in SMALL.items()] + ["data.workers=0", "train.precision=fp32"]
     lines = [line for block in blocks("bash", "docs/few-labels.md") for line in block.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         words = shlex.split(line)[1:]
         if words[0] == "sweep-labels":
             words = [*words[: words.index("--labels")], *small, "--labels", "2", "3", "--seeds", "0", "--steps", "2"]
         else:
             words += small
+            words += ["data.labels_per_class=2"] if words[0] == "finetune" else []
         assert main(words) == 0, line
     for name in ("cifar10", "clothing"):
         assert (tmp_path / "runs" / f"{name}-few" / "few-labels.png").exists()

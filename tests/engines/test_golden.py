@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,27 +41,35 @@ MODEL = {
 }
 
 
+TASKS: dict[str, dict[str, Any]] = {
+    "pretrain": {"task": "pretrain"},
+    "finetune": {"task": "finetune"},
+    "semi": {"objective": {"name": "semi", "unlabelled_ratio": 3, "confidence": 0.2}},
+}
+
+
 def config_of(task: str) -> Config:
     return check_config(
         {
-            "task": task,
+            **TASKS[task],
             "device": "cpu",
             "seed": 7,
             "model": MODEL,
             "data": {"train": "bundled:mnist5k/train", "mean": [0.1307], "std": [0.3081], "labels_per_class": 10},
-            "optimizer": {"layer_decay": 0.75 if task == "finetune" else 1.0, "clip_grad": 1.0},
-            "augment": {"label_smoothing": 0.1},
+            "optimizer": {"layer_decay": 1.0 if task == "pretrain" else 0.75, "clip_grad": 1.0},
+            "augment": {"label_smoothing": 0.1, "erase_prob": 0.5 if task == "semi" else 0.0},
             "train": {"batch_size": 16, "accumulate": 2, "ema_decay": 0.9},
         }
     )
 
 
 def series(config: Config, engine: Engine) -> list[float]:
-    source = subset(open_source(str(config.data.train), key="data.train", labels=True), 10, config.seed)
+    whole = open_source(str(config.data.train), key="data.train", labels=True)
+    source, needs = subset(whole, 10, config.seed), create_objective(config).needs(training=True)
     engine.load(start(config, config.seed))
     batches = train_batches(
         source,
-        needs=create_objective(config).needs(training=True),
+        needs=needs,
         model=config.model,
         data=config.data,
         augment=config.augment,
@@ -69,6 +78,7 @@ def series(config: Config, engine: Engine) -> list[float]:
         accumulate=config.train.accumulate,
         start_step=0,
         stop_step=STEPS,
+        unlabelled=whole if needs.unlabelled else None,
     )
     losses = list[float]()
     for step, micro_batches in enumerate(batches):
@@ -77,7 +87,7 @@ def series(config: Config, engine: Engine) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", ["torch", "mindspore"])
 def test_loss_series(name: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name, reason=f"{name} is not installed")
@@ -91,7 +101,7 @@ def test_loss_series(name: str, task: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 if __name__ == "__main__":
     resize.by_cykooz = None
-    for task in ("pretrain", "finetune"):
+    for task in TASKS:
         config = config_of(task)
         losses = [round(loss, 7) for loss in series(config, create_engine(config))]
         (SERIES / f"{task}.json").write_text(json.dumps(losses, indent=0) + "\n")

@@ -28,6 +28,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "hog_mae": {"name": "hog_mae", **MASK},
     "lejepa": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS},
     "convnet": {"name": "convnet", "width": 8},
+    "semi": {"name": "semi", "unlabelled_ratio": 2, "confidence": 0.26, "unlabelled_weight": 0.5},
     "mae_lejepa": {"name": "mae_lejepa", "agreement_weight": 0.5, "gaussian_weight": 0.2, **VIEWS, **MASK},
 }
 
@@ -39,7 +40,7 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 
 def config_of(case: str, **sections: Any) -> Config:
-    model = MODEL | ({"num_classes": 7} if case == "convnet" else {})
+    model = MODEL | ({"num_classes": 7} if case in ("convnet", "semi") else {})
     return check_config({"objective": OBJECTIVES[case], "device": "cpu", "model": model, **sections})
 
 
@@ -64,7 +65,8 @@ def test_training_lowers_the_loss_and_goes_on_bit_for_bit(engine_name: str, case
     expected = create_objective(config).shapes()
     assert {name: array.shape for name, array in taken.weights.items()} == expected
     moved = {n for n, array in engine.state().weights.items() if not np.array_equal(array, taken.weights[n])}
-    assert moved == expected.keys() - {"pos_embed", "decoder_pos_embed"}
+    kept = {"pos_embed", "decoder_pos_embed"} if config.objective.task == "pretrain" else set[str]()
+    assert moved == expected.keys() - kept
 
     after = engine.state()
     engine.load(taken)
@@ -75,7 +77,7 @@ def test_training_lowers_the_loss_and_goes_on_bit_for_bit(engine_name: str, case
         assert all(np.array_equal(one[name], two[name]) for name in one), part
 
 
-@pytest.mark.parametrize("case", ["cross_mae", "hog_mae"])
+@pytest.mark.parametrize("case", ["cross_mae", "hog_mae", "semi"])
 def test_accumulation_equals_one_large_batch(engine_name: str, case: str) -> None:
     config = config_of(case)
     whole = make_batch(config, size=8)
@@ -198,6 +200,37 @@ def test_the_residual_network_is_one(engine_name: str, image_size: list[int]) ->
         x = np.maximum(y + (conv(x, w[f"stages.{i}.shortcut.weight"], 2) if i else x), 0)
     expected = x.mean((2, 3)) @ w["head.weight"].T + w["head.bias"]
     np.testing.assert_allclose(engine.output("logits", batch), expected, rtol=1e-3, atol=1e-4)
+
+
+# --- images without labels ---
+
+
+def test_the_loss_of_images_without_labels(engine_name: str) -> None:
+    """The average teaches what it is confident of, of the weak views; the network learns from it on the strong ones."""
+    config = config_of("semi", train={"ema_decay": 0.9})
+    engine, batch = build(config, engine_name), make_batch(config, size=4)
+    weights, teacher = engine.state().weights, build(config, engine_name, seed=1).state().weights
+    engine.load(EngineState(weights, ema=teacher))
+    found = engine.read(engine.train_step([batch], {"lr": 0.0}))
+
+    def logits(of: dict[str, NDArray[Any]], pictures: NDArray[Any]) -> NDArray[np.float64]:
+        engine.load(EngineState(of))
+        rows = Batch(pictures.reshape(-1, *pictures.shape[2:]), np.arange(pictures.shape[0] * pictures.shape[1]))
+        return engine.output("logits", rows).astype(np.float64).reshape(*pictures.shape[:2], -1)
+
+    def log_softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    assert batch.images.shape == (4, 5, 16, 24, 3)
+    scores = log_softmax(logits(weights, batch.images[:, :3]))
+    taught = np.exp(log_softmax(logits(teacher, batch.images[:, 3:])))
+    sure = taught.max(-1) >= 0.26
+    assert 0 < sure.mean() < 1, "or this shows nothing"
+    labelled = -(batch.inputs["targets"] * scores[:, 0]).sum(-1).mean()
+    errors = -np.take_along_axis(scores[:, 1:], taught.argmax(-1)[..., None], -1)[..., 0]
+    expected = {"labelled": labelled, "unlabelled": (errors * sure).mean(), "confident": sure.mean()}
+    expected["loss"] = labelled + 0.5 * expected["unlabelled"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 # --- histograms of oriented gradients ---

@@ -26,6 +26,8 @@ DECODER = {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
 ALONE = {key: value for key, value in MODEL.items() if key != "mask_ratio"}
 VIEWS = {"views": 3, "directions": 12, "projector_width": 24, "projection_width": 8}
 HEAD = {"num_classes": 7, "drop_path": 0.3}
+SURE = {"unlabelled_ratio": 2, "confidence": 0.17, "unlabelled_weight": 0.7}
+"""Of 7 classes: of some images without labels, not of others."""
 EXTRAS = {
     "mlp": "swiglu",
     "qkv_bias": False,
@@ -52,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
     "hog_mae": {"objective": {"name": "hog_mae", "mask_ratio": 0.5}, "model": ALONE | DECODER},
     "lejepa": {"objective": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS}, "model": ALONE},
     "mae_lejepa": {"objective": {"name": "mae_lejepa", "mask_ratio": 0.5, **VIEWS}, "model": ALONE | DECODER},
+    "semi": {"objective": {"name": "semi", **SURE}, "model": ALONE | HEAD, "train": {"ema_decay": 0.9}},
 }
 RATES = [1e-3 * (step + 1) / 10 for step in range(10)]
 TOLERANCE = 1e-5

@@ -20,7 +20,7 @@ MAY_CHANGE = {
     "device",
     "output",
     "init",
-    *("data.train", "data.val", "data.allow_change", "data.workers"),
+    *("data.train", "data.val", "data.unlabelled", "data.allow_change", "data.workers"),
     *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
     *("train.eval_every", "train.checkpoint_every", "train.keep", "train.process_timeout"),
     *("train.activation_checkpointing", "train.shard"),
@@ -50,23 +50,31 @@ def _compare(config: Config, stored: Mapping[str, Any], folder: Path) -> None:
 
 
 def data_record(
-    source: Source, val: Source | None, checkpoint: Checkpoint | None, folder: Path, *, allow_change: bool
+    source: Source,
+    others: Mapping[str, Source | None],
+    checkpoint: Checkpoint | None,
+    folder: Path,
+    *,
+    allow_change: bool,
 ) -> dict[str, Any]:
     """What `run.yaml` and every checkpoint say of the training images: {images, fingerprint, sample, earlier, val}.
 
     `sample`: see `sample_of`. `earlier` lists images and fingerprint of what the run was trained on before, each with
-    `until_step`; `val` has those of the images it is judged by. Raises DataError when the images differ from the
+    `until_step`. `others`, beside `data.train`: `val`, the images it is judged by, and `unlabelled`, have theirs under
+    their name; there is no `unlabelled` where the run has none. Raises DataError when the images differ from the
     checkpoint's, unless `allow_change`, and always when the classes differ, because the model's head was trained on
     them.
     """
     record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "sample": sample_of(source)}
-    record |= {"earlier": [], "val": None if val is None else _identity(val)}
+    beside = {name: None if images is None else _identity(images) for name, images in others.items()}
+    record |= {"earlier": [], **beside}
     if checkpoint is None:
         return record
     before = {"earlier": [], "sample": None, "val": None} | checkpoint.meta["data"]  # runs from before these were kept
-    _check_same_val(before["val"], record["val"], folder, allow_change=allow_change)
+    for name, now in beside.items():
+        _check_same(f"data.{name}", before.get(name), now, folder, allow_change=allow_change)
     if not (change := _change(source, before, record, folder)):
-        return before | {"sample": record["sample"], "val": record["val"]}
+        return before | {"sample": record["sample"], **beside}
     difference = f"data.train has changed since the last checkpoint in {folder}: {change}"
     if not allow_change:
         raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")
@@ -92,14 +100,14 @@ def _change(source: Source, before: dict[str, Any], now: dict[str, Any], folder:
     return "" if same else "names and sizes are the same, but not what the images hold"
 
 
-def _check_same_val(
-    before: dict[str, Any] | None, now: dict[str, Any] | None, folder: Path, *, allow_change: bool
+def _check_same(
+    key: str, before: dict[str, Any] | None, now: dict[str, Any] | None, folder: Path, *, allow_change: bool
 ) -> None:
     """Figures on other images are no figures of the same curve."""
     if before is None or now is None or before == now:
         return
     counts = f"{before['images']} images then, {now['images']} now"
-    difference = f"data.val has changed since the last checkpoint in {folder}: {counts}"
+    difference = f"{key} has changed since the last checkpoint in {folder}: {counts}"
     if not allow_change:
         raise DataError(f"{difference}; restore it, choose another output=FOLDER, or go on with data.allow_change=true")
     say(f"{difference}; going on with what is there")

@@ -131,6 +131,9 @@ class DataConfig(Section):
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
+    unlabelled: str | None = None
+    """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too
+    (`semi`); None: all of `train`, of which `labels_per_class` has few to be looked at."""
     exclude: str | None = None
     """A text file with the names of images of `train` to do without, one a line: `unmask check` writes such a list."""
     allow_change: bool = False
@@ -345,6 +348,11 @@ class ObjectiveSection(Section):
     def starts_at_probe(self) -> bool:
         """Whether the head begins as the linear probe of what the network starts from."""
         return False
+
+    @property
+    def unlabelled_images(self) -> int:
+        """How many images without labels come with each training image."""
+        return 0
 
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections do not go with this objective."""

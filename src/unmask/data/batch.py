@@ -30,7 +30,8 @@ class Batch:
     """
 
     images: NDArray[Any]
-    """(B, H, W, C) uint8, uint16 or float32 as `data.dtype` says, not normalised; (B, V, H, W, C) of V views."""
+    """(B, H, W, C) uint8, uint16 or float32 as `data.dtype` says, not normalised; (B, V, H, W, C) of V views, see
+    `Needs.pictures`."""
     index: NDArray[np.int64]
     """(B,) position of each image in its source."""
     inputs: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
@@ -40,7 +41,8 @@ class Batch:
     valid: NDArray[np.bool_] | None = None
     """(B,) False for rows that only fill up the last batch of an evaluation, and for images that cannot be decoded."""
     bad: NDArray[np.int64] | None = None
-    """(n,) source positions that could not be decoded and were replaced by others."""
+    """(n,) source positions that could not be decoded and were replaced by others; those of images without labels
+    come after the others: the number of these is added."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,11 +79,25 @@ class Needs:
     """Soft targets, where the images have labels; None: labels are not looked at."""
     views: int = 1
     """How many differently cropped and augmented views of each image there are."""
+    unlabelled: int = 0
+    """How many images without labels (`data.unlabelled`) come with each image, each in two views: a strong one, made
+    as those of the image are, and a weak one, cropped and flipped alone."""
     valid_pixels: bool = False
     """Whether the loss takes `valid_pixels` (B, H, W, C) bool, False where a value is no data (`data.nodata`) and was
     filled with the mean. A batch in which all is data has no such input."""
     step: Callable[[int, int], Arrays] | None = None
     """Makes inputs of a whole step, the same for all of its micro-batches and processes, from (seed, step)."""
+
+    @property
+    def pictures(self) -> int:
+        """In a row of a batch: the views of the image, then the strong views of images without labels, in the same
+        order their weak views."""
+        return self.augmented + self.unlabelled
+
+    @property
+    def augmented(self) -> int:
+        """Of these all but the weak views: each has inputs of its own."""
+        return self.views + self.unlabelled
 
 
 @dataclass(frozen=True)

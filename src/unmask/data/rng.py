@@ -43,6 +43,8 @@ class Op(IntEnum):
     """Directions in which an objective looks at features; the index is the number of the step."""
     SAMPLE = 14
     """Images whose contents are looked at when a run starts; the seed is of their names and sizes."""
+    UNLABELLED = 15
+    """Order of the images without labels within a pass."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:

@@ -114,7 +114,8 @@ class Job:
         """
         data, evaluate = self.config.data, self.config.evaluate
         places = {"output": self.output, "init": self.config.init, "data.train": data.train, "data.val": data.val}
-        places |= {"data.exclude": data.exclude, "evaluate.train": evaluate.train, "evaluate.val": evaluate.val}
+        places |= {"data.unlabelled": data.unlabelled, "data.exclude": data.exclude}
+        places |= {"evaluate.train": evaluate.train, "evaluate.val": evaluate.val}
         for key, place in places.items():
             if place is None or is_remote(place) or place.startswith("bundled:"):
                 continue

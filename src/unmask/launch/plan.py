@@ -212,8 +212,9 @@ def _batches(config: Config, world: int) -> list[Batch]:
     """The micro-batches of a step of one of `world` processes: two images as training makes them, and copies."""
     model, accumulate, needs = config.model, config.train.accumulate, create_objective(config).needs(training=True)
     shape, classes = (*model.image_size, model.channels), model.num_classes if config.objective.labelled else None
+    blank = _Blank(shape, config.data.dtype, classes)
     steps = train_batches(
-        _Blank(shape, config.data.dtype, classes),
+        blank,
         needs=needs,
         model=model,
         data=config.data.model_copy(update={"workers": 0}),
@@ -223,6 +224,7 @@ def _batches(config: Config, world: int) -> list[Batch]:
         accumulate=accumulate,
         start_step=0,
         stop_step=1,
+        unlabelled=blank if needs.unlabelled else None,
     )
     with closing(steps):
         made = next(steps)

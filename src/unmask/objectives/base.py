@@ -63,6 +63,10 @@ class Objective(ABC):
     those that a batch may be without."""
     evaluated: ClassVar[str | None] = None
     """The output that `data.val` is judged by, in `sums`; None: such a loss has no meaning image by image."""
+    taught: ClassVar[str | None] = None
+    """A method of the network that takes the images of a training batch. What it gives before the step, of the network
+    that is evaluated (the average of the weights where there is one) and without a gradient, the loss takes by the
+    same name."""
     engine_around: ClassVar[str | None] = None
     """`module:Class` of an engine that trains in place of the configured one, around it; None: that one trains."""
 

@@ -58,18 +58,19 @@ def train_batches(
     stop_step: int,
     rank: int = 0,
     world: int = 1,
+    unlabelled: Source | None = None,
 ) -> Generator[list[Batch]]:
     """The `accumulate` equally large micro-batches of each step from `start_step` up to, not including, `stop_step`.
 
     `batch_size` counts the images of a step over all `world` processes; this process gets share `rank` of them. The
-    batches of a step do not depend on `start_step`, nor on `data.workers`. Closing the iterator ends its threads and
-    processes.
+    batches of a step do not depend on `start_step`, nor on `data.workers`. `unlabelled`: the images that
+    `Needs.unlabelled` asks for. Closing the iterator ends its threads and processes.
 
     Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too many images in a row
     cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies.
     """
     check_shares(batch_size, accumulate, world, augment)
-    samples = TrainSamples(source, needs, model, data, seed, augment, batch_size)
+    samples = TrainSamples(source, needs, model, data, seed, augment, batch_size, unlabelled)
     share = batch_size // world
     first = start_step * batch_size + rank * share
     buffer = _Buffer(samples.image_bytes, data.workers)

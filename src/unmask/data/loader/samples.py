@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,15 @@ from unmask.data.augment.mixing import Mixing, class_targets
 from unmask.data.batch import FULL_RANGE, Arrays, ClassTargets, Needs
 from unmask.data.decode.picture import Picture
 from unmask.data.decode.raster import Raster, open_image, to_dtype
-from unmask.data.loader.order import sample_at
+from unmask.data.loader.order import sample_at, unlabelled_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
 from unmask.errors import ConfigError, DataError, StorageError
 
 _REPLACEMENTS = 20
 """Samples tried in place of a bad one before the data as a whole counts as unusable."""
+_STRONG, _WEAK = 1 << 32, (1 << 32) + 1
+"""Numbers of the views of images without labels: others than those of any image with."""
 
 
 class _ValidPixels:
@@ -45,6 +47,28 @@ class _ValidPixels:
 
     def inputs(self) -> Arrays:
         return {} if self.array is None else {"valid_pixels": self.array}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Images of a source of which a part takes some."""
+
+    source: Source
+    what: str
+    """For messages: where it was named."""
+    open: Callable[[int], Picture | Raster]
+    bad: list[int]
+    """What could not be decoded so far."""
+
+
+@dataclass(frozen=True)
+class _View:
+    place: tuple[int, ...]
+    """In the images of a part."""
+    number: int
+    """Of its random numbers."""
+    strong: bool = True
+    """With operations on pixels, beside crop and flip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +90,9 @@ class Samples(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a row of images: (H, W, C), or (V, H, W, C) of several views."""
-        views = () if self.needs.views == 1 else (self.needs.views,)
-        return *views, *self.model.image_size, self.model.channels
+        """Of a row of images: (H, W, C), or (V, H, W, C) of several views, see `Needs.pictures`."""
+        pictures = () if self.needs.pictures == 1 else (self.needs.pictures,)
+        return *pictures, *self.model.image_size, self.model.channels
 
     @property
     def image_bytes(self) -> int:
@@ -78,10 +102,10 @@ class Samples(ABC):
         """(count, *shape) to be written to."""
         return np.empty((count, *self.shape), self.data.dtype) if out is None else out[:count]
 
-    def _picture(self, index: int) -> Picture | Raster:
+    def _picture(self, index: int, source: Source | None = None) -> Picture | Raster:
         data = self.data
         how = (self.model.channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
-        return open_image(self.source.read(index), *how)
+        return open_image((source or self.source).read(index), *how)
 
     @cached_property
     def _mean(self) -> NDArray[Any]:
@@ -110,7 +134,7 @@ class Samples(ABC):
         """Inputs of these rows, (epoch, index) pairs; (rows, ...), or (rows, V, ...) of several views."""
         if not self.needs.rows:
             return {}
-        views = range(self.needs.views)
+        views = range(self.needs.augmented)
         rows = [[self._input(epoch, index, view) for view in views] for epoch, index in keys]
         if len(views) == 1:
             return {name: np.stack([row[0][name] for row in rows]) for name in rows[0][0]}
@@ -133,9 +157,13 @@ class TrainSamples(Samples):
     augment: AugmentConfig
     batch_size: int
     """Images of a step, over all processes."""
+    unlabelled: Source | None = None
+    """Images whose labels are not looked at, for `Needs.unlabelled`."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
+        if bool(self.needs.unlabelled) != (self.unlabelled is not None):
+            raise ValueError("images without labels go with an objective that asks for them")
         if self.needs.targets is not None and (labels := self._labels(np.zeros(1, np.int64))) is not None:
             self._targets(labels, self.needs.targets)
 
@@ -145,17 +173,24 @@ class TrainSamples(Samples):
         keys = [sample_at(position, len(self.source), self.seed, repeats) for position in positions]
         images = self._images(len(keys), out)
         shown = np.empty(len(keys), np.int64)
-        bad: list[int] = []
-        picture = lru_cache(maxsize=2)(self._picture)  # repeats of two images stand in turn: each is decoded once
+        # Repeats of two images stand in turn: each is decoded once.
+        pool = _Pool(self.source, "data.train", lru_cache(maxsize=2)(self._picture), [])
         valid = _ValidPixels(images.shape)
-        for row, (epoch, index) in enumerate(keys):
-            shown[row] = self._fill(images, row, epoch, index, bad, picture, valid)
+        several = self.needs.pictures > 1
+        for row, key in enumerate(keys):
+            views = [_View((row, view) if several else (row,), view) for view in range(self.needs.views)]
+            shown[row] = self._fill(images, views, key, pool, valid)
+        bad = pool.bad
+        if self.unlabelled is not None:
+            others = self._fill_unlabelled(images, positions, self.unlabelled, valid)
+            bad += [len(self.source) + index for index in others]
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
         arrays |= self._inputs(keys) | (valid.inputs() if self.needs.valid_pixels else {})
         if self.needs.targets is not None and (labels := self._labels(shown)) is not None:
             arrays |= {"labels": labels, "targets": self._targets(labels, self.needs.targets)}
             if self.augment.mixes:
-                Mixing(self.augment, self.seed, self.batch_size)(positions, images, arrays["targets"])
+                labelled = images[:, 0] if several else images
+                Mixing(self.augment, self.seed, self.batch_size)(positions, labelled, arrays["targets"])
         return arrays
 
     def _targets(self, labels: NDArray[Any], wanted: ClassTargets) -> NDArray[np.float32]:
@@ -181,46 +216,53 @@ class TrainSamples(Samples):
     def _augmentation(self) -> Augmentation:
         return Augmentation.of(self.augment, self.data)
 
+    def _fill_unlabelled(
+        self, images: NDArray[Any], positions: range, source: Source, valid: _ValidPixels
+    ) -> list[int]:
+        """Write the views of the images without labels of these rows; returns which of `source` are bad."""
+        pool = _Pool(source, "data.unlabelled (by default data.train)", partial(self._picture, source=source), [])
+        each, count, views = self.needs.unlabelled, len(source), self.needs.views
+        for row, position in enumerate(positions):
+            for i, key in enumerate(unlabelled_at(position, each, count, self.seed)):
+                strong = _View((row, views + i), _STRONG)
+                weak = _View((row, views + each + i), _WEAK, strong=False)
+                self._fill(images, [strong, weak], key, pool, valid)
+        return pool.bad
+
     def _fill(
-        self,
-        images: NDArray[Any],
-        row: int,
-        epoch: int,
-        index: int,
-        bad: list[int],
-        picture: Callable[[int], Picture | Raster],
-        valid: _ValidPixels,
+        self, images: NDArray[Any], views: Sequence[_View], key: tuple[int, int], pool: _Pool, valid: _ValidPixels
     ) -> int:
-        """Write the views of one training image; returns its index, which differs from `index` when that is bad."""
+        """Write the views of one image of (epoch, index) `key`; returns the index of the one that was taken when that
+        is bad, else the same."""
+        epoch, index = key
         reason = ""
-        for candidate in self._candidates(epoch, index):
+        for candidate in self._candidates(epoch, index, len(pool.source), views[0].number):
             try:
-                opened = picture(candidate)
-                for view in range(self.needs.views):
-                    place = (row, view) if self.needs.views > 1 else (row,)
-                    images[place], is_data = self._crop(opened, epoch, candidate, view)
-                    valid.put(place, is_data)
+                opened = pool.open(candidate)
+                for view in views:
+                    images[view.place], is_data = self._crop(opened, epoch, candidate, view, pool.source)
+                    valid.put(view.place, is_data)
             except StorageError:
                 raise
             except DataError as error:
-                bad.append(candidate)
-                reason = f"{printable(self.source.name(candidate))}: {error}"
+                pool.bad.append(candidate)
+                reason = f"{printable(pool.source.name(candidate))}: {error}"
             else:
                 return candidate
-        raise DataError(f"{1 + _REPLACEMENTS} images in a row cannot be used, the last is {reason}; check data.train")
+        raise DataError(f"{1 + _REPLACEMENTS} images in a row cannot be used, the last is {reason}; check {pool.what}")
 
-    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+    def _candidates(self, epoch: int, index: int, count: int, view: int) -> Iterator[int]:
         yield index
-        rng = generator(self.seed, epoch, index, Op.REPLACE)
-        yield from rng.integers(len(self.source), size=_REPLACEMENTS).tolist()
+        rng = generator(self.seed, epoch, index, Op.REPLACE, view)
+        yield from rng.integers(count, size=_REPLACEMENTS).tolist()
 
     def _crop(
-        self, picture: Picture | Raster, epoch: int, index: int, view: int
+        self, picture: Picture | Raster, epoch: int, index: int, view: _View, source: Source
     ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
         """A view, and where it is data; None where all is."""
 
         def draw(op: Op) -> np.random.Generator:
-            return generator(self.seed, epoch, index, op, view)
+            return generator(self.seed, epoch, index, op, view.number)
 
         data = self.data
         box = random_resized_crop_box(draw(Op.CROP), (picture.height, picture.width), data.crop_scale, data.crop_ratio)
@@ -230,10 +272,10 @@ class TrainSamples(Samples):
         )
         if valid is not None and self.needs.valid_pixels and self.augment.policy is not None:
             raise ConfigError(
-                f"{printable(self.source.name(index))} has values that are no data, which augment.policy would move "
+                f"{printable(source.name(index))} has values that are no data, which augment.policy would move "
                 "about; set augment.policy=null"
             )
-        return self._augmentation(pixels, draw), valid
+        return (self._augmentation(pixels, draw) if view.strong else pixels), valid
 
 
 class EvalSamples(Samples):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unmask.data.loader.order import sample_at
+from unmask.data.loader.order import sample_at, unlabelled_at
 from unmask.data.sources.base import Source, printable
 from unmask.report.progress import say
 
@@ -21,12 +21,30 @@ _MOST = 100
 """Lines a process writes."""
 
 
+def unlabelled_names(source: Source, positions: range, each: int, seed: int) -> list[str]:
+    """Of the `each` images of `source` that come with each of those at these positions, once each."""
+    keys = [key for position in positions for key in unlabelled_at(position, each, len(source), seed)]
+    return [printable(source.name(index)) for index in dict.fromkeys(index for _, index in keys)]
+
+
 class Spikes:
     """Writes a line of JSON for each such step: `step`, `loss`, `median` of those before, `images`."""
 
-    def __init__(self, source: Source, path: Path, *, seed: int, batch_size: int, repeats: int) -> None:
-        """`batch_size`: of a step, over all processes; `repeats`: `augment.repeats`."""
+    def __init__(
+        self,
+        source: Source,
+        path: Path,
+        *,
+        seed: int,
+        batch_size: int,
+        repeats: int,
+        unlabelled: Source | None = None,
+        each: int = 0,
+    ) -> None:
+        """`batch_size`: of a step, over all processes; `repeats`: `augment.repeats`; `each`: how many of `unlabelled`
+        come with each image."""
         self._source, self._path = source, path
+        self._unlabelled, self._each = unlabelled, each
         self._seed, self._batch_size, self._repeats = seed, batch_size, repeats
         self._before: deque[float] = deque(maxlen=_WINDOW)
         self._written = 0
@@ -52,7 +70,10 @@ class Spikes:
         count = len(self._source)
         positions = range((step - 1) * self._batch_size, step * self._batch_size)
         rows = dict.fromkeys(sample_at(position, count, self._seed, self._repeats)[1] for position in positions)
-        return [printable(self._source.name(row)) for row in rows]
+        names = [printable(self._source.name(row)) for row in rows]
+        if self._unlabelled is not None:
+            names += unlabelled_names(self._unlabelled, positions, self._each, self._seed)
+        return list(dict.fromkeys(names))
 
     def _is_high(self, loss: float, median: float) -> bool:
         if len(self._before) < _LEAST:

@@ -44,6 +44,34 @@ class SubsetSource:
         return hashlib.sha256(self.parent.fingerprint().encode() + self.indices.astype("<i8").tobytes()).hexdigest()
 
 
+class BothSource:
+    """The images of one source and then those of another, without labels."""
+
+    labels = None
+    class_names = None
+
+    def __init__(self, first: Source, second: Source) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        source, index = self._place(index)
+        return source.read(index)
+
+    def name(self, index: int) -> str:
+        source, index = self._place(index)
+        return source.name(index)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256((self.first.fingerprint() + self.second.fingerprint()).encode()).hexdigest()
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        count = len(self.first)
+        return (self.first, index) if index < count else (self.second, index - count)
+
+
 class SpansSource:
     """The images in some ranges of another source, without labels: of any number, at no memory."""
 

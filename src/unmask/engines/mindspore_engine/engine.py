@@ -180,8 +180,10 @@ class MindSporeEngine:
 
     def _arguments(self, batch: Batch, values: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
         """What the loss takes, in its order: a graph takes no tensors by name."""
-        inputs = {name: _tensor(array) for name, array in batch.inputs.items()}
-        bound = self._loss_signature.bind(_images(batch), **inputs, **values)
+        images, inputs = _images(batch), {name: _tensor(array) for name, array in batch.inputs.items()}
+        if (taught := self.objective.taught) is not None:
+            inputs[taught] = self.graph(taught)(images)
+        bound = self._loss_signature.bind(images, **inputs, **values)
         bound.apply_defaults()
         return bound.args
 

@@ -68,9 +68,10 @@ class TorchEngine:
         dtype = DTYPES[self.train.exchange_dtype]
         if not self.train.shard:
             return Replicas(self.network, dtype)
+        outputs = [*self.objective.outputs, *filter(None, [self.objective.taught])]
         if self.averaged is not None:
-            Shards(self.averaged, dtype, self.objective.outputs)
-        return Shards(self.network, dtype, self.objective.outputs)
+            Shards(self.averaged, dtype, outputs)
+        return Shards(self.network, dtype, outputs)
 
     @cached_property
     def _loss(self) -> Callable[..., dict[str, Tensor]]:
@@ -93,7 +94,8 @@ class TorchEngine:
         total: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with nullcontext() if self._parallel is None else self._parallel.exchange(i == len(batches) - 1):
-                terms = self._loss(self._images(batch), **self._inputs(batch), **values)
+                images = self._images(batch)
+                terms = self._loss(images, **self._inputs(batch), **self._taught(images), **values)
                 terms = {name: term / len(batches) for name, term in terms.items()}
                 loss = terms["loss"]
                 (loss if self.loss_scale is None else loss * self.loss_scale).backward()
@@ -109,6 +111,11 @@ class TorchEngine:
         if self.averaged is not None:
             self._average(finite)
         return result
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> dict[str, Tensor]:
+        name = self.objective.taught
+        return {} if name is None else {name: getattr(self.module, name)(images)}
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}

@@ -28,20 +28,25 @@ class LabelledSection(ObjectiveSection):
             raise ValueError("objective.class_weights must not be negative")
 
 
-class ClassifySection(LabelledSection):
-    name: str = "classify"
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
-    """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+class HeadSection(LabelledSection):
+    """Of objectives that fine-tune a network and a head."""
+
     head: Literal["drawn", "probe"] = "drawn"
     """What the head begins as; probe: fitted to the features of the network as it starts (Kumar et al. 2022, LP-FT)."""
 
     @property
-    def takes_several_classes(self) -> bool:
-        return self.loss == "bce"
-
-    @property
     def starts_at_probe(self) -> bool:
         return self.head == "probe"
+
+
+class ClassifySection(HeadSection):
+    name: str = "classify"
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+
+    @property
+    def takes_several_classes(self) -> bool:
+        return self.loss == "bce"
 
     def check(self, config: Config) -> None:
         super().check(config)
