@@ -33,6 +33,7 @@ EXTRAS = {
     "qkv_bias": False,
     "layer_scale": 0.1,
     "norm_eps": 1e-4,
+    "patch_stem": 8,
     "patch_norm": True,
     "pre_norm": True,
     "register_tokens": 2,

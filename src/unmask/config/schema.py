@@ -66,6 +66,10 @@ class ModelConfig(Section):
     factors."""
     norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every LayerNorm."""
+    patch_stem: int | None = Field(default=None, ge=8, le=4096)
+    """Convolutions inside each patch in place of one matrix product: of this many values at first, twice as many at
+    each further one, 3 x 3 with stride 2 and a LayerNorm, until 2 x 2 are left. As no patch sees another, nothing of a
+    masked one gets through (Xiao et al. 2021, arXiv 2106.14881; Touvron et al. 2022, arXiv 2203.09795). None: none."""
     patch_norm: bool = False
     """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
     pre_norm: bool = False
@@ -92,6 +96,18 @@ class ModelConfig(Section):
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Values after each convolution of `patch_stem`."""
+        if self.patch_stem is None:
+            return ()
+        return tuple(self.patch_stem << i for i in range(self.patch_size.bit_length() - 2))
+
+    @property
+    def projected(self) -> tuple[int, int]:
+        """Channels and side of what is projected to a token: the patch, or what the stem leaves of it."""
+        return (self.stem_widths[-1], 2) if self.stem_widths else (self.channels, self.patch_size)
+
+    @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
@@ -115,6 +131,10 @@ class ModelConfig(Section):
         height, width = self.image_size
         if height < self.patch_size or width < self.patch_size or height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image_size={height}x{width} is not a multiple of patch_size={self.patch_size}")
+        if self.patch_stem and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(
+                f"patch_stem={self.patch_stem} needs a patch_size of 4, 8, 16 or 32, not {self.patch_size}"
+            )
         for name in ("", "decoder_"):
             dim, heads = getattr(self, f"{name}width"), getattr(self, f"{name}heads")
             if dim % heads:

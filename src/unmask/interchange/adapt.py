@@ -16,7 +16,7 @@ from unmask.interchange.stored_model import fields_from_shapes, same_field
 from unmask.models.parameters import encoder_shapes, norm_shapes
 
 OF_ARCHITECTURE = (
-    "mlp", "qkv_bias", "layer_scale", "norm_eps", "patch_norm", "pre_norm", "cls_token", "register_tokens"
+    "mlp", "qkv_bias", "layer_scale", "norm_eps", "patch_stem", "patch_norm", "pre_norm", "cls_token", "register_tokens"
 )  # fmt: skip
 """Fields of ModelConfig that a run takes over from what it starts with, where nothing else is set."""
 
@@ -65,7 +65,11 @@ def adapt_encoder(
         if grid is None:
             raise _misfit(source, ["the grid of its position embedding is neither square nor told"])
         encoder["pos_embed"] = interpolate_position_embedding(encoder["pos_embed"], grid, model.grid)
-    if {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= encoder.keys():
+    if model.patch_stem:
+        here = None if data is None else (data.mean, data.std)
+        if (there := _pixels(prepared, model.channels)) and here and [*map(tuple, there)] != [*map(tuple, here)]:
+            raise _misfit(source, [f"data.mean and data.std are {there} there, and a stem cannot absorb {here} here"])
+    elif {"patch_embed.proj.weight", "patch_embed.proj.bias"} <= encoder.keys():
         projection = encoder["patch_embed.proj.weight"], encoder["patch_embed.proj.bias"]
         there, here = _pixels(prepared, projection[0].shape[1]), None if data is None else (data.mean, data.std)
         weight, bias = adapt_channels(*projection, model.channels, there, here)

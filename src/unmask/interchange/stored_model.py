@@ -204,6 +204,7 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
         fields |= {
             "cls_token": "cls_token" in shapes,
             "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "patch_stem": None,
             "patch_norm": "patch_embed.norm.weight" in shapes,
             "pre_norm": "norm_pre.weight" in shapes,
         }
@@ -215,6 +216,15 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
             side = math.isqrt(max(patches, 0))
             if side and side**2 == patches:
                 fields["image_size"] = (side * patch_size, side * patch_size)
+        case _:
+            pass
+    match shapes.get("patch_embed.stem.0.conv.weight"):
+        case (stem, channels, _, _):
+            layers = _depth(shapes, "patch_embed.stem.")
+            there = fields.get("image_size")
+            fields |= {"patch_stem": stem, "channels": channels, "patch_size": 2 << layers}
+            if there is not None:  # counted in halves of what the stem leaves of a patch
+                fields["image_size"] = tuple((side << layers) for side in there)
         case _:
             pass
     match shapes.get("reg_token"):

@@ -251,6 +251,8 @@ def _architecture(model: ModelConfig) -> str:
 
 
 def _config_json(model: ModelConfig, weights: Tensors, stored: StoredModel) -> dict[str, Any]:
+    if model.patch_stem is not None:
+        raise CheckpointError("timm has no such model with model.patch_stem; try --to facebook or mindspore")
     architecture = _architecture(model)
     classes = model.num_classes if "head.weight" in weights else 0
     if classes and model.pool == "mean+cls":

@@ -336,6 +336,7 @@ def _type_for(stored: StoredModel, model: ModelConfig) -> str:
         "model.cls_token=false": not model.cls_token,
         "model.patch_norm": model.patch_norm,
         "model.pre_norm": model.pre_norm,
+        "model.patch_stem": model.patch_stem is not None,
     }
     if stored.kind == "autoencoder":
         foreign |= of_dinov2
@@ -401,6 +402,7 @@ def _config_json(stored: StoredModel, model: ModelConfig, model_type: str) -> di
 
 def _way_out(stored: StoredModel, model: ModelConfig) -> str:
     timm = stored.kind == "encoder" or (stored.kind == "classifier" and model.pool != "mean+cls")
+    timm = timm and model.patch_stem is None
     return f"try --to {'timm, whose folders transformers loads too' if timm else 'facebook or mindspore'}"
 
 

@@ -8,6 +8,7 @@ Nothing here is random. The PyTorch twin has the same names in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ Pool = Literal["mean", "cls", "mean+cls"]
 """How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
 
 arange: Any = ops.arange
+conv2d: Any = ops.conv2d
 matmul_transposed: Any = ops.MatMul(transpose_b=True)
 
 
@@ -182,7 +184,8 @@ class PatchProjection(Cell):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.weight = parameter(model.width, model.channels, model.patch_size, model.patch_size)
+        channels, side = model.projected
+        self.weight = parameter(model.width, channels, side, side)
         self.bias = parameter(model.width)
 
     def construct(self, x_BLP: Tensor) -> Tensor:
@@ -190,15 +193,47 @@ class PatchProjection(Cell):
         return linear(x_BLP, weight_DP.astype(x_BLP.dtype), self.bias.astype(x_BLP.dtype))
 
 
+class StemLayer(Cell):
+    """A convolution that halves each patch by itself, a norm at each place, ReLU."""
+
+    def __init__(self, fan_in: int, fan_out: int, eps: float) -> None:
+        super().__init__()
+        self.conv = StemConvolution(fan_in, fan_out)
+        self.norm = LayerNorm(fan_out, eps)
+
+    def construct(self, x_NppC: Tensor) -> Tensor:
+        return ops.relu(self.norm(self.conv(x_NppC.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)))
+
+
+class StemConvolution(Cell):
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight = parameter(fan_out, fan_in, 3, 3)
+
+    def construct(self, x_NCpp: Tensor) -> Tensor:
+        return conv2d(x_NCpp, self.weight.astype(x_NCpp.dtype), stride=2, pad_mode="pad", padding=1)
+
+
 class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        self.patch_size, self.channels = model.patch_size, model.channels
+        widths = (model.channels, *model.stem_widths)
+        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps) for pair in pairwise(widths)])
         self.proj = PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def construct(self, x_BLP: Tensor) -> Tensor:
-        x = self.proj(x_BLP)
+        x = self.proj(self._stem(x_BLP) if len(self.stem) else x_BLP)
         return x if self.norm is None else self.norm(x)
+
+    def _stem(self, x_BLP: Tensor) -> Tensor:
+        """Patches as the stem leaves them: (B, L, 4 C), the values of each in the order row, column, channel."""
+        B, L, _ = x_BLP.shape
+        x = x_BLP.reshape(B * L, self.patch_size, self.patch_size, self.channels)
+        for layer in self.stem:
+            x = layer(x)
+        return x.reshape(B, L, -1)
 
 
 class VisionTransformer(Cell):

@@ -28,11 +28,13 @@ def encoder_shapes(model: ModelConfig) -> Shapes:
     D = model.width
     shapes: Shapes = {"cls_token": (1, 1, D)} if model.cls_token else {}
     shapes |= {"reg_token": (1, model.register_tokens, D)} if model.register_tokens else {}
-    shapes |= {
-        "pos_embed": (1, model.num_patches + int(model.cls_token), D),
-        "patch_embed.proj.weight": (D, model.channels, model.patch_size, model.patch_size),
-        "patch_embed.proj.bias": (D,),
-    }
+    shapes["pos_embed"] = (1, model.num_patches + int(model.cls_token), D)
+    channels, side = model.channels, model.patch_size
+    for i, width in enumerate(model.stem_widths):
+        shapes |= {f"patch_embed.stem.{i}.conv.weight": (width, channels, 3, 3)}
+        shapes |= norm_shapes(f"patch_embed.stem.{i}.norm", width)
+        channels, side = width, side // 2
+    shapes |= {"patch_embed.proj.weight": (D, channels, side, side), "patch_embed.proj.bias": (D,)}
     shapes |= norm_shapes("patch_embed.norm", D) if model.patch_norm else {}
     shapes |= norm_shapes("norm_pre", D) if model.pre_norm else {}
     for i in range(model.depth):

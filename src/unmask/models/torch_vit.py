@@ -8,6 +8,7 @@ Nothing here is random. The MindSpore twin has the same names in the same order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Literal, cast
 
 import torch
@@ -171,7 +172,8 @@ class PatchProjection(nn.Conv2d):
     """The convolution that makes tokens of patches, as the matrix product over patches that it equals."""
 
     def __init__(self, model: ModelConfig) -> None:
-        super().__init__(model.channels, model.width, kernel_size=model.patch_size, stride=model.patch_size)
+        channels, side = model.projected
+        super().__init__(channels, model.width, kernel_size=side, stride=side)
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, torch.nan)
@@ -185,15 +187,46 @@ class PatchProjection(nn.Conv2d):
         return F.linear(input, weight_DP.to(input.dtype), bias)
 
 
+class StemLayer(nn.Module):
+    """A convolution that halves each patch by itself, a norm at each place, ReLU."""
+
+    def __init__(self, fan_in: int, fan_out: int, eps: float) -> None:
+        super().__init__()
+        self.conv = StemConvolution(fan_in, fan_out, kernel_size=3, stride=2, padding=1, bias=False)
+        self.norm = LayerNorm(fan_out, eps)
+
+    def forward(self, x_NppC: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x_NppC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+
+
+class StemConvolution(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, torch.nan)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight.to(input.dtype), stride=self.stride, padding=self.padding)
+
+
 class PatchEmbed(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
+        self.patch_size, self.channels = model.patch_size, model.channels
+        widths = (model.channels, *model.stem_widths)
+        self.stem = nn.ModuleList([StemLayer(*pair, model.norm_eps) for pair in pairwise(widths)])
         self.proj = PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def forward(self, x_BLP: Tensor) -> Tensor:
-        x = self.proj(x_BLP)
+        x = self.proj(self._stem(x_BLP) if len(self.stem) else x_BLP)
         return x if self.norm is None else self.norm(x)
+
+    def _stem(self, x_BLP: Tensor) -> Tensor:
+        """Patches as the stem leaves them: (B, L, 4 C), the values of each in the order row, column, channel."""
+        B, L, _ = x_BLP.shape
+        x = x_BLP.reshape(B * L, self.patch_size, self.patch_size, self.channels)
+        for layer in self.stem:
+            x = layer(x)
+        return x.reshape(B, L, -1)
 
 
 class VisionTransformer(nn.Module):

@@ -162,6 +162,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "swiglu": {"mlp": "swiglu", "mlp_ratio": 2, "qkv_bias": False},
     "norms": {"pre_norm": True, "patch_norm": True, "norm_eps": 1e-5},
     "no cls": {"cls_token": False, "image_size": [24, 40]},
+    "stem": {"patch_stem": 8},
 }
 
 

@@ -1,0 +1,72 @@
+"""Convolutions inside the patch: they let nothing of one patch into another, and start only what has the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unmask.config.load import load_config
+from unmask.config.schema import DataConfig, ModelConfig
+from unmask.data.batch import Pixels
+from unmask.errors import CheckpointError, ConfigError
+from unmask.interchange.adapt import adapt_encoder
+from unmask.interchange.stored_model import fields_from_shapes
+from unmask.models.parameters import draw, encoder_shapes
+
+MODEL = ModelConfig(image_size=(32, 48), patch_size=16, width=16, depth=1, heads=2, patch_stem=8)
+
+
+def weights(model: ModelConfig) -> dict[str, Any]:
+    return {name: draw(name, shape, model, 0) for name, shape in encoder_shapes(model).items()}
+
+
+def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
+    shapes = encoder_shapes(MODEL)
+    assert [shapes[f"patch_embed.stem.{i}.conv.weight"] for i in range(3)] == [
+        (8, 3, 3, 3),
+        (16, 8, 3, 3),
+        (32, 16, 3, 3),
+    ]
+    assert shapes["patch_embed.proj.weight"] == (16, 32, 2, 2)
+    square = MODEL.model_copy(update={"image_size": (64, 64)})
+    told = fields_from_shapes(weights(square))
+    for field in ("image_size", "patch_size", "patch_stem", "channels", "width"):
+        assert told[field] == getattr(square, field), field
+    assert fields_from_shapes(weights(MODEL.model_copy(update={"patch_stem": None})))["patch_stem"] is None
+
+
+def test_no_patch_sees_another() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from unmask.models.torch_vit import VisionTransformer
+
+    network = VisionTransformer(MODEL, Pixels.of(DataConfig()), torch.float32, pool="mean", fc_norm=True)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in weights(MODEL).items()}, strict=False)
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    changed = image.copy()
+    changed[:, 16:, 16:32] = 255 - changed[:, 16:, 16:32]  # patch 4 of 6
+    with torch.no_grad():
+        before, after = (network.patch_embed(network.patches(torch.from_numpy(each))) for each in (image, changed))
+    same = (before == after).all(-1)[0]
+    assert same.tolist() == [True, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("patch_size", [2, 7, 14, 12])
+def test_a_patch_that_cannot_be_halved_is_refused(patch_size: int) -> None:
+    settings = [f"model.patch_size={patch_size}", f"model.image_size={8 * patch_size}", "model.patch_stem=8"]
+    with pytest.raises(ConfigError, match=f"needs a patch_size of 4, 8, 16 or 32, not {patch_size}"):
+        load_config("mae-vit-tiny", settings)
+
+
+def test_it_starts_what_has_the_same_stem_and_pixels() -> None:
+    data, known = DataConfig(), {"image_size": (32, 48)}
+    prepared: dict[str, Any] = {"mean": data.mean, "std": data.std}
+    same = adapt_encoder(weights(MODEL), MODEL, source="x", known=known, prepared=prepared, data=data, fc_norm=True)
+    assert all(np.array_equal(same[name], array) for name, array in weights(MODEL).items())
+    plain = MODEL.model_copy(update={"patch_stem": None})
+    with pytest.raises(CheckpointError, match="patch_stem is 8 there and None here"):
+        adapt_encoder(weights(MODEL), plain, source="x", fc_norm=True)
+    prepared["mean"] = (0.1,) * 3
+    with pytest.raises(CheckpointError, match="a stem cannot absorb"):
+        adapt_encoder(weights(MODEL), MODEL, source="x", known=known, prepared=prepared, data=data, fc_norm=True)
