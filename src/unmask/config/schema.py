@@ -67,9 +67,9 @@ class ModelConfig(Section):
     norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every LayerNorm."""
     patch_stem: int | None = Field(default=None, ge=8, le=4096)
-    """Convolutions inside each patch in place of one matrix product: of this many values at first, twice as many at
-    each further one, 3 x 3 with stride 2 and a LayerNorm, until 2 x 2 are left. As no patch sees another, nothing of a
-    masked one gets through (Xiao et al. 2021, arXiv 2106.14881; Touvron et al. 2022, arXiv 2203.09795). None: none."""
+    """Convolutions before the projection of patches, for small sets and small networks (Xiao et al. 2021, arXiv
+    2106.14881): 3 x 3 with stride 2 and a LayerNorm at each place, the first to this many values, each further one to
+    twice as many, until a patch is 2 x 2. Masked patches are empty after each of them. None: no convolutions."""
     patch_norm: bool = False
     """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
     pre_norm: bool = False

@@ -194,15 +194,15 @@ class PatchProjection(Cell):
 
 
 class StemLayer(Cell):
-    """A convolution that halves each patch by itself, a norm at each place, ReLU."""
+    """A convolution that halves an image, a norm at each place, ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int, eps: float) -> None:
         super().__init__()
         self.conv = StemConvolution(fan_in, fan_out)
         self.norm = LayerNorm(fan_out, eps)
 
-    def construct(self, x_NppC: Tensor) -> Tensor:
-        return ops.relu(self.norm(self.conv(x_NppC.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)))
+    def construct(self, x_BHWC: Tensor) -> Tensor:
+        return ops.relu(self.norm(self.conv(x_BHWC.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)))
 
 
 class StemConvolution(Cell):
@@ -210,30 +210,41 @@ class StemConvolution(Cell):
         super().__init__()
         self.weight = parameter(fan_out, fan_in, 3, 3)
 
-    def construct(self, x_NCpp: Tensor) -> Tensor:
-        return conv2d(x_NCpp, self.weight.astype(x_NCpp.dtype), stride=2, pad_mode="pad", padding=1)
+    def construct(self, x_BCHW: Tensor) -> Tensor:
+        return conv2d(x_BCHW, self.weight.astype(x_BCHW.dtype), stride=2, pad_mode="pad", padding=1)
 
 
 class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.patch_size, self.channels = model.patch_size, model.channels
+        self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
         widths = (model.channels, *model.stem_widths)
         self.stem = nn.CellList([StemLayer(*pair, model.norm_eps) for pair in pairwise(widths)])
         self.proj = PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
-    def construct(self, x_BLP: Tensor) -> Tensor:
-        x = self.proj(self._stem(x_BLP) if len(self.stem) else x_BLP)
+    def construct(self, x_BLP: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Tokens of patches; `ids` (B, L) says which these are, None: all, row by row."""
+        x = self.proj(self._stem(x_BLP, ids) if len(self.stem) else x_BLP)
         return x if self.norm is None else self.norm(x)
 
-    def _stem(self, x_BLP: Tensor) -> Tensor:
-        """Patches as the stem leaves them: (B, L, 4 C), the values of each in the order row, column, channel."""
-        B, L, _ = x_BLP.shape
-        x = x_BLP.reshape(B * L, self.patch_size, self.patch_size, self.channels)
+    def _stem(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
+        """Patches as the convolutions leave them: (B, L, 4 C). Those that are not given are empty after each."""
+        B = x_BLP.shape[0]
+        (h, w), side = self.grid, self.patch_size
+        places = None
+        if ids is not None:  # as matrix products, whose gradients are fast
+            places = ops.one_hot(ids, h * w, Tensor(1.0, x_BLP.dtype), Tensor(0.0, x_BLP.dtype))
+            x_BLP = ops.matmul(places.transpose(0, 2, 1), x_BLP)
+        x = x_BLP.reshape(B, h, w, side, side, self.channels).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(B, h * side, w * side, self.channels)
         for layer in self.stem:
-            x = layer(x)
-        return x.reshape(B, L, -1)
+            x, side = layer(x), side // 2
+            if places is not None:
+                given = ops.broadcast_to(places.sum(1).reshape(B, h, 1, w, 1, 1), (B, h, side, w, side, 1))
+                x = x * given.reshape(B, h * side, w * side, 1)
+        x = patchify(x, side)
+        return x if places is None else ops.matmul(places, x)
 
 
 class VisionTransformer(Cell):
@@ -370,7 +381,7 @@ class VisionTransformer(Cell):
     def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
         pos_embed = self.pos_embed.astype(x_BLP.dtype)
         pos_LD = pos_embed[0, self.cls_tokens :]
-        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else ops.gather(pos_LD, ids, 0))
+        x = self.patch_embed(x_BLP, ids) + (pos_LD if ids is None else ops.gather(pos_LD, ids, 0))
         B, _, D = x.shape
         prefix = ()
         if self.cls_token is not None:

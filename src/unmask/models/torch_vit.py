@@ -188,15 +188,15 @@ class PatchProjection(nn.Conv2d):
 
 
 class StemLayer(nn.Module):
-    """A convolution that halves each patch by itself, a norm at each place, ReLU."""
+    """A convolution that halves an image, a norm at each place, ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int, eps: float) -> None:
         super().__init__()
         self.conv = StemConvolution(fan_in, fan_out, kernel_size=3, stride=2, padding=1, bias=False)
         self.norm = LayerNorm(fan_out, eps)
 
-    def forward(self, x_NppC: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x_NppC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
 
 
 class StemConvolution(nn.Conv2d):
@@ -210,23 +210,34 @@ class StemConvolution(nn.Conv2d):
 class PatchEmbed(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.patch_size, self.channels = model.patch_size, model.channels
+        self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
         widths = (model.channels, *model.stem_widths)
         self.stem = nn.ModuleList([StemLayer(*pair, model.norm_eps) for pair in pairwise(widths)])
         self.proj = PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
-    def forward(self, x_BLP: Tensor) -> Tensor:
-        x = self.proj(self._stem(x_BLP) if len(self.stem) else x_BLP)
+    def forward(self, x_BLP: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Tokens of patches; `ids` (B, L) says which these are, None: all, row by row."""
+        x = self.proj(self._stem(x_BLP, ids) if len(self.stem) else x_BLP)
         return x if self.norm is None else self.norm(x)
 
-    def _stem(self, x_BLP: Tensor) -> Tensor:
-        """Patches as the stem leaves them: (B, L, 4 C), the values of each in the order row, column, channel."""
-        B, L, _ = x_BLP.shape
-        x = x_BLP.reshape(B * L, self.patch_size, self.patch_size, self.channels)
+    def _stem(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
+        """Patches as the convolutions leave them: (B, L, 4 C). Those that are not given are empty after each."""
+        B, _, P = x_BLP.shape
+        (h, w), side = self.grid, self.patch_size
+        given = None
+        if ids is not None:
+            given = x_BLP.new_zeros(B, h * w, 1).scatter(1, ids[:, :, None], 1.0)
+            x_BLP = x_BLP.new_zeros(B, h * w, P).scatter(1, ids[:, :, None].expand(-1, -1, P), x_BLP)
+        x = x_BLP.reshape(B, h, w, side, side, self.channels).transpose(2, 3).reshape(B, h * side, w * side, -1)
         for layer in self.stem:
-            x = layer(x)
-        return x.reshape(B, L, -1)
+            x, side = layer(x), side // 2
+            if given is not None:
+                x = x * given.view(B, h, 1, w, 1, 1).expand(-1, -1, side, -1, side, -1).reshape(
+                    B, h * side, w * side, 1
+                )
+        x = patchify(x, side)
+        return x if ids is None else select(x, ids)
 
 
 class VisionTransformer(nn.Module):
@@ -360,7 +371,7 @@ class VisionTransformer(nn.Module):
     def _embed(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
         pos_embed = self.pos_embed.to(x_BLP.dtype)
         pos_LD = pos_embed[0, self.cls_tokens :]
-        x = self.patch_embed(x_BLP) + (pos_LD if ids is None else pos_LD[ids])
+        x = self.patch_embed(x_BLP, ids) + (pos_LD if ids is None else pos_LD[ids])
         prefix: list[Tensor] = []
         if self.cls_token is not None:
             prefix.append(self.cls_token.to(x.dtype) + pos_embed[:, :1])

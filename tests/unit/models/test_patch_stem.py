@@ -1,4 +1,4 @@
-"""Convolutions inside the patch: they let nothing of one patch into another, and start only what has the same."""
+"""Convolutions before the tokens: they let nothing of a masked patch through, and start only what has the same."""
 
 from __future__ import annotations
 
@@ -37,19 +37,27 @@ def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
     assert fields_from_shapes(weights(MODEL.model_copy(update={"patch_stem": None})))["patch_stem"] is None
 
 
-def test_no_patch_sees_another() -> None:
+def test_patches_that_are_not_given_leave_no_trace() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from unmask.models.torch_vit import VisionTransformer
+    from unmask.models.torch_vit import VisionTransformer, select
 
     network = VisionTransformer(MODEL, Pixels.of(DataConfig()), torch.float32, pool="mean", fc_norm=True)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in weights(MODEL).items()}, strict=False)
-    image = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
-    changed = image.copy()
-    changed[:, 16:, 16:32] = 255 - changed[:, 16:, 16:32]  # patch 4 of 6
+    embed = network.patch_embed
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
     with torch.no_grad():
-        before, after = (network.patch_embed(network.patches(torch.from_numpy(each))) for each in (image, changed))
-    same = (before == after).all(-1)[0]
-    assert same.tolist() == [True, True, True, True, False, True]
+        patches = network.patches(torch.from_numpy(image))
+        whole = embed(patches)
+        order = torch.tensor([[5, 0, 3, 1, 2, 4], [2, 4, 0, 5, 1, 3]])
+        torch.testing.assert_close(embed(select(patches, order), order), select(whole, order))
+
+        kept = torch.tensor([[4, 5], [4, 5]])  # of two rows of three
+        tokens = embed(select(patches, kept), kept)
+        assert not torch.isclose(tokens, select(whole, kept)).all(-1).any()  # their neighbours were seen before
+        alone = torch.tensor([[4], [5]])
+        one = embed(select(patches, alone), alone)
+        torch.testing.assert_close(one[0], tokens[0, :1])  # strides of 2 begin at the left: 4 does not see 5
+        assert not torch.isclose(one[1], tokens[1, 1:]).all()  # but 5 sees 4
 
 
 @pytest.mark.parametrize("patch_size", [2, 7, 14, 12])
