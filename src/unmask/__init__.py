@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unmask.evaluate.inference import Model, load
     from unmask.evaluate.knn import knn
     from unmask.evaluate.output import write_embeddings, write_predictions
+    from unmask.overview import write_report
     from unmask.sweep import sweep_labels
 
     __version__: str
@@ -44,6 +45,7 @@ __all__ = [
     "verify_pack",
     "write_embeddings",
     "write_predictions",
+    "write_report",
 ]
 
 _HOME = {
@@ -60,6 +62,7 @@ _HOME = {
     "verify_pack": "data.packs.verify",
     "write_embeddings": "evaluate.output",
     "write_predictions": "evaluate.output",
+    "write_report": "overview",
 }
 
 

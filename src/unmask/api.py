@@ -23,6 +23,7 @@ from unmask.interchange.beside import write_beside
 from unmask.modelzoo import modelarts
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
+from unmask.overview import write_report
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 from unmask.train import Callback, train
@@ -33,7 +34,7 @@ class Run(os.PathLike[str]):
     """A run that was trained; wherever a path to one is taken (`load`, `init`), it is one."""
 
     folder: Path
-    """Holds run.yaml, metrics.jsonl, checkpoints, curves.png."""
+    """Holds run.yaml, metrics.jsonl, checkpoints, curves.png, report.html."""
     metrics: Mapping[str, float]
     """The last numbers: `loss` and, with images to validate on, `val_loss`, `val_top1`, ..."""
 
@@ -168,7 +169,7 @@ def run(
     kept_at: str | None = None,
     beside: bool = False,
 ) -> Run:
-    """Train in `folder`, then draw the curves and, where it can, a reconstruction. Arguments as for `train`.
+    """Train in `folder`, then draw curves and, where it can, a reconstruction, and a page. Arguments as for `train`.
 
     `kept_at`: a URL that the run comes from and is sent to. `beside`: MindSpore's files beside the folder, see
     `write_beside`.
@@ -202,6 +203,8 @@ def run(
             write_reconstruction(model, shown, pictures[-1], count=8)
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     say("pictures: " + ", ".join(str(picture) for picture in pictures))
+    write_report([folder], images=0)
+    say(f"`unmask report {folder}` adds to that page what the model says of images")
     if mirror is not None:
         mirror.finish()
         say(f"sent to {mirror.url}")

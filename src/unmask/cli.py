@@ -277,6 +277,21 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     _add_share(sub)
 
+    sub = command("report", commands.report, "write a page about runs: curves, classes, mistakes, a map of the images")
+    sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders; several share their charts")
+    _add_of_stored(sub)
+    _add_computing(sub)
+    sub.add_argument(
+        "--images",
+        type=_number,
+        default=10_000,
+        metavar="N",
+        help="most images to look at, spread over data.val, else data.train; 0: curves alone (default 10000)",
+    )
+    sub.add_argument(
+        "--out", type=_place, metavar="FILE.html", help="one file, for any browser (default: report.html in the run)"
+    )
+
     sub = command("replay", commands.replay, "do one step of a run again: its images, its numbers, its weights")
     sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
     sub.add_argument("--step", type=_count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
@@ -342,6 +357,10 @@ def _whole(text: str, least: int, most: int, what: str) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 1, 2**31 - 1, "a whole number from 1 on")
+
+
+def _number(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1, "a whole number from 0 on")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -412,6 +431,10 @@ def _add_stored(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "model", metavar="MODEL", help="a run, a checkpoint, a file or folder of another tool, or hf://OWNER/NAME"
     )
+    _add_of_stored(sub)
+
+
+def _add_of_stored(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--checkpoint",
         type=_checkpoint,
@@ -436,6 +459,10 @@ def _checkpoint(text: str) -> str | int:
 
 def _add_model(sub: argparse.ArgumentParser) -> None:
     _add_stored(sub)
+    _add_computing(sub)
+
+
+def _add_computing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--engine", metavar="NAME", help="torch, mindspore … (default: the one it was trained on)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
     sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")

@@ -311,6 +311,22 @@ def check(options: Namespace) -> None:
     )
 
 
+def report(options: Namespace) -> None:
+    from unmask.overview import write_report
+
+    write_report(
+        options.runs,
+        options.out,
+        images=options.images,
+        settings=options.set,
+        checkpoint=options.checkpoint,
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
+
+
 def replay(options: Namespace) -> None:
     from unmask.replay import replay as again
 
@@ -318,9 +334,9 @@ def replay(options: Namespace) -> None:
 
 
 def doctor(_options: Namespace) -> None:
-    from unmask.doctor import report
+    from unmask.doctor import report as tell
 
-    report()
+    tell()
 
 
 def _load(options: Namespace, settings: Sequence[str] = (), *, join: bool = False) -> Model:

@@ -22,6 +22,7 @@ LAYERS = [
     ["interchange"],
     ["evaluate"],
     ["export", "train"],
+    ["overview"],
     ["api"],
     ["check", "replay", "sweep", "demo", "doctor", "launch"],
     ["commands"],

@@ -104,7 +104,9 @@ class ClassificationReport:
             for row in tally.worst
         ]
         """At most WORST images, highest loss first."""
-        self._sums, self._bins = tally.sums, tally.bins
+        self.bins = tally.bins
+        """(BINS, 3) by confidence: images, sum of their confidences, images classified correctly."""
+        self._sums = tally.sums
 
     def per_class(self) -> PerClass:
         correct = np.diag(self.confusion).astype(np.float64)
@@ -132,7 +134,7 @@ class ClassificationReport:
             "balanced_accuracy": float(each.recall[present].mean()),
             "macro_precision": float(np.nan_to_num(each.precision[present]).mean()),
             "macro_f1": float(each.f1[present].mean()),
-            "calibration_error": float(np.abs(self._bins[:, 1] - self._bins[:, 2]).sum() / self.count),
+            "calibration_error": float(np.abs(self.bins[:, 1] - self.bins[:, 2]).sum() / self.count),
         }
 
 

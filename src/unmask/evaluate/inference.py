@@ -124,7 +124,7 @@ class Model:
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
         if pool not in (None, "mean") and not self.config.model.cls_token:
             raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
-        for batch in self._batches(source, spans):
+        for batch in self.batches(source, spans):
             yield _rows(batch, self.engine.output("features", batch, pool=pool))
 
     def feature_width(self, pool: Pool | None = None) -> int:
@@ -156,7 +156,7 @@ class Model:
     def predict_batches(self, source: Source, spans: Sequence[range] | None = None) -> Iterator[Rows]:
         """The same batch by batch, in order, for any number of images; `spans` as for `embed_batches`."""
         self._check_classifier("predict")
-        for batch in self._batches(source, spans):
+        for batch in self.batches(source, spans):
             probabilities = np.exp(log_softmax(self.engine.output("logits", batch)))
             yield _rows(batch, probabilities.astype(np.float32))
 
@@ -173,7 +173,7 @@ class Model:
         source = self.source(images, labels=True)
         if source.labels is not None:
             return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
-        numbers = self._head_classes(source, class_map, label_offset)
+        numbers = self.numbers_of_classes(source, class_map, label_offset)
         if not np.array_equal(numbers, np.arange(self.config.model.num_classes or 0)):
             raise DataError("images of several classes need exactly the classes of the model, in its order")
         return measure(self.engine, self.objective, self._share(source))
@@ -191,7 +191,7 @@ class Model:
         source = self.source(images, labels=True)
         if source.labels is None:
             raise DataError("the report needs images of one class each")
-        numbers = self._head_classes(source, class_map, label_offset)
+        numbers = self.numbers_of_classes(source, class_map, label_offset)
         names, classes = source.class_names or (), self.config.model.num_classes or 0
         tally = Tally(classes)
         for batch in self._share(source):
@@ -210,7 +210,7 @@ class Model:
         """
         norm_pix_loss, data, model = self.painting().norm_pix_loss, self.config.data, self.config.model
         painted: list[Reconstruction] = []
-        for batch in self._batches(self.source(images)):
+        for batch in self.batches(images):
             prediction = self.engine.output("reconstruction", batch)
             reconstruction = paint(prediction, batch, model, norm_pix_loss, data.mean, data.std)
             painted.append(reconstruction if batch.valid is None else reconstruction.rows(batch.valid))
@@ -247,13 +247,9 @@ class Model:
         """(N, H, W, C): the images as the model sees them, made visible."""
         data = self.config.data
         crops = [
-            batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self._batches(source)
+            batch.images if batch.valid is None else batch.images[batch.index >= 0] for batch in self.batches(source)
         ]
         return visible(np.concatenate(crops), data.mean, data.std)
-
-    def batches(self, images: Images) -> Iterator[Batch]:
-        """Images as the engine is given them; see `Batch` for what fills up the last one."""
-        return self._batches(self.source(images))
 
     def source(self, images: Images, *, labels: bool = False) -> Source:
         """Images in any accepted form as a source, for this model. Raises DataError if there are none."""
@@ -261,10 +257,10 @@ class Model:
 
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
-        return self._batches(source, rank=self.rank, world=self.world)
+        return self.batches(source, rank=self.rank, world=self.world)
 
-    def _head_classes(self, source: Source, class_map: Path | None, label_offset: int | None) -> NDArray[np.int64]:
-        """The class of the head that each class of the images is."""
+    def numbers_of_classes(self, source: Source, class_map: Path | None, label_offset: int | None) -> NDArray[np.int64]:
+        """The class of the head that each class of the images is. Raises DataError as `classification_report`."""
         if source.class_names is None:
             raise DataError("the images have no labels to evaluate with; give class folders or a list with labels")
         return head_classes(
@@ -279,13 +275,16 @@ class Model:
         if "logits" not in self.objective.outputs:
             raise ConfigError(f"this model cannot {what}, it has no classification head; fine-tune it first")
 
-    def _batches(
-        self, source: Source, spans: Sequence[range] | None = None, *, rank: int = 0, world: int = 1
+    def batches(
+        self, images: Images, spans: Sequence[range] | None = None, *, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
-        """Batches of the size they have without `spans`, so that their numbers are the same to the last bit."""
+        """Images as the engine is given them, in order; see `Batch` for what fills up the last one.
+
+        Batches of the size they have without `spans`, so that their numbers are the same to the last bit.
+        """
         if spans is not None and not len(spans):
             return
-        config = self.config
+        config, source = self.config, self.source(images)
         check_images(source, "images", config.model.channels, config.data)
         chosen = None if spans is None else SpansSource(source, spans)
         batches = eval_batches(

@@ -104,7 +104,7 @@ def reconstruction_grid(
     for column, (title, images) in enumerate(columns.items()):
         left = _GAP + column * (width + _GAP)
         draw.text((left + width // 2, _LINE // 2 + 2), title, _INK, font, anchor="mm")
-        for row, image in enumerate(_to_rgb(images)):
+        for row, image in enumerate(to_rgb(images)):
             scaled = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(scaled, (left, _LINE + row * row_height))
     for row, caption in enumerate(captions):
@@ -131,7 +131,7 @@ def contact_sheet(images: NDArray[Any], out: Path, *, captions: Sequence[str], c
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_SMALL_FONT_SIZE)
-    for number, (image, caption) in enumerate(zip(_to_rgb(images), captions, strict=True)):
+    for number, (image, caption) in enumerate(zip(to_rgb(images), captions, strict=True)):
         row, column = divmod(number, columns)
         left, top = _GAP + column * (width + _GAP), _GAP + row * cell_height
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
@@ -166,7 +166,7 @@ def _series(rows: list[dict[str, Any]], name: str) -> tuple[NDArray[np.float64],
     return steps, values
 
 
-def _to_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
+def to_rgb(images: NDArray[Any]) -> NDArray[np.uint8]:
     """(B, H, W, C) of either range to (B, H, W, 3) uint8."""
     if images.dtype != np.uint8:
         images = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
