@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,3 +45,11 @@ class Watched:
     def open(self, url: str) -> Any:
         self.page.goto(url)
         return self.page
+
+
+def until(page: Any, expression: str) -> None:
+    """Wait until it is true. Playwright's own wait needs `eval`, which the policy of our pages forbids."""
+    deadline = time.monotonic() + 60
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        page.wait_for_timeout(50)

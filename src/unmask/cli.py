@@ -292,6 +292,17 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         "--out", type=_place, metavar="FILE.html", help="one file, for any browser (default: report.html in the run)"
     )
 
+    sub = command("serve", commands.serve, "a page and an API where images are dropped, masked and answered about")
+    _add_model(sub)
+    sub.add_argument(
+        "--images", metavar="FOLDER", help="find neighbours among these: anything that data.train may name"
+    )
+    sub.add_argument(
+        "--most", type=_count, default=10_000, metavar="N", help="of them, spread over all (default 10000)"
+    )
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="default 127.0.0.1: this machine alone")
+    sub.add_argument("--port", type=_port, default=8000, metavar="N", help="default 8000; 0: any that is free")
+
     sub = command("replay", commands.replay, "do one step of a run again: its images, its numbers, its weights")
     sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
     sub.add_argument("--step", type=_count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
@@ -361,6 +372,10 @@ def _count(text: str) -> int:
 
 def _number(text: str) -> int:
     return _whole(text, 0, 2**31 - 1, "a whole number from 0 on")
+
+
+def _port(text: str) -> int:
+    return _whole(text, 0, 65535, "a port, from 0 to 65535")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -327,6 +327,24 @@ def report(options: Namespace) -> None:
     )
 
 
+def serve(options: Namespace) -> None:
+    from unmask.serve import serve as answer
+
+    answer(
+        options.model,
+        host=options.host,
+        port=options.port,
+        images=options.images,
+        most=options.most,
+        settings=options.set,
+        checkpoint=options.checkpoint,
+        engine=options.engine,
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
+
+
 def replay(options: Namespace) -> None:
     from unmask.replay import replay as again
 

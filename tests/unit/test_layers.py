@@ -24,7 +24,7 @@ LAYERS = [
     ["export", "train"],
     ["overview"],
     ["api"],
-    ["check", "replay", "sweep", "demo", "doctor", "launch"],
+    ["check", "replay", "sweep", "demo", "doctor", "launch", "serve"],
     ["commands"],
     ["cli"],
     ["__init__", "__main__"],
