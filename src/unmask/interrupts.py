@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 _Handler = Callable[[int, FrameType | None], object]
@@ -67,11 +67,11 @@ class Request:
 
 
 @contextmanager
-def deferred() -> Generator[Request]:
+def deferred(noticed: Callable[[], None] = lambda: None) -> Generator[Request]:
     """Hold back what would interrupt: SIGINT, on the command line SIGTERM too; a second one interrupts at once.
 
-    The body looks at `received` and ends early. Whether it did or not, Interrupted is raised at the end if a signal
-    came. A program's own handlers stay as they are.
+    `noticed` is called at the first: to say that it was heard. The body looks at `received` and ends early. Whether it
+    did or not, Interrupted is raised at the end if a signal came. A program's own handlers stay as they are.
     """
     request, held = Request(), _interrupting()
 
@@ -81,7 +81,10 @@ def deferred() -> Generator[Request]:
             handler.note(number)
         elif request.received is not None:
             handler(number, frame)
-        request.received = signal.Signals(number)
+        first, request.received = request.received is None, signal.Signals(number)
+        if first:
+            with suppress(RuntimeError):  # the signal came while the same stream was being written to
+                noticed()
 
     with _installed(dict.fromkeys(held, hold)):
         yield request

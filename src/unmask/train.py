@@ -56,6 +56,8 @@ from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+LOOK_SECONDS = 5.0
+"""Of one process: most time between two looks at the device, however long `train.log_every` steps take."""
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Called with a step and its numbers, in order: `loss`, `lr`, `grad_norm`, ... of each update, once the loop reads them
 (every `train.log_every` steps), and `val_loss`, `val_top1`, ... of an evaluation. True stops the run: its state is
@@ -284,7 +286,7 @@ class _Loop:
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
-            request = stack.enter_context(interrupts.deferred())
+            request = stack.enter_context(interrupts.deferred(_say_that_it_stops))
             size = self.config.train.batch_size
             bar = stack.enter_context(progress(self._title(), total=self.plan.total, done=start, images_per_unit=size))
             stop = max(start, self.plan.total)  # data that became fewer may end a run before where it stands
@@ -295,7 +297,7 @@ class _Loop:
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
                 evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
                 save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step)
-                read = save or len(self.unread) >= self.config.train.log_every or step == start + 1
+                read = save or len(self.unread) >= self.config.train.log_every or step == start + 1 or self._is_time()
                 if read:
                     self._read(bar)
                 metric = self._evaluate(step) if evaluate else None
@@ -316,6 +318,13 @@ class _Loop:
             else:
                 say("The state is saved; the same command goes on from there")
         return self.latest
+
+    def _is_time(self) -> bool:
+        """Whether nothing was read for a while, so that what is shown moves however long a step takes.
+
+        Several processes must read after the same steps, which their clocks do not tell.
+        """
+        return self.world == 1 and time.monotonic() - self.read_at >= LOOK_SECONDS
 
     @property
     def delay(self) -> int:
@@ -473,6 +482,10 @@ class _Loop:
             rank=self.rank,
             world=self.world,
         )
+
+
+def _say_that_it_stops() -> None:
+    say("stopping: this step is finished and saved first (once more stops at once)")
 
 
 def open_sources(

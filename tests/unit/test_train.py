@@ -120,13 +120,42 @@ def newest_step(run: Path) -> int:
     return load_newest(run / "checkpoints").step
 
 
+def test_what_is_shown_moves_by_time_where_steps_are_slow(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    train_step = FakeEngine.train_step
+
+    def counted(*arguments: Any) -> Any:
+        begun.append(1)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(FakeEngine, "train_step", counted)
+    config = make_config(photos, train={"log_every": 1000, "checkpoint_every": 100})
+
+    def late(seconds: float, run: Path) -> list[int]:
+        """How many steps were begun beyond each, when it was told of."""
+        monkeypatch.setattr("unmask.train.LOOK_SECONDS", seconds)
+        begun.clear()
+        beyond: list[int] = []
+        train(config, run, callbacks=[lambda step, _: beyond.append(len(begun) - step)])
+        return beyond
+
+    assert max(late(1e9, tmp_path / "rarely")) > 3
+    assert max(late(0.0, tmp_path / "always")) == 0
+    assert contents(tmp_path / "always") == contents(tmp_path / "rarely")
+
+
 @pytest.mark.usefixtures("_ctrl_c")
 @pytest.mark.parametrize("at", [7, 10])
-def test_ctrl_c_finishes_the_step_saves_and_interrupts(photos: Path, tmp_path: Path, at: int) -> None:
+def test_ctrl_c_finishes_the_step_saves_and_interrupts(
+    photos: Path, tmp_path: Path, at: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(photos, data={"val": str(photos)}, train={"log_every": 1})
     train(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
         train(config, tmp_path / "run", callbacks=[send(signal.SIGINT, at)])
+    assert capsys.readouterr().out.count("stopping: this step is finished and saved first") == 1
     assert newest_step(tmp_path / "run") == at
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train(config, tmp_path / "run")

@@ -318,7 +318,7 @@ class TrainConfig(Section):
     max_skipped: int = Field(default=20, ge=0, le=10**6)
     """Stop after this many updates in a row were skipped for a non-finite gradient."""
     log_every: int = Field(default=20, ge=1, le=10**9)
-    """Steps between two looks at the device; every step's loss is logged all the same."""
+    """Steps between two looks at the device (one process: 5 seconds at most); every loss is logged all the same."""
     eval_every: float = Field(default=1, gt=0)
     """Epochs between evaluations on data.val."""
     checkpoint_every: float = Field(default=1, gt=0)
