@@ -8,6 +8,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from runs import TINY_MODEL
+from unmask.cli import main
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import train_batches
@@ -119,7 +122,10 @@ class Web(http.server.ThreadingHTTPServer):
         self.root = root
         self.fail: list[str] = []
         self.fail_heads = 0
+        self.told_shorter = 0
         self.gets: list[tuple[str, str]] = []
+        self.sent = 0
+        self.closing = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -142,6 +148,26 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_HEAD()
 
+    def send_header(self, keyword: str, value: str) -> None:
+        shorter = self.server.told_shorter if keyword == "Content-Length" and self.command == "HEAD" else 0
+        super().send_header(keyword, str(int(value) - shorter) if shorter else value)
+
+    def send_for_ever(self, how: str, data: bytes) -> None:
+        """Until nobody listens: the file byte by byte, or more than the file, with its length or in chunks."""
+        chunk = {"slow": data[:1], "endless": bytes(2**16), "chunks": b"10000\r\n" + bytes(2**16) + b"\r\n"}[how]
+        if how == "chunks":
+            self.protocol_version = "HTTP/1.1"
+        self.send_response(206)
+        if how == "slow":
+            self.send_header("Content-Length", str(len(data)))
+        elif how == "chunks":
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server.closing.wait(0.02 if how == "slow" else 0):
+                self.wfile.write(chunk)
+                self.server.sent += len(chunk)
+
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
         if not path.is_file():
@@ -155,9 +181,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         data, status = path.read_bytes(), 200
         if how != "no range" and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
             data, status = data[int(found[1]) : int(found[2]) + 1 if found[2] else None], 206
-        if how != "drop":
+        if how in ("slow", "endless", "chunks"):
+            self.send_for_ever(how, data)
+        elif how != "drop":
             self.send_response(status)
-            self.send_header("Content-Length", str(len(data) if how != "short" else len(data) // 2))
+            if how != "no length":
+                self.send_header("Content-Length", str(len(data) if how != "short" else len(data) // 2))
             self.end_headers()
             self.wfile.write(data[: len(data) // 2] if how in ("truncate", "short") else data)
         self.close_connection = True
@@ -169,6 +198,7 @@ def web(data: Path) -> Iterator[Web]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.closing.set()
         server.shutdown()
         thread.join()
 
@@ -223,6 +253,49 @@ def test_what_will_not_change_is_not_tried_again(web: Web, failure: str, message
     assert len(web.gets) == 1
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["a range", "whole"])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("slow", "only .* bytes came in"), ("endless", "more than the|does not say"), ("chunks", "more than the")],
+)
+def test_a_body_that_never_ends_is_ended(
+    web: Web, how: str, message: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "x").write_bytes(bytes(100_000))
+    web.root = tmp_path
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "_MOST_BYTES", 10**6)
+    web.fail = [how] * 100
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match=message):
+        files.read(f"{web.url}/x", 0, None if whole else 50_000)
+    assert web.sent < remote.ATTEMPTS * 2 * 10**7  # what the buffers of the system hold, each time
+
+
+@pytest.mark.parametrize("how", ["slow", "endless"])
+def test_a_copy_that_never_ends_is_ended(web: Web, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "x").write_bytes(bytes(100_000))
+    web.root = tmp_path
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 0.2)
+    web.fail = [how] * 100
+    with pytest.raises(StorageError, match=r"more than the 100000 bytes|only .* bytes came in"):
+        remote.fetch(f"{web.url}/x", tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_size < 10**7
+
+
+def test_a_server_that_says_less_than_it_has(data: Path, web: Web, tmp_path: Path):
+    for kind in ("all.tar", "shard-{0..1}.tar", "table/train-0.parquet"):
+        web.told_shorter = (data / kind.replace("{0..1}", "1")).stat().st_size // 2
+        with pytest.raises(DataError, match=r"truncated|not a whole Parquet|more than the"):
+            open_images(f"{web.url}/{kind}")
+    web.told_shorter = 5000
+    with pytest.raises(StorageError, match="more than the"):
+        remote.fetch(f"{web.url}/all.tar", tmp_path / "copy")
+    web.fail = ["no length"]
+    with pytest.raises(StorageError, match="does not say how large the file is"):
+        files.read(f"{web.url}/list.csv")
+
+
 def test_failing_object_store_is_one_clear_error(web: Web, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -234,6 +307,11 @@ def test_failing_object_store_is_one_clear_error(web: Web, monkeypatch: pytest.M
     assert remote.ATTEMPTS <= len(web.gets) <= 2 * remote.ATTEMPTS
     web.fail = ["500", "truncate"]
     assert files.read("s3://images/class0/000.jpg", 0, 5) == FILES["class0/000.jpg"][:5]
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    web.fail = ["slow"] * 100
+    with pytest.raises(StorageError, match=r"s3://images/class0/000\.jpg cannot be read, 2 attempts: FSTimeoutError"):
+        files.read("s3://images/class0/000.jpg", 0, 100)
 
 
 def test_server_that_recovers_while_the_file_is_looked_for(web: Web):
@@ -311,6 +389,32 @@ def test_a_store_that_fails_is_no_bad_image(data: Path, web: Web, failure: str, 
             stop_step=6,
         ):
             pass
+
+
+@pytest.mark.parametrize("failure", ["503", "slow", "endless", "404"])
+def test_a_run_ends_with_the_name_of_what_failed(
+    web: Web,
+    failure: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"images/{number:02}.png")
+    (tmp_path / "list.txt").write_text("".join(f"images/{number:02}.png\n" for number in range(12)))
+    web.root = tmp_path
+    monkeypatch.setattr(remote, "_SILENT_SECONDS", 0.2)
+    s3fs.S3FileSystem.clear_instance_cache()
+    web.fail = [""] * 40 + [failure] * 1000
+    settings = [*TINY_MODEL, "train.batch_size=4", "train.epochs=30", "train.checkpoint_every=1", "data.workers=0"]
+    data, run = f"data.train={web.url}/list.txt", tmp_path / "run"
+    assert main(["pretrain", "mae-vit-tiny", *settings, data, f"output={run}"]) == 3
+    assert re.search(r"unmask: http://127.*/images/\d+\.png cannot be read", capsys.readouterr().err)
+    assert not (run / "bad_files.txt").exists()
+    assert list((run / "checkpoints").glob("step-*")), "what was computed is kept"
 
 
 def test_a_disk_that_fails_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

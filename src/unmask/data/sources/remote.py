@@ -4,6 +4,8 @@ Credentials and endpoints are given as to the store's own tools: for `s3://`, th
 files, AWS_ENDPOINT_URL for stores that are not Amazon's (`obs://`, MinIO, Ceph …); for anything else fsspec knows,
 FSSPEC_<PROTOCOL>_<OPTION>, such as FSSPEC_S3_ANON=true for public buckets.
 
+What comes is bounded, whatever the server does: in bytes by what was asked for, and in time by a slowest rate.
+
 UNMASK_REMOTE_CACHE_GB=20 keeps up to 20 GB of what was read below UNMASK_CACHE, the least recently used going first.
 """
 
@@ -15,6 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +34,10 @@ FIRST_WAIT = 0.5
 _CONNECT_SECONDS = 10
 _SILENT_SECONDS = 30
 """A connection that is silent for this many seconds has failed."""
+_SLOWEST = 4096
+"""Bytes a second; what comes slower than this, after as many seconds, has failed too."""
+_MOST_BYTES = 2**30
+"""Of a file that is read whole without being asked for its size: a list, an image."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "generation", "md5Hash", "blob_id")
 _DRAWERS = 256
@@ -39,7 +46,7 @@ _DRAWERS = 256
 
 def state(url: str) -> tuple[int, str]:
     """Size in bytes, and what changes when the file does."""
-    info: dict[str, Any] = _attempt(url, lambda fs, path: fs.info(path))
+    info: dict[str, Any] = _attempt(url, lambda fs, path: fs.info(path, **_within(fs)))
     if info.get("type") == "directory":
         raise DataError(f"{printable(url)} is a folder, not a file")
     if info.get("size") is None:
@@ -48,12 +55,14 @@ def state(url: str) -> tuple[int, str]:
 
 
 def exists(url: str) -> bool:
-    return bool(_attempt(url, lambda fs, path: fs.exists(path)))
+    return bool(_attempt(url, lambda fs, path: fs.exists(path, **_within(fs))))
 
 
 def listing(url: str) -> Iterator[tuple[str, int, bool]]:
     """Name, size (0 where the store does not tell) and whether it is a folder, of everything directly in a folder."""
-    entries: list[dict[str, Any]] = _attempt(url, lambda fs, path: fs.ls(path.rstrip("/") + "/", detail=True))
+    entries: list[dict[str, Any]] = _attempt(
+        url, lambda fs, path: fs.ls(path.rstrip("/") + "/", detail=True, **_within(fs, _MOST_BYTES))
+    )
     folder = url.rstrip("/").partition("://")[2]
     for entry in entries:
         path = entry["name"].rstrip("/").rpartition("://")[2]
@@ -79,10 +88,10 @@ def read(url: str, start: int, length: int | None, version: str) -> bytes:
 
     def fetch(fs: Any, path: str) -> bytes:
         if length is None:
-            return fs.cat_file(path)
+            return fs.cat_file(path, **_within(fs, _MOST_BYTES))
         # The hub's file system reads 5 MB ahead unless told otherwise.
         options = {"cache_type": "none"} if url.startswith("hf://") else {}
-        data: bytes = fs.cat_file(path, start=start, end=start + length, **options)
+        data: bytes = fs.cat_file(path, start=start, end=start + length, **options, **_within(fs, length))
         if len(data) < length:
             raise OSError(f"{len(data)} of {length} bytes came")
         if len(data) > length:
@@ -100,8 +109,8 @@ def fetch(url: str, path: Path) -> None:
     path.write_bytes(b"")  # what cannot be written here is no failure of the store
 
     def copy(fs: Any, there: str) -> None:
-        size = fs.info(there)["size"]
-        fs.get_file(there, str(path))
+        size = fs.info(there, **_within(fs))["size"]
+        fs.get_file(there, str(path), callback=_pace(size))
         if (found := path.stat().st_size) != size:
             raise ConnectionError(f"{found} of {size} bytes came")
 
@@ -201,8 +210,69 @@ def _options(protocol: str) -> dict[str, Any]:
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
-        return {"client_kwargs": {"timeout": timeout, "trust_env": True}}  # HTTP_PROXY, NO_PROXY, .netrc
+        client = {"timeout": timeout, "trust_env": True}  # HTTP_PROXY, NO_PROXY, .netrc
+        return {"client_kwargs": {**client, "response_class": _bounded_response()}}
     return {}
+
+
+def _within(fs: Any, size: int = 0) -> dict[str, float]:
+    """The longest that a file system of many requests at once may take for `size` bytes: its option `timeout`."""
+    return {"timeout": 2 * _SILENT_SECONDS + size / _SLOWEST} if fs.async_impl else {}
+
+
+def _check_pace(came: int, expected: int | None, begun: float) -> None:
+    """Raise OSError where more came than was expected, or less than in this time from a connection that works."""
+    if expected is not None and came > expected:
+        raise ConnectionError(f"more than the {expected} bytes that were expected came")
+    if (seconds := time.monotonic() - begun) > _SILENT_SECONDS and came < (seconds - _SILENT_SECONDS) * _SLOWEST:
+        raise ConnectionError(f"only {came} bytes came in {seconds:.0f} s")
+
+
+def _pace(size: int | None) -> Any:
+    """Watches a file being copied here."""
+    from fsspec.callbacks import Callback
+
+    begun = time.monotonic()
+
+    class Pace(Callback):
+        def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+            _check_pace(self.value, size, begun)
+
+    return Pace()
+
+
+@cache
+def _bounded_response() -> type:
+    """aiohttp's response, which reads no more than was asked for, nor for ever."""
+    from aiohttp import ClientResponse
+
+    class Response(ClientResponse):
+        async def read(self) -> bytes:
+            if self._body is None:  # what a page says about an error is not looked at
+                self._body = b"" if self.status >= 400 else await self._bounded()
+            return self._body
+
+        async def _bounded(self) -> bytes:
+            asked = self.request_info.headers.get("Range", "")
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            most = int(last) - int(first) + 1 if first and last else _MOST_BYTES
+            told = self.headers.get("Content-Length", "")
+            chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+            if not (asked or told or chunked):
+                raise ValueError("the server does not say how large the file is; use one that does")
+            if asked and self.status != 206 and told.isdecimal() and int(told) > most:
+                raise ValueError("the server does not read ranges; use one that does, or download the file")
+            body, begun = bytearray(), time.monotonic()
+            try:
+                async for chunk in self.content.iter_any():
+                    body += chunk
+                    _check_pace(len(body), most, begun)
+            except BaseException:
+                self.close()
+                raise
+            return bytes(body)
+
+    return Response
 
 
 def _cause(error: Exception) -> Exception:
