@@ -219,7 +219,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
         help="stop when more images than this cannot be decoded; fewer are left out and listed (default 0.001)",
     )
     sub.add_argument("--workers", type=_count, metavar="N", help="threads (default: one a core)")
-    _add_set(sub, "data.max_pixels")
+    _add_set(sub, "data.nodata, data.frame or data.max_pixels")
     sub.add_argument("--verify", metavar="OUT", help="instead: read a pack and name its damaged files")
     _add_share(sub)
 

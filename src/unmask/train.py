@@ -30,6 +30,7 @@ from unmask.config.load import to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images, why_bad
+from unmask.data.loader import gaps
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.loader.spikes import Spikes
@@ -181,7 +182,8 @@ def train(
             given = {"data.train": images, "data.val": val_images, "data.unlabelled": unlabelled_images}
             _describe(config, data, LeftOut.of(source).counts(), folder, given)
             write_images(source, data["fingerprint"], folder)
-            log = stack.enter_context(closing(RunLog(folder, resume_step=start)))
+            known = None if checkpoint is None else checkpoint.meta.get("log")
+            log = stack.enter_context(closing(RunLog(folder, resume_step=start, known=known)))
             spikes = Spikes(
                 source,
                 folder / "spikes.jsonl",
@@ -278,6 +280,8 @@ class _Loop:
         self.latest: dict[str, float] = {}
         self.enough = False
         self.bad: list[int] = []
+        self.missing = np.zeros(2)
+        self.gaps = gaps.Gaps()
         self.said: deque[_Said] = deque()
         self.step_ended = self.read_at
         self.data_wait = self.between = 0.0
@@ -313,6 +317,7 @@ class _Loop:
                 self._hear(request)
             if self.output is not None:
                 self.output.store.wait()
+            self.gaps.tell()
             if not request.received:
                 self._check_end()
             else:
@@ -332,19 +337,22 @@ class _Loop:
         return int(self.world > 1)
 
     def _say_to_others(self, request: interrupts.Request) -> None:
-        """What all must do alike: the signal that this process received, whether it had enough, its bad images.
+        """What all must do alike: the signal that this process received, whether it had enough, its bad images,
+        and what of its images was no data.
 
         And how long it took: waiting for data in this step, and in all from the end of the step before to its begin.
         """
-        mine = np.zeros((5, self.world))
-        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad), self.data_wait, self.between
+        mine = np.zeros((7, self.world))
+        waits = (self.data_wait, self.between)
+        mine[:, self.rank] = request.received or 0, self.enough, len(self.bad), *waits, *self.missing
         self.said.append(_Said(self.engine.begin_sum(mine), self.bad))
         self.bad = []
 
     def _hear(self, request: interrupts.Request) -> bool:
         """Take the next of what all said; returns whether to stop, which a signal to one makes the request of all."""
         said = self.said.popleft()
-        signals, enough, bad, data_wait, between = said.sums()
+        signals, enough, bad, data_wait, between, *missing = said.sums()
+        self.gaps.add(np.sum(missing, axis=1), self.config.train.batch_size)
         # A step ends for all at once, with the exchange of gradients; the next can begin when the last is ready for it.
         self.waits += data_wait, between.max() - between
         self.steps_heard += 1
@@ -359,6 +367,7 @@ class _Loop:
 
     def _step(self, step: int, micro_batches: list[Batch]) -> None:
         self.bad += [index for batch in micro_batches for index in self.bad_files.new(batch)]
+        self.missing = gaps.count(micro_batches)
         lr = learning_rate(
             step - 1,
             total_steps=self.plan.total,
@@ -462,6 +471,7 @@ class _Loop:
             "data": self.data,
             "skipped_in_a_row": self.skipped_in_a_row,
             "versions": versions(),
+            "log": self.output.log.written(),
         }
         self.output.log.flush()
         self.output.store.save(Checkpoint(step, state, meta), metric=metric)

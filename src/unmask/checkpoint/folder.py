@@ -164,4 +164,5 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _encode(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
+    """In order of the keys, so that what is the same has the same bytes, however it was put together."""
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()

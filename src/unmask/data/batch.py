@@ -43,6 +43,8 @@ class Batch:
     bad: NDArray[np.int64] | None = None
     """(n,) source positions that could not be decoded and were replaced by others; those of images without labels
     come after the others: the number of these is added."""
+    gaps: NDArray[np.float32] | None = None
+    """(B,) share of the values of each image that are no data and were filled; None where all are data."""
 
     def __len__(self) -> int:
         return len(self.images)

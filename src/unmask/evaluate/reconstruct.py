@@ -64,7 +64,9 @@ def paint(
     channel_mean, channel_std = np.tile(mean, repeat), np.tile(std, repeat)
     normalized = (original / FULL_RANGE[original.dtype.name] - channel_mean) / channel_std
     if norm_pix_loss:
-        patch_mean, patch_std = _visible_statistics(normalized, ids_keep, model.grid)
+        valid = batch.inputs.get("valid_pixels")
+        is_data = np.ones_like(normalized, bool) if valid is None else patchify(valid, model.patch_size)
+        patch_mean, patch_std = _visible_statistics(normalized, is_data, ids_keep, model.grid)
         prediction = prediction * patch_std + patch_mean
     painted = to_dtype((prediction * channel_std + channel_mean) * FULL_RANGE[original.dtype.name], original.dtype)
     original, painted = (visible(pixels, channel_mean, channel_std) for pixels in (original, painted))
@@ -89,14 +91,21 @@ def visible(pixels: NDArray[Any], mean: Values, std: Values) -> NDArray[np.uint8
 
 
 def _visible_statistics(
-    patches_BLP: NDArray[Any], ids_keep: NDArray[np.int32], grid: tuple[int, int]
+    patches_BLP: NDArray[Any], is_data_BLP: NDArray[np.bool_], ids_keep: NDArray[np.int32], grid: tuple[int, int]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and standard deviation (B, L, 1) of each patch: its own where visible, else from the visible ones around."""
-    kept = np.take_along_axis(patches_BLP, ids_keep[:, :, None], axis=1)
-    statistics_BK2 = np.stack([kept.mean(-1), kept.std(-1, ddof=1)], axis=-1)
+    """Mean and standard deviation (B, L, 1) of each patch: its own where visible, else from the visible ones around.
+
+    Both are of the data: what was filled in says nothing, and a patch that is mostly filled says little.
+    """
+    kept, is_data = (np.take_along_axis(of, ids_keep[:, :, None], axis=1) for of in (patches_BLP, is_data_BLP))
+    count_BK1 = is_data.sum(-1, keepdims=True)
+    mean_BK1 = np.where(is_data, kept, 0).sum(-1, keepdims=True) / np.maximum(count_BK1, 1)
+    square_BK1 = (np.where(is_data, kept - mean_BK1, 0) ** 2).sum(-1, keepdims=True) / np.maximum(count_BK1 - 1, 1)
+    statistics_BK2 = np.concatenate([mean_BK1, np.sqrt(square_BK1)], axis=-1)
     place = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=-1)
     distance_BLK = ((place[None, :, None] - place[ids_keep][:, None]) ** 2).sum(-1)
-    weight_BLK = 1 / (distance_BLK + 1e-9)  # a visible patch's distance to itself is 0: it keeps its own
+    share_B1K = count_BK1.swapaxes(1, 2) / kept.shape[-1] + 1e-12  # all of them may be empty
+    weight_BLK = share_B1K / (distance_BLK + 1e-9)  # a visible patch's distance to itself is 0: it keeps its own
     estimate_BL2 = weight_BLK / weight_BLK.sum(-1, keepdims=True) @ statistics_BK2
     return estimate_BL2[..., :1], estimate_BL2[..., 1:]
 

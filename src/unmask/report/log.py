@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from io import BytesIO
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,7 @@ from unmask.report.progress import say
 METRICS_FILE = "metrics.jsonl"
 SPEED_FILE = "speed.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+_EVENTS = "events.out.tfevents."
 
 
 class RunLog:
@@ -36,21 +39,30 @@ class RunLog:
     written as the strings "nan", "inf" and "-inf", which Python's `float()` reads back.
 
     `resume_step` is the step of the checkpoint a run goes on from: what was logged after it is cut off, together with
-    a line torn by the interruption. A damaged line before that is named, and stays as it is. 0 starts a new log,
+    a line torn by the interruption. `known` is what `written` gave at that step: a log that is not what was written
+    then, by a single bit, is said to be damaged. A damaged line is named, and stays as it is. Step 0 starts a new log,
     whatever is there.
 
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int) -> None:
+    def __init__(self, folder: Path, *, resume_step: int, known: Mapping[str, Any] | None = None) -> None:
         last_step = resume_step or -1
         self._folder = folder
         with self._writing(), ExitStack() as files:  # closes them all, whichever fails
-            self._metrics = files.enter_context(_open_after(folder / METRICS_FILE, last_step))
+            end = _checked_end(folder / METRICS_FILE, known, resume_step) if known and resume_step else None
+            self._metrics = files.enter_context(_open_after(folder / METRICS_FILE, last_step, end))
             self._speed = files.enter_context(_open_after(folder / SPEED_FILE, last_step))
             self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
             files.callback(self._tensorboard.close)
+            with (folder / METRICS_FILE).open("rb") as file:
+                self._digest = hashlib.file_digest(file, "sha256")
+                self._bytes = file.tell()
             self._files = files.pop_all()
+
+    def written(self) -> dict[str, Any]:
+        """What `metrics.jsonl` holds so far, to be known again: `bytes` and `sha256`."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append_metrics(step, "train", metrics)
@@ -77,7 +89,10 @@ class RunLog:
 
     def _append_metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         with self._writing():
-            self._metrics.write(_line({"step": step, "split": split}, metrics))
+            line = _line({"step": step, "split": split}, metrics)
+            self._metrics.write(line)
+            self._digest.update(line.encode())
+            self._bytes += len(line.encode())
             self._tensorboard.scalars(step, split, metrics)
 
     @contextmanager
@@ -133,6 +148,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [{key: _number(value) for key, value in row.items()} for row in rows if row is not None]
 
 
+def _checked_end(path: Path, known: Mapping[str, Any], step: int) -> int | None:
+    """Say whether a log is other than it was at a step; returns where that ends, if lines end there as they did."""
+    with path.open("rb") if path.exists() else BytesIO() as file:
+        before = file.read(known["bytes"])
+    if hashlib.sha256(before).hexdigest() != known["sha256"]:
+        say(f"{path} is damaged or was changed: up to step {step} it is not what the run wrote")
+    return len(before) if len(before) == known["bytes"] and before.endswith(b"\n") else None
+
+
 def _say_damaged(path: Path, numbers: Sequence[int]) -> None:
     if numbers:
         shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
@@ -163,10 +187,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _open_after(path: Path, last_step: int) -> TextIO:
-    """Open for appending, without the lines of later steps."""
+def _open_after(path: Path, last_step: int, end: int | None = None) -> TextIO:
+    """Open for appending, without the lines of later steps, or what is behind `end`."""
     if path.exists():
-        os.truncate(path, _bytes_up_to(path, last_step))
+        found = _bytes_up_to(path, last_step)
+        os.truncate(path, found if end is None else end)
     return path.open("a", buffering=1, encoding="utf-8", newline="\n")
 
 
@@ -201,8 +226,11 @@ class _TensorBoard:
         self._events: Any = event_pb2
         self._summaries: Any = summary_pb2
         folder.mkdir(exist_ok=True)
-        # Nanoseconds, because a run resumed within the same second must not overwrite the file.
-        self._records = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}"))
+        # Nanoseconds, because a run resumed within the same second must not overwrite the file; viewers read files in
+        # the order of their names, so that must be the order of the steps, although the clock may have been set back.
+        times = [path.name.removeprefix(_EVENTS) for path in folder.glob(f"{_EVENTS}*")]
+        number = max([time.time_ns(), *(int(earlier) + 1 for earlier in times if earlier.isdecimal())])
+        self._records = RecordWriter(str(folder / f"{_EVENTS}{number}"))
         self._write(first_step, file_version="brain.Event:2")
         # Tells TensorBoard to drop what earlier files hold from this step on (SummaryWriter's purge_step).
         session_log = self._events.SessionLog

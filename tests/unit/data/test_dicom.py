@@ -15,8 +15,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.pixels import get_decoder
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 
 from unmask.cli import main
 from unmask.data.decode.picture import DecodeError, FormError
@@ -251,3 +259,27 @@ def test_a_pack_keeps_the_file_and_makes_no_smaller_copy():
     assert recode(data, None, 90, max_pixels=MANY) is data
     with pytest.raises(DecodeError, match="pack without --short-side"):
         recode(data, 4, 90, max_pixels=MANY)
+
+
+def test_a_pack_of_studies_is_read_as_they_are(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(3):
+        (frames / f"{number}.dcm").write_bytes(dicom(np.stack([STORED + number * 9] * 3), **CT))
+    for images, settings in ((study, []), (frames, ["--set", "data.frame=-1"])):
+        pack = tmp_path / f"pack of {images.name}"
+        assert main(["pack", str(images), str(pack), *settings]) == 0
+        assert main(["pack", "--verify", str(pack)]) == 0
+        capsys.readouterr()
+        figures: list[list[str]] = []
+        for place in (images, pack):
+            assert main(["stats", str(place), *settings]) == 0
+            figures.append(capsys.readouterr().out.splitlines()[-2:])
+        assert figures[0] == figures[1]
+
+
+def test_doctor_names_compressions_without_a_decoder(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    for name, syntax in (("JPEG Lossless", JPEGLosslessSV1), ("JPEG-LS", JPEGLSLossless), ("RLE", RLELossless)):
+        assert (f"no DICOM compressed as {name}" in said) != get_decoder(syntax).is_available

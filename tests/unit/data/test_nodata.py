@@ -1,6 +1,8 @@
 """Values that are no data: nodata of GeoTIFF and of `data.nodata`, NaN, infinity. Files are written by tifffile."""
 
 import json
+import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -325,15 +327,59 @@ def test_a_pack_keeps_what_is_no_data_or_refuses():
         recode(whole, 16, 90, max_pixels=MANY)
 
 
-def test_a_run_leaves_gaps_out_and_names_what_is_empty(scenes: Path, tmp_path: Path):
-    settings = [
-        *("model.image_size=16", "model.patch_size=8", "model.channels=4", "model.width=16", "model.depth=1"),
-        *("model.heads=2", "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2"),
-        *("data.dtype=float32", "data.mean=[100,100,100,100]", "data.std=[50,50,50,50]", "data.max_bad_share=0.5"),
-        *("train.batch_size=4", "train.epochs=3", "train.checkpoint_every=1", "optimizer.warmup_epochs=0"),
-        *("device=cpu", f"data.train={scenes}", "train.log_every=1"),
-    ]
+RUN = [
+    *("model.image_size=16", "model.patch_size=8", "model.channels=4", "model.width=16", "model.depth=1"),
+    *("model.heads=2", "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2"),
+    *("data.dtype=float32", "data.mean=[100,100,100,100]", "data.std=[50,50,50,50]", "data.max_bad_share=0.5"),
+    *("train.batch_size=4", "train.checkpoint_every=1", "optimizer.warmup_epochs=0", "train.log_every=1"),
+    *("train.precision=fp32", "device=cpu"),
+]
+
+
+def test_a_run_leaves_gaps_out_and_says_how_much(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = [*RUN, f"data.train={scenes}", "train.epochs=3"]
     assert main(["pretrain", "mae-vit-tiny", *settings, f"output={tmp_path / 'whole'}"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["loss"] < 20 for row in rows if "loss" in row)
     assert "5.tif\tholds no data" in (tmp_path / "whole" / "bad_files.txt").read_text()
+    said = capsys.readouterr().out
+    assert said.count("some values are no data (data.nodata, NaN, infinity): filled with data.mean") == 1
+    share, mostly, shown = re.findall(r"no data: ([\d.]+)% of the values shown; (\d+) of (\d+) images", said)[0]
+    assert 5 < float(share) < 60
+    assert 0 < int(mostly) < int(shown) == 4 * len(rows)
+
+
+@pytest.mark.parametrize("recipe", ["mae-vit-tiny", "finetune-vit-tiny"])
+def test_a_run_with_gaps_goes_on_as_if_it_had_not_stopped(recipe: str, scenes: Path, tmp_path: Path):
+    """Also across loader processes; a classifier is only shown what was filled in."""
+    for number in range(6):
+        (scenes / str(number % 2)).mkdir(exist_ok=True)
+        (scenes / f"{number}.tif").rename(scenes / str(number % 2) / f"{number}.tif")
+    run, command = tmp_path / "run", recipe.partition("-")[0].replace("mae", "pretrain")
+    settings = [*RUN, f"data.train={scenes}", f"output={run}", "train.epochs=4", "train.keep=9", "augment.policy=null"]
+    assert main([command, recipe, *settings]) == 0
+
+    def end() -> list[bytes]:
+        return [
+            (run / name).read_bytes() for name in ("metrics.jsonl", "checkpoints/step-00000006/weights.safetensors")
+        ]
+
+    whole = end()
+    for step in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(step)
+    assert main([command, recipe, *settings, "data.workers=1"]) == 0
+    assert end() == whole
+
+
+def test_a_pack_takes_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        Image.fromarray(scene(3, "uint8", 0)).save(tmp_path / "data" / f"{number}.png")
+    pack = ["pack", str(tmp_path / "data")]
+    assert main([*pack, str(tmp_path / "as is"), "--set", "data.nodata=0"]) == 0
+    assert main([*pack, str(tmp_path / "small"), "--short-side", "16", "--set", "data.nodata=0"]) == 3
+    assert "values that are no data, which a smaller copy mixes in; pack without" in capsys.readouterr().err
+    assert main([*pack, str(tmp_path / "mixed"), "--short-side", "16"]) == 0
+    photo = BytesIO()
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(photo, "JPEG")
+    assert recode(photo.getvalue(), 16, 90, max_pixels=MANY, nodata=0)[:2] == b"\xff\xd8"

@@ -68,3 +68,22 @@ def test_masked_pixels_never_enter(norm_pix_loss: bool) -> None:
     )
     np.testing.assert_array_equal(blind.reconstruction, painted.reconstruction)
     np.testing.assert_array_equal(blind.pasted, painted.pasted)
+
+
+def test_what_was_filled_in_gives_neither_brightness_nor_contrast() -> None:
+    """Half of each image is no data: the other half is painted as if its neighbours were all there is."""
+    model, batch, patches = make()
+    target = (patches - patches.mean(-1, keepdims=True)) / patches.std(-1, ddof=1, keepdims=True)
+    images, valid = batch.images.copy(), np.ones(batch.images.shape, bool)
+    valid[:, :, :10] = False  # two columns of patches, and half of the third
+    images[~valid] = 255
+    gaps = dataclasses.replace(batch, images=images, inputs={**batch.inputs, "valid_pixels": valid})
+    right = np.s_[:, :, 12:]
+    painted = paint(target, gaps, model, True, MEAN, STD).reconstruction[right].astype(int)
+    believed = paint(target, dataclasses.replace(batch, images=images), model, True, MEAN, STD).reconstruction[right]
+    off, off_believed = (np.abs(one.astype(int) - batch.images[right]).mean() for one in (painted, believed))
+    assert off < 12
+    assert off < off_believed / 1.5
+    valid[:] = False
+    empty = dataclasses.replace(batch, inputs={**batch.inputs, "valid_pixels": valid})
+    paint(target, empty, model, True, MEAN, STD)  # warnings are errors

@@ -88,6 +88,40 @@ def test_no_flipped_bit_takes_the_lines_behind_it_along(tmp_path: Path, capsys: 
             assert len(steps) == len(expected) or "damaged, and not used: line " in capsys.readouterr().out
 
 
+def test_no_flipped_bit_is_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the line is still JSON, of another number: the checkpoint knows what the log was."""
+    log = RunLog(tmp_path, resume_step=0)
+    log_steps(log, 1, 6)
+    known = log.written()
+    log_steps(log, 7, 8)
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    for place in range(0, known["bytes"], 7):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            capsys.readouterr()
+            RunLog(tmp_path, resume_step=6, known=known).close()
+            assert f"{path} is damaged or was changed: up to step 6" in capsys.readouterr().out
+            assert path.read_bytes() == damaged[: known["bytes"]] or place == known["bytes"] - 1
+    for lost in (0, 1, 30):
+        path.write_bytes(whole[lost : known["bytes"] - 1])
+        RunLog(tmp_path, resume_step=6, known=known).close()
+        assert "is damaged or was changed" in capsys.readouterr().out
+    path.unlink()
+    RunLog(tmp_path, resume_step=6, known=known).close()
+    assert "is damaged or was changed" in capsys.readouterr().out
+    path.write_bytes(whole)
+    log = RunLog(tmp_path, resume_step=6, known=known)
+    assert log.written() == known
+    log_steps(log, 7, 8)
+    log.close()
+    assert path.read_bytes() == whole
+    assert not capsys.readouterr().out
+
+
 def test_a_line_is_readable_before_the_log_is_flushed_or_closed(tmp_path: Path) -> None:
     log = RunLog(tmp_path, resume_step=0)
     log.train(1, {"loss": 0.5})
@@ -142,6 +176,20 @@ def test_tensorboard_has_the_numbers_and_forgets_what_was_lost(tmp_path: Path) -
         "val/top1",
         "speed/images_per_s",
     }
+
+
+def test_event_files_are_in_the_order_of_the_steps_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([1_800_000_000, 1_700_000_000, 1_700_000_000, 1_900_000_000, 1])
+    monkeypatch.setattr("unmask.report.log.time.time_ns", lambda: next(clock) * 10**9)
+    for start in range(5):
+        log = RunLog(tmp_path, resume_step=start)
+        log_steps(log, start + 1, start + 2)
+        log.close()
+    paths = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(paths) == 5
+    assert [read_events(path)[-1].step for path in paths] == [2, 3, 4, 5, 6]
 
 
 def read_events(path: Path) -> list:

@@ -110,9 +110,21 @@ def _check_syntax(file: Any) -> None:
         known = False
     if not known:
         raise FormError(
-            f"is DICOM compressed as {syntax.name}, for which pydicom has no decoder; pip install pylibjpeg "
-            "pylibjpeg-libjpeg, or decompress it"
+            f"is DICOM compressed as {syntax.name}, for which pydicom has no decoder; {_install(syntax.name)}, or "
+            "decompress it"
         )
+
+
+def unread() -> list[str]:
+    """Of the usual compressions of DICOM files, those that no decoder here reads, each with what to install."""
+    uid, names = _pydicom("uid"), ("JPEGLosslessSV1", "JPEGLSLossless", "JPEG2000Lossless", "HTJ2KLossless")
+    syntaxes = [getattr(uid, name) for name in names]
+    missing = [syntax for syntax in syntaxes if not _pydicom("pixels").get_decoder(syntax).is_available]
+    return [f"{syntax.name.partition(',')[0].partition(' (')[0]}: {_install(syntax.name)}" for syntax in missing]
+
+
+def _install(syntax: str) -> str:
+    return f"pip install pylibjpeg pylibjpeg-{'openjpeg' if '2000' in syntax else 'libjpeg'}"
 
 
 def _colour(file: Any, frame: int, dtype: str | None) -> NDArray[Any]:

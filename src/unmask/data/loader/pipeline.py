@@ -247,8 +247,11 @@ def _batch(parts: _Parts, micro: int, shared: Arrays, take: Callable[[int, NDArr
     if any("valid_pixels" in each for each in others):
         for each in others:
             each.setdefault("valid_pixels", np.ones((len(each["index"]), *samples.shape), bool))
+    if any("gaps" in each for each in others):
+        for each in others:
+            each.setdefault("gaps", np.zeros(len(each["index"]), np.float32))
     arrays = {name: np.concatenate([each[name] for each in others]) for name in others[0]}
-    own = {name: arrays.pop(name) for name in ("index", "labels", "valid", "bad") if name in arrays}
+    own = {name: arrays.pop(name) for name in ("index", "labels", "valid", "bad", "gaps") if name in arrays}
     return Batch(images, inputs=arrays | shared, **own)
 
 

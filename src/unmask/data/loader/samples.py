@@ -45,8 +45,12 @@ class _ValidPixels:
         if self.array is not None:
             self.array[place] = True if valid is None else valid
 
-    def inputs(self) -> Arrays:
-        return {} if self.array is None else {"valid_pixels": self.array}
+    def arrays(self, *, as_input: bool) -> Arrays:
+        """`gaps`, and `valid_pixels` where the network takes them."""
+        if self.array is None:
+            return {}
+        gaps = 1 - self.array.mean(tuple(range(1, self.array.ndim)), dtype=np.float32)
+        return {"gaps": gaps} | ({"valid_pixels": self.array} if as_input else {})
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class TrainSamples(Samples):
             others = self._fill_unlabelled(images, positions, self.unlabelled, valid)
             bad += [len(self.source) + index for index in others]
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
-        arrays |= self._inputs(keys) | (valid.inputs() if self.needs.valid_pixels else {})
+        arrays |= self._inputs(keys) | valid.arrays(as_input=self.needs.valid_pixels)
         if self.needs.targets is not None and (labels := self._labels(shown)) is not None:
             arrays |= {"labels": labels, "targets": self._targets(labels, self.needs.targets)}
             if self.augment.mixes:
@@ -299,7 +303,7 @@ class EvalSamples(Samples):
         images[~valid] = 0
         arrays: Arrays = {"images": images, "index": index, "valid": valid, "bad": np.array(bad, np.int64)}
         arrays |= self._inputs([(0, position) for position in positions])
-        arrays |= valid_pixels.inputs() if self.needs.valid_pixels else {}
+        arrays |= valid_pixels.arrays(as_input=self.needs.valid_pixels)
         if self.needs.targets is not None and (labels := self._labels(np.maximum(index, 0))) is not None:
             arrays["labels"] = labels
         return arrays

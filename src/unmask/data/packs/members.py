@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.data.decode.dicom import is_dicom
 from unmask.data.sources import Source
 from unmask.data.sources.image_names import ENCODED
 from unmask.data.sources.table import Table, TableBuilder, classes
@@ -27,6 +28,7 @@ _SUFFIXES = {
     b"\x93NUMPY": (b".npy",),
 }
 """Of files that begin with these bytes."""
+_DICOM = (b".dcm", b".dicom")
 
 
 class Members:
@@ -63,10 +65,11 @@ class Members:
     def of(self, index: int, data: bytes, *, changed: bool) -> tuple[bytes, int]:
         """The bytes to add to a tar for an image, and where among them its file starts.
 
-        `data` begins like an image file or .npy. `changed`: whether it differs from the source's file.
+        `data` begins like an image file, DICOM or .npy. `changed`: whether it differs from the source's file.
         """
         name = self.names.name(index) if self._named else b"%09d" % index
-        suffixes = next(suffixes for magic, suffixes in _SUFFIXES.items() if data.startswith(magic))
+        kinds = (suffixes for magic, suffixes in _SUFFIXES.items() if data.startswith(magic))
+        suffixes = _DICOM if is_dicom(data) else next(kinds)
         if not self._named or (changed and not name.lower().endswith(suffixes)):
             name += suffixes[0]
         head = _header(name, len(data))

@@ -21,18 +21,30 @@ _WHOLE = ("uint8", "uint16")
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def recode(data: bytes | NDArray[Any], short_side: int | None, quality: int, *, max_pixels: int) -> bytes:
-    """The file to store. Raises DecodeError for what cannot be decoded whole.
+def recode(
+    data: bytes | NDArray[Any],
+    short_side: int | None,
+    quality: int,
+    *,
+    max_pixels: int,
+    nodata: float | None = None,
+    frame: int | None = None,
+) -> bytes:
+    """The file to store; `nodata` and `frame`: see `data.nodata` and `data.frame`.
 
     Files come back as they are, unless their shorter side exceeds `short_side`: these are decoded upright, resized with
     antialiased bicubic, and encoded as JPEG or WebP of `quality` where they were that, else without loss. Grey stays
     grey, any bands stay as many and of their dtype (signed and 64-bit numbers become float32, as in a run), and the
     transparency of 8-bit files is laid over white. Arrays (H, W, C) are always encoded, without loss. What PNG holds
     of these is PNG: 8-bit grey and colour, 16-bit grey; the rest is .npy, in which values that are no data are NaN.
+    Raises DecodeError for what cannot be decoded whole.
     """
-    if isinstance(data, bytes) and data.startswith(_PHOTO):
-        return _photo(data, short_side, quality, max_pixels)
-    stored = read_stored(data, None, max_pixels)
+    photo = data if isinstance(data, bytes) and data.startswith(_PHOTO) else None
+    if photo is not None and nodata is None:
+        return _photo(photo, short_side, quality, max_pixels)
+    stored = read_stored(data, None, max_pixels, nodata, frame)
+    if photo is not None and stored.valid is None:
+        return _photo(photo, short_side, quality, max_pixels)
     bands, dtype = stored.pixels.shape[2], stored.pixels.dtype
     pixels, dtype_out = stored.pixels, dtype.name if dtype.name in _WHOLE else "float32"
     if stored.valid is not None and dtype_out == "float32":

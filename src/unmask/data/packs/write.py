@@ -72,7 +72,7 @@ def pack(
     shard_size: int = 256 << 20,
     max_bad_share: float = 0.001,
     workers: int | None = None,
-    max_pixels: int = DataConfig().max_pixels,
+    data: DataConfig | None = None,
     share: str | None = None,
 ) -> bool:
     """Write the images of `source`, anything `data.train` may name, as a pack to `out`, a folder or a URL.
@@ -81,8 +81,8 @@ def pack(
     `quality` (1 to 100). A shard holds up to `shard_size` bytes, or about as many where a sample has to tell (with
     `short_side`, and of lists and Parquet); on its way to a URL it is in the cache folder. `workers` threads (default:
     one a core) do not change the result. The same call again continues where an earlier one ended. Images that cannot
-    be decoded, or have more than `max_pixels`, are left out. `share`: see `unmask.write_embeddings`. Returns whether
-    the pack is complete.
+    be decoded are left out; of `data`, `max_pixels`, `nodata` and `frame` count. `share`: see
+    `unmask.write_embeddings`. Returns whether the pack is complete.
 
     Raises ConfigError when a setting is not possible or `out` holds something else; DataError when `source` cannot be
     used, more than `max_bad_share` of its images cannot be decoded, or `out` cannot be written; CheckpointError when
@@ -92,7 +92,7 @@ def pack(
     out = files.absolute(str(out).removeprefix("file://"))
     images = _open(str(source))
     settings = Settings(short_side, quality if short_side else None, shard_size)
-    packer = _Packer(images, out, settings, max_bad_share, max_pixels, Share.of(share))
+    packer = _Packer(images, out, settings, max_bad_share, data or DataConfig(), Share.of(share))
     try:
         return packer.run(workers or cores())
     except OSError as error:
@@ -120,11 +120,12 @@ def _open(spec: str) -> Source:
 
 class _Packer:
     def __init__(
-        self, images: Source, out: str, settings: Settings, max_bad_share: float, max_pixels: int, share: Share
+        self, images: Source, out: str, settings: Settings, max_bad_share: float, data: DataConfig, share: Share
     ) -> None:
-        self._images, self._out, self._settings, self._max_pixels = images, out, settings, max_pixels
+        self._images, self._out, self._settings = images, out, settings
+        self._limits = {name: getattr(data, name) for name in ("max_pixels", "nodata", "frame")}
         self._most_bad = max_bad_share * len(images)
-        limits = {} if max_pixels == DataConfig().max_pixels else {"max_pixels": max_pixels}
+        limits = {name: value for name, value in self._limits.items() if value != getattr(DataConfig(), name)}
         self._job = {
             "settings": asdict(settings) | limits,
             "source": {"images": len(images), "fingerprint": images.fingerprint()},
@@ -215,7 +216,7 @@ class _Packer:
         except DataError as error:
             return Encoded(index, problem=f"{name}: {error}")
         try:
-            stored = recode(data, settings.short_side, settings.quality or 0, max_pixels=self._max_pixels)
+            stored = recode(data, settings.short_side, settings.quality or 0, **self._limits)
         except FormError as error:  # something to install, which must not decide either
             raise DataError(f"{name}: {error}") from None
         except DecodeError as error:
