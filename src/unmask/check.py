@@ -25,7 +25,7 @@ from unmask.data.sources.left_out import LeftOut
 from unmask.environment import cores
 from unmask.errors import DataError, StorageError, UnmaskError
 from unmask.evaluate.resumable import Records, collect
-from unmask.files import written_aside
+from unmask.files import write_text, written_aside
 from unmask.report.pictures import contact_sheet
 from unmask.report.progress import say, speaking, table
 
@@ -92,7 +92,9 @@ def check(
     what reading them raises.
     """
     mine, data = Share.of(share), data or DataConfig()
-    source, _ = open_with_labels_if_any(images, key="DATA")
+    source, without = open_with_labels_if_any(images, key="DATA")
+    if without:
+        say(f"classes are not looked at: {without}")
     other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
     job = _job(source, other, smallest, data)
     if mine.count > 1 and _is_of(out, job):
@@ -246,15 +248,14 @@ def _write(
         **sides,
         "job": job,
     }
-    (out / EXCLUDE).write_text("".join(f"{line}\n" for line in named(excluded)), encoding="utf-8")
-    with (out / "alike.csv").open("w", encoding="utf-8", newline="") as file:
+    write_text(out / EXCLUDE, "".join(f"{line}\n" for line in named(excluded)))
+    with written_aside(out / "alike.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["group", "file", "class"])
         for number, group in enumerate(findings.alike, 1):
             writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
     _draw(source, findings.alike, out / "alike.png", data)
-    with written_aside(out / CHECK) as aside:  # the last
-        aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(out / CHECK, json.dumps(content, indent=1, ensure_ascii=False) + "\n")  # the last
 
 
 def _class(source: Source, row: int) -> str:

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_alone()
             if not hasattr(options, "share") or launched()[0] >= 0:  # msrun's scheduler has no share
                 options.run(options)
+                sys.stdout.flush()  # what cannot be printed fails here
     except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
         if isinstance(error, ProcessError):

@@ -64,18 +64,36 @@ def written_aside(path: Path, *, cache: bool = False) -> Generator[Path]:
     """A path in the same folder to write a file to, which becomes `path`, durable, at the end; gone after an error.
 
     cache: several processes may write `path` at the same time, so each gets a path of its own; and as the file may be
-    lost, nothing waits for the disk. Raises OSError.
+    lost, nothing waits for the disk. Raises OSError, with the name of `path`.
     """
     there = path.with_name(f"{ASIDE}{secrets.token_hex(4)}-{path.name}") if cache else aside(path)
     try:
-        yield there
-        if not cache:
-            fsync(there)
-        there.replace(path)
-        if not cache:
-            fsync(path.parent)
+        with naming(path):
+            yield there
+            if not cache:
+                fsync(there)
+            there.replace(path)
+            if not cache:
+                fsync(path.parent)
     finally:
-        there.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed is told, not that its remains cannot be removed either
+            there.unlink()
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """An OSError from within says that it is about `path`: the system names no file when it cannot write to one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file of UTF-8, or none. Raises OSError."""
+    with written_aside(path) as there:
+        there.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

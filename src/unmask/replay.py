@@ -24,6 +24,7 @@ from unmask.data.loader.spikes import unlabelled_names
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, UnmaskError
+from unmask.files import write_text
 from unmask.objectives.base import create_objective
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.pictures import contact_sheet
@@ -119,12 +120,12 @@ def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: S
         (batch,) = next(batches)
     names = [printable(source.name(index)) for index in batch.index.tolist()]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "step.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "step.json", json.dumps(result, indent=1) + "\n")
     beside: list[str] = []
     if unlabelled is not None:
         positions, each = range((step - 1) * size, step * size), config.objective.unlabelled_images
         beside = unlabelled_names(unlabelled, positions, each, config.seed)
-    (out / "images.txt").write_text("".join(f"{name}\n" for name in [*names, *beside]), encoding="utf-8")
+    write_text(out / "images.txt", "".join(f"{name}\n" for name in [*names, *beside]))
     pixels = batch.images[:_SHOWN]
     pixels = pixels[:, 0] if pixels.ndim == 5 else pixels  # of several views the first
     shown = pixels.astype(np.float32) / FULL_RANGE[config.data.dtype]

@@ -24,7 +24,7 @@ from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.handmade import handmade_features
 from unmask.evaluate.inference import load
-from unmask.files import written_aside
+from unmask.files import write_text, written_aside
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
@@ -171,8 +171,7 @@ def _finished(config: Config, folder: Path) -> float:
 
 
 def _write_result(path: Path, result: Mapping[str, Any]) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=2) + "\n")
 
 
 def _probes(
@@ -201,7 +200,7 @@ def _write(results: Sequence[Result], folder: Path, seeds: int) -> None:
         accuracy.setdefault(result.arm, {}).setdefault(result.labels_per_class, []).append(result.accuracy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "few-labels.csv").open("w", encoding="utf-8", newline="") as file:
+        with written_aside(folder / "few-labels.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["arm", "labels_per_class", "seed", "accuracy"])
             writer.writerows([r.arm, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results)

@@ -46,7 +46,7 @@ from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features, features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
-from unmask.files import RunLock, gone_if_unused
+from unmask.files import RunLock, gone_if_unused, write_text
 from unmask.interchange import StoredModel, read_model
 from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state, with_architecture
@@ -620,4 +620,4 @@ def _describe(
         "data": data | ({"objects": objects} if objects else {}) | ({"left_out": left_out} if left_out else {}),
         "config": to_dict(config),
     }
-    (folder / "run.yaml").write_text(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_text(folder / "run.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))

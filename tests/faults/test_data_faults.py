@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -22,6 +23,7 @@ from PIL import Image
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.decode.picture import DecodeError, Picture
+from unmask.data.loader import left_over
 from unmask.data.loader.pipeline import WorkerError, train_batches
 from unmask.data.sources import open_source
 from unmask.data.sources.left_out import LeftOut
@@ -241,11 +243,18 @@ class Digits:
         return np.full((32, 32, 3), index, np.uint8)
 
 
+class Large(Digits):
+    """Of 600 x 600 pixels."""
+
+    def read(self, index: int) -> Any:
+        return np.full((600, 600, 3), index, np.uint8)
+
+
 def start(source: Any, *, workers: int, batch_size: int = 64, stop_step: int = 10**6) -> Any:
     return train_batches(
         source,
         needs=Needs(),
-        model=MODEL,
+        model=ModelConfig(image_size=(224, 224), patch_size=16) if isinstance(source, Large) else MODEL,
         data=DataConfig(workers=workers),
         augment=AugmentConfig(),
         seed=0,
@@ -285,7 +294,7 @@ from test_data_faults import Digits, start
 if __name__ == "__main__":
     batches = start(Digits(), workers=2)
     next(batches)
-    memory = re.search("/dev/shm/psm_.*", Path("/proc/self/maps").read_text())[0]
+    memory = re.search("/dev/shm/unmask-.*", Path("/proc/self/maps").read_text())[0]
     print(memory, *(f"/proc/{child.pid}" for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -302,3 +311,82 @@ def test_loader_processes_and_their_memory_end_with_a_killed_training_process(tm
     while any(path.exists() for path in left) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(path.exists() for path in left)
+
+
+GROUP = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_data_faults import Digits, start
+
+if __name__ == "__main__":
+    batches = start(Digits(), workers=2)
+    next(batches)
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+def in_shared_memory() -> set[Path]:
+    return {path for pattern in ("unmask-*", "sem.unmask-*") for path in Path("/dev/shm").glob(pattern)}
+
+
+def test_what_a_killed_group_left_in_shared_memory_goes_with_the_next_run(tmp_path: Path):
+    (tmp_path / "group.py").write_text(GROUP)
+    before = in_shared_memory()
+    command = [sys.executable, str(tmp_path / "group.py"), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = in_shared_memory() - before
+    (lock,) = [path for path in left if path.suffix == ".lock"]
+    assert len(left) > 10, "the ring and the semaphores"
+    living = before | {path for path in in_shared_memory() if not path.name.removeprefix("sem.").startswith(lock.stem)}
+    left_over._remove_left_over()
+    assert lock.exists(), "it might be just being made"
+    os.utime(lock, (1, 1))
+    left_over._remove_left_over()
+    assert not left & in_shared_memory()
+    batches = start(Digits(), workers=1)
+    next(batches)
+    mine = left_over.prefix()
+    os.utime(f"/dev/shm/{mine}.lock", (1, 1))
+    left_over._remove_left_over()
+    next(batches)
+    assert len([path for path in in_shared_memory() if mine and mine in path.name]) > 5
+    batches.close()
+    assert living <= in_shared_memory() | before
+
+
+SMALL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_data_faults import Large, start
+
+if __name__ == "__main__":
+    from unmask.errors import DataError
+    for workers in (1, 4):
+        batches = start(Large(), workers=workers, batch_size=256)
+        try:
+            for _ in range(4):
+                next(batches)
+        except DataError as error:
+            print(error)
+        finally:
+            batches.close()
+    print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("64m", "^done\n"), ("256k", "no shared memory for loader processes: No space")]
+)
+def test_the_shared_memory_of_a_container(size: str, said: str, tmp_path: Path):
+    """64 MB of it is what docker gives; images wait their turn. Too little of it is an error with a name."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("no file systems can be mounted here")
+    (tmp_path / "small.py").write_text(
+        SMALL.replace("Digits(), w", "Large(), w").replace("import Digits", "import Large")
+    )
+    script = f"mount -t tmpfs -o size={size} none /dev/shm && exec {sys.executable} small.py {Path(__file__).parent}"
+    done = subprocess.run([*unshare, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(said, done.stdout), done.stdout + done.stderr

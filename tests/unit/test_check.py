@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -187,3 +188,26 @@ def test_nothing_that_can_be_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert findings.broken.tolist() == [0, 1]
     assert not len(findings.leaks)
     assert (tmp_path / "out" / "exclude.txt").read_text("utf-8") == "a.jpg\nb.png\n"
+
+
+def test_names_that_differ_never_look_alike(tmp_path: Path) -> None:
+    """A line break and a backslash before an n; a byte that is no UTF-8 and its escape: in rows, keys and lists."""
+    classes, bad = ["a\nb", r"a\nb", os.fsdecode(b"\xff"), r"\xff"], ["x\ny.png", r"x\ny.png"]
+    for number, name in enumerate([*classes, *bad]):
+        folder = tmp_path / "data" / (name if name in classes else "plain")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "0.png")
+        if name in bad:
+            (folder / name).write_bytes(b"broken")
+    check(str(tmp_path / "data"), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
+    assert len(found["classes"]) == 5
+    assert len(set(found["broken"])) == len(found["reasons"]) == 2
+    left = without(
+        open_source(str(tmp_path / "data"), key="data.train", labels=False), str(tmp_path / "out/exclude.txt")
+    )
+    assert len(left) == 5
+    (tmp_path / "one.txt").write_text(found["broken"][0] + "\n", "utf-8")
+    source = open_source(str(tmp_path / "data"), key="data.train", labels=False)
+    assert len(without(source, str(tmp_path / "one.txt"))) == 6

@@ -21,7 +21,7 @@ from unmask.errors import ConfigError, DataError, UnmaskError
 from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.inference import Images, Model, Pool, Rows
 from unmask.evaluate.resumable import Records, collect, shared
-from unmask.files import cause, sha256, written_aside
+from unmask.files import cause, sha256, write_text, written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
 from unmask.report.progress import Bar, say, speaking
@@ -332,7 +332,7 @@ def write_evaluation(
         return values
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
         if report is not None:
             _write_per_class(report, out / "per_class.csv")
             _write_confusion(report, out)
@@ -343,7 +343,7 @@ def write_evaluation(
 
 def _write_per_class(report: ClassificationReport, out: Path) -> None:
     each = report.per_class()
-    with out.open("w", encoding="utf-8", newline="") as file:
+    with written_aside(out) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["class", "images", "precision", "recall", "f1"])
         columns = (report.class_names, each.support, each.precision, each.recall, each.f1)
@@ -355,7 +355,7 @@ def _write_per_class(report: ClassificationReport, out: Path) -> None:
 def _write_confusion(report: ClassificationReport, folder: Path) -> None:
     occurs = np.flatnonzero(report.confusion.any(0) | report.confusion.any(1))
     counts, names = report.confusion[np.ix_(occurs, occurs)], [printable(report.class_names[i]) for i in occurs]
-    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+    with written_aside(folder / "confusion.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 from unmask.checkpoint.folder import folder_name, read_meta
 from unmask.checkpoint.store import list_steps
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, read_bytes, written_aside
+from unmask.files import cause, parse_json, read_bytes, write_text
 from unmask.interchange import read_model, write_model
 from unmask.interchange.mindspore import run_beside
 
@@ -76,8 +76,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
 def _record(folder: Path, written: dict[str, Any]) -> None:
     path = folder / RECORD
     try:
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(written, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {cause(error)}") from error
 

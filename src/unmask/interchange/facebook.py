@@ -101,7 +101,8 @@ def write_facebook(path: Path, model: StoredModel) -> None:
         raise CheckpointError("writing a .pth needs PyTorch: pip install 'unmask[torch]'") from error
     tensors = {name: torch.tensor(tensor) for name, tensor in model.weights.items()}
     try:
-        with written_aside(path) as aside:
-            torch.save({"model": tensors, EXTRA: extra_json(model)}, aside)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"cannot write {path}: {cause(error)}") from error
+        with written_aside(path) as aside, aside.open("wb") as file:
+            torch.save({"model": tensors, EXTRA: extra_json(model)}, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError, raised after the OSError
+        failed = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise CheckpointError(f"cannot write {path}: {cause(failed)}") from error

@@ -20,7 +20,7 @@ from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, read_bytes, written_aside
+from unmask.files import cause, parse_json, read_bytes, write_text, written_aside
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
@@ -144,8 +144,7 @@ def write_timm(folder: Path, model: StoredModel) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(folder / "model.safetensors") as aside:
             write_tensors(aside, _theirs(checked, weights), metadata={"format": "pt"})
-        with written_aside(folder / "config.json") as aside:
-            aside.write_text(json.dumps(config, indent=2) + "\n")
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
 

@@ -20,7 +20,7 @@ from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, read_bytes, written_aside
+from unmask.files import cause, parse_json, read_bytes, write_text, written_aside
 from unmask.interchange.adapt import interpolate_position_embedding
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
@@ -156,8 +156,7 @@ def write_transformers(folder: Path, stored: StoredModel) -> None:
             if content is None:
                 (folder / name).unlink(missing_ok=True)
                 continue
-            with written_aside(folder / name) as aside:
-                aside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+            write_text(folder / name, json.dumps(content, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
 

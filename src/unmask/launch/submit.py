@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 
 from unmask.errors import ConfigError
-from unmask.files import written_aside
+from unmask.files import write_text
 from unmask.launch import kubernetes, modelarts, sky, slurm
 from unmask.launch.job import Job, Options
 
@@ -60,5 +60,4 @@ def write_file(text: str, out: Path) -> None:
     """Raises ConfigError for a folder; OSError."""
     if out.is_dir():
         raise ConfigError(f"--out={out} is a folder; name a file")
-    with written_aside(out) as aside:
-        aside.write_text(text, encoding="utf-8")
+    write_text(out, text)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unmask.files import written_aside
+
 _MOST_NUMBERS = 20
 """Classes up to which the cells of a confusion matrix carry their counts."""
 _MOST_TICKS = 60
@@ -40,7 +42,8 @@ def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path) 
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-    figure.savefig(out, dpi=120, bbox_inches="tight")
+    with written_aside(out) as aside:
+        figure.savefig(aside, dpi=120, bbox_inches="tight")
     return out
 
 
@@ -67,7 +70,8 @@ def few_labels_chart(accuracy: Mapping[str, Mapping[int, Sequence[float]]], out:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    figure.savefig(out, dpi=120)
+    with written_aside(out) as aside:
+        figure.savefig(aside, dpi=120)
     return out
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.errors import UnmaskError
+from unmask.files import written_aside
 from unmask.report.log import METRICS_FILE, read_log
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def curves(run_folder: Path, out: Path | None = None) -> Path:
     if "effective_rank" in axes:
         axes["effective_rank"].plot(*_series(val, "effective_rank"), color="tab:gray", marker="o", markersize=3)
     path = out or run_folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=120)
     return path
 
 
@@ -139,7 +141,8 @@ def contact_sheet(images: NDArray[Any], out: Path, *, captions: Sequence[str], c
             while text and draw.textlength(text, font) > width:
                 text = text[:-1]
             draw.text((left, top + height + 4 + line * _SMALL_LINE), text, _INK, font)
-    sheet.save(out, format="PNG")
+    with written_aside(out) as aside:
+        sheet.save(aside, format="PNG")
     return out
 
 

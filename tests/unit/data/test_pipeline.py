@@ -325,4 +325,4 @@ def test_shared_memory_is_as_large_as_what_is_made_ahead(source: Source):
 
 def segments(maps: str) -> set[Path]:
     """Shared memory that a process has mapped."""
-    return {Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/psm_" in line}
+    return {Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/unmask-" in line}

@@ -8,6 +8,7 @@ from pathlib import Path
 from unmask.data.batch import Batch
 from unmask.data.sources.base import Source, printable
 from unmask.errors import DataError
+from unmask.files import naming
 
 
 class BadFiles:
@@ -40,7 +41,7 @@ class BadFiles:
         if not new:
             return
         if self._writes:
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{name}\t{self._why(index)}\n" for name, index in new.items())
         self._listed.update(new)
         if len(self) > self._max_share * len(self._source):

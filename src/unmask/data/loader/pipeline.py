@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Arrays, Batch, Needs, check_shares
+from unmask.data.loader.left_over import SHARED_MEMORY
 from unmask.data.loader.ring import Ring
 from unmask.data.loader.samples import EvalSamples, Samples, TrainSamples
 from unmask.data.sources.base import Source
@@ -37,7 +37,6 @@ _PART_ROWS = 32
 _BUFFER_BYTES = 2**30
 """Most memory for parts made ahead, over all workers."""
 _MAX_THREADS = 16
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 class WorkerError(DataError):
@@ -208,8 +207,7 @@ def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
         try:
             ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
         except OSError as error:
-            reason = f"no shared memory for loader processes: {error.strerror}"
-            raise DataError(f"{reason}; check {_SHARED_MEMORY}, or load without them: data.workers=0") from None
+            raise _no_memory(error) from None
         stack.callback(ring.close)
         in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(buffer.workers, -(-slots // buffer.workers))
@@ -267,8 +265,8 @@ class _Buffer:
         self.makers = workers or min(_MAX_THREADS, cores())
         self._image_bytes = image_bytes
         self._memory = _BUFFER_BYTES
-        if workers and _SHARED_MEMORY.is_dir():
-            self._memory = min(self._memory, shutil.disk_usage(_SHARED_MEMORY).free // 2)
+        if workers and SHARED_MEMORY.is_dir():
+            self._memory = min(self._memory, shutil.disk_usage(SHARED_MEMORY).free // 2)
         fit = self._memory // (2 * self.makers * image_bytes)
         self.rows = max(2, min(_PART_ROWS, fit) // 2 * 2)  # pairs that are mixed with one another stay together
 
@@ -281,6 +279,8 @@ class _Buffer:
 def _next(iterator: Iterator[_Others]) -> _Others:
     try:
         return next(iterator)
+    except OSError as error:  # of a semaphore
+        raise _no_memory(error) from None
     except RuntimeError as error:
         died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
         if died is None:
@@ -288,10 +288,15 @@ def _next(iterator: Iterator[_Others]) -> _Others:
         raise WorkerError(_explain(int(died[1]))) from None
 
 
+def _no_memory(error: OSError) -> DataError:
+    reason = f"no shared memory for loader processes: {error.strerror}"
+    return DataError(f"{reason}; check {SHARED_MEMORY}, or load without them: data.workers=0")
+
+
 def _explain(code: int) -> str:
     killed_by = {-number: number.name for number in signal.Signals}.get(code)
     if killed_by == "SIGBUS":
-        return f"a loader process ran out of shared memory; enlarge {_SHARED_MEMORY} or lower data.workers"
+        return f"a loader process ran out of shared memory; enlarge {SHARED_MEMORY} or lower data.workers"
     if killed_by == "SIGKILL":
         return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
     return f"a loader process died with exit code {code}; data.workers=0 loads without processes"

@@ -7,6 +7,8 @@ process that writes and again in the one that reads.
 from __future__ import annotations
 
 import math
+import os
+import secrets
 import time
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unmask.data.loader.left_over import prefix
 
 _HEAD = 4096
 """Bytes before the first slot."""
@@ -37,8 +41,19 @@ class Ring:
 
     @classmethod
     def make(cls, slots: int, shape: tuple[int, ...], dtype: str) -> Ring:
+        """Raises OSError where there is not as much shared memory."""
         size = _HEAD + slots * math.prod(shape) * np.dtype(dtype).itemsize
-        return cls(SharedMemory(create=True, size=size), slots, shape, dtype)
+        token = prefix()
+        name = token and f"{token}-{secrets.token_hex(4)}"
+        memory = SharedMemory(name, create=True, size=size)
+        try:
+            if hasattr(os, "posix_fallocate"):  # else whoever writes where there is no room dies by SIGBUS
+                os.posix_fallocate(getattr(memory, "_fd"), 0, size)  # noqa: B009 (not public)
+        except OSError:
+            memory.unlink()
+            memory.close()
+            raise
+        return cls(memory, slots, shape, dtype)
 
     def slot(self, part: int) -> NDArray[Any]:
         """Waits until the slot of a part is free; the array to write the part's images to: (rows, H, W, C)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from unmask.data.loader.order import sample_at, unlabelled_at
 from unmask.data.sources.base import Source, printable
+from unmask.files import naming
 from unmask.report.progress import say
 
 _WINDOW = 200
@@ -57,7 +58,7 @@ class Spikes:
             self._written += 1
             images = self.images(step)
             row = {"step": step, "loss": loss if finite else str(loss), "median": median, "images": images}
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             said = f"{loss:.4g} after a median of {median:.4g}" if finite else f"{loss}"
             look = f"unmask replay {self._path.parent} --step {step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +48,10 @@ def whole(source: Any) -> Any:
 
 
 def printable(name: str) -> str:
-    """`name` on one line: line breaks, control characters and undecodable bytes are escaped."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """`name` on one line: line breaks, control characters, undecodable bytes and backslashes are escaped.
+
+    So two names never look alike. On Windows, where a backslash is between folders, it stays as it is.
+    """
+    raw = name.encode("utf-8", "surrogateescape")
+    text = (raw if os.sep == "\\" else raw.replace(b"\\", b"\\\\")).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
