@@ -155,6 +155,27 @@ def test_exif_orientation_is_applied(orientation: int, kind: str):
     assert_array_equal(picture.pixels(), expected)
 
 
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("place", ["last", "before the pixels"])
+@pytest.mark.parametrize("mark", [b"Exif\0\0", b""])
+def test_exif_of_webp_wherever_and_however_it_stands(orientation: int, place: str, mark: bytes):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(COLOUR), "WEBP", exif=exif, lossless=True)
+    chunks: list[bytes] = []
+    start = 12
+    while start < len(data):
+        end = start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")
+        chunks.append(data[start : end + end % 2])
+        start = end + end % 2
+    head, pixels, last = chunks
+    tags = mark + last[8:].removeprefix(b"Exif\0\0")
+    last = b"EXIF" + len(tags).to_bytes(4, "little") + tags + bytes(len(tags) % 2)
+    body = b"WEBP" + head + (pixels + last if place == "last" else last + pixels)
+    picture = Picture(b"RIFF" + len(body).to_bytes(4, "little") + body, 3, MANY)
+    assert_array_equal(picture.pixels(), TURNS[orientation](COLOUR))
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_crop_of_a_turned_jpeg_is_in_upright_pixels(orientation: int):
     exif = Image.Exif()
