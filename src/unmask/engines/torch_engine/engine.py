@@ -22,7 +22,17 @@ from unmask.engines.base import EngineState, StepResult, Tensors, check_names_an
 from unmask.engines.loss_scale import GROWTH_INTERVAL, INITIAL_LOSS_SCALE, MIN_LOSS_SCALE
 from unmask.engines.torch_engine.device import pick_device
 from unmask.engines.torch_engine.optimizer import Optimizer
-from unmask.engines.torch_engine.parallel import Replicas, Shards, average, begin_sum, blocks, local, on_host, part
+from unmask.engines.torch_engine.parallel import (
+    Replicas,
+    Shards,
+    average,
+    begin_sum,
+    blocks,
+    local,
+    on_host,
+    part,
+    split_again,
+)
 from unmask.objectives.base import Objective
 from unmask.plugins import resolve
 
@@ -114,8 +124,11 @@ class TorchEngine:
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> dict[str, Tensor]:
-        name = self.objective.taught
-        return {} if name is None else {name: getattr(self.module, name)(images)}
+        if (name := self.objective.taught) is None:
+            return {}
+        taught = {name: getattr(self.module, name)(images)}
+        split_again(self.module)
+        return taught
 
     def read(self, result: StepResult) -> dict[str, float]:
         return {name: float(value) for name, value in result.items()}
@@ -124,7 +137,9 @@ class TorchEngine:
     def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
         network = (self.averaged or self.network).eval()
         inputs = [self._to(batch.inputs[each]) for each in self.objective.outputs[name] if each in batch.inputs]
-        return getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
+        found = getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
+        split_again(network)
+        return found
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return self.begin_sum(values)()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -149,6 +149,13 @@ class Shards:
         """See `Replicas`. What is accumulated is not split yet, which takes memory and saves an exchange."""
         self._network.set_requires_gradient_sync(now)
         return nullcontext()
+
+
+def split_again(network: nn.Module) -> None:
+    """After what was computed without a backward pass, which does so itself. Weights beside the blocks stay together
+    until then, and who asks for them would find neither shares nor, after an update, the ones that count."""
+    if isinstance(network, FSDPModule):
+        network.reshard()
 
 
 @cache
