@@ -46,7 +46,7 @@ def together(folder: Path, *arguments: str, processes: int, engine: str = "torch
 
 def test_shards_train_as_one_process_which_takes_them_over(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    run = [*PRETRAIN, steps(60)]
+    run = [*PRETRAIN, steps(60), "train.eval_every=0.3"]  # between updates too, on an average that is shared out
     expected = alone(tmp_path / "alone", *run)
     (shared := tmp_path / "shared").mkdir()
     ranks = launch("torch", *run, *SHARDS, cwd=shared)
