@@ -52,8 +52,8 @@ def run_and_stop(folder: Path, *settings: str) -> int:
 @pytest.mark.parametrize(
     ("first", "second", "precision", "tolerance"),
     [
-        ("torch", "mindspore", "fp32", 1e-4),
-        ("mindspore", "torch", "fp16", 2e-3),
+        ("mindspore", "torch", "fp16", 2e-3),  # in this process: tests/parity, both ways
+        pytest.param("torch", "mindspore", "fp32", 1e-4, marks=pytest.mark.campaign),
         pytest.param("mindspore", "torch", "fp32", 1e-4, marks=pytest.mark.campaign),
     ],
 )

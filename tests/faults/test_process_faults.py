@@ -131,7 +131,7 @@ def alone_and_together(engine: str, processes: int, folder: Path, *settings: str
 def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_twice(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     # Long enough that the signal comes before the end on a fast machine too.
-    settings = [DIGITS[0], f"train.epochs={400 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
+    settings = [DIGITS[0], f"train.epochs={200 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
