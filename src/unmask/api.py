@@ -27,6 +27,7 @@ from unmask.overview import write_report
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 from unmask.train import Callback, train
+from unmask.trial import with_head
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def run(
         if mirror is not None:
             mirror.send()
 
+    config = with_head(config, folder, images=images, unlabelled_images=unlabelled_images)
     given = {"images": images, "val_images": val_images, "unlabelled_images": unlabelled_images}
     values = train(config, folder, callbacks=callbacks, saved=saved, **given)
     if launched()[0] != 0:
@@ -193,7 +195,7 @@ def run(
     from unmask.report.pictures import curves
 
     finished = Run(folder, _last(read_log(folder / METRICS_FILE)))
-    pictures = [curves(folder)]
+    pictures = [curves(folder)] if config.train.epochs else []
     shown = val_images or config.data.val or images or config.data.train
     if "reconstruction" in create_objective(config).outputs and shown is not None:
         from unmask.evaluate.output import write_reconstruction
@@ -202,7 +204,8 @@ def run(
         with load(folder, engine=config.engine, device=config.device) as model:
             write_reconstruction(model, shown, pictures[-1], count=8)
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
-    say("pictures: " + ", ".join(str(picture) for picture in pictures))
+    if pictures:
+        say("pictures: " + ", ".join(str(picture) for picture in pictures))
     write_report([folder], images=0)
     say(f"`unmask report {folder}` adds to that page what the model says of images")
     if mirror is not None:

@@ -87,6 +87,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     if not flat:
         _add_model(sub)
         sub.add_argument("images", metavar="FOLDER", help="class folders, or a list with labels (.csv, .json, .txt)")
+        _add_flip(sub)
         classes = sub.add_mutually_exclusive_group()
         classes.add_argument(
             "--class-map",
@@ -112,6 +113,7 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("predict", commands.predict, "classify images: the likeliest classes with their probabilities")
     _add_model(sub)
     _add_images(sub)
+    _add_flip(sub)
     sub.add_argument("--top", type=_count, default=5, metavar="K", help="classes per image (default 5)")
     sub.add_argument(
         "--out",
@@ -124,7 +126,8 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub = command("embed", commands.embed, "write the feature vector of each image")
     _add_model(sub)
     _add_images(sub)
-    _add_pool(sub)
+    _add_pool(sub, "patches")
+    _add_flip(sub)
     sub.add_argument(
         "--out",
         required=True,
@@ -150,6 +153,19 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     )
     _add_model(sub)
     _add_labelled(sub)
+    sub.add_argument(
+        "--attentive",
+        action="store_true",
+        help="learn where to look: queries on the patches in place of their mean, unless cross-validation on TRAIN "
+        "prefers the mean",
+    )
+    sub.add_argument(
+        "--segment",
+        nargs=2,
+        metavar=("TRAIN_MASKS", "VAL_MASKS"),
+        help="classify pixels in place of images: mean IoU of a linear classifier on the patches, from masks of the "
+        "images' names and sizes that hold the number of a class (255: none)",
+    )
     sub.add_argument("--labels-per-class", type=_count, metavar="N", help="train on a balanced subset of TRAIN")
     sub.add_argument("--seed", type=_seed, default=0, metavar="N", help="of that subset and of the folds (default 0)")
 
@@ -170,10 +186,10 @@ def _parser(flat: bool) -> argparse.ArgumentParser:
     sub.add_argument(
         "--arms",
         nargs="+",
-        choices=("pretrained", "probe", "semi", "scratch", "cnn", "handmade"),
+        choices=("pretrained", "probe", "attentive", "semi", "scratch", "cnn", "handmade"),
         metavar="ARM",
-        help="of pretrained, probe, semi (images without labels too), scratch, cnn (a small residual network) and "
-        "handmade (gradients and colours); default all",
+        help="of pretrained, probe, attentive (a probe that learns where to look), semi (images without labels too), "
+        "scratch, cnn (a small residual network) and handmade (gradients and colours); default all",
     )
     sub.add_argument(
         "--steps",
@@ -485,10 +501,19 @@ def _add_computing(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batch-size", type=_count, default=64, metavar="N")
 
 
+def _add_flip(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--flip",
+        action="store_true",
+        help="take the mean over each image and its mirror image, at twice the time; where left and right are alike",
+    )
+
+
 def _add_labelled(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("train", metavar="TRAIN", help="training images: class folders, or a list with labels")
     sub.add_argument("val", metavar="VAL", help="validation images, the same way")
     _add_pool(sub)
+    _add_flip(sub)
     sub.add_argument(
         "--cache",
         type=Path,
@@ -497,11 +522,13 @@ def _add_labelled(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_pool(sub: argparse.ArgumentParser) -> None:
+def _add_pool(sub: argparse.ArgumentParser, *more: str) -> None:
+    also = "; patches: those of all patches, row by row" if more else ""
     sub.add_argument(
         "--pool",
-        choices=("mean", "cls", "mean+cls"),
-        help="features: mean of the patch tokens, the cls token, or both (default: a classifier's own, else mean)",
+        choices=("mean", "cls", "mean+cls", *more),
+        help="features: mean of the patch tokens, the cls token, or both (default: a classifier's own, else mean)"
+        + also,
     )
 
 

@@ -84,6 +84,12 @@ def knn(options: Namespace) -> None:
 
 
 def probe(options: Namespace) -> None:
+    if options.segment is not None:
+        _segment(options)
+        return
+    if options.attentive:
+        _attentive(options)
+        return
     from unmask.evaluate.fast_probe import probe
     from unmask.report.progress import say, table
 
@@ -110,6 +116,48 @@ def probe(options: Namespace) -> None:
     else:
         say(f"one image a class: nothing to choose the L2 strength on, it is {result.strength:g}")
     say(f"accuracy={result.accuracy:.3f}")
+
+
+def _attentive(options: Namespace) -> None:
+    from unmask.errors import ConfigError
+    from unmask.evaluate.attentive import attentive_probe
+    from unmask.report.progress import say, table
+
+    if options.pool is not None:
+        raise ConfigError("--attentive pools the patches itself; leave out --pool")
+    found = attentive_probe(
+        _load(options),
+        options.train,
+        options.val,
+        labels_per_class=options.labels_per_class,
+        seed=options.seed,
+        cache=options.cache,
+    )
+    if found.tried:
+        named = [("the mean, no queries", found.linear), *((f"{one.strength:g}", one) for one in found.tried)]
+        best = min((one for _, one in named), key=lambda one: one.loss)
+        rows = [
+            [name, f"{one.accuracy:.3f}", f"{one.loss:.3f}", "chosen" if one is best else ""] for name, one in named
+        ]
+        table(rows, ["L2 strength of the queries", "cross-validated accuracy", "loss at its best temperature", ""])
+    else:
+        say("one image a class: nothing to choose on, it is the linear probe")
+    say(f"accuracy={found.accuracy:.3f}")
+
+
+def _segment(options: Namespace) -> None:
+    from unmask.errors import ConfigError
+    from unmask.evaluate.segment import segment
+    from unmask.report.progress import say, table
+
+    for name in ("attentive", "pool", "labels_per_class", "cache"):
+        if getattr(options, name):
+            raise ConfigError(f"--segment works on patches; leave out --{name.replace('_', '-')}")
+    found = segment(_load(options), options.train, options.val, *options.segment, seed=options.seed)
+    adjusted = f", scores lowered by {found.adjustment:g} log of a class's share of the pixels"
+    say(f"L2 strength {found.strength:g}{adjusted if found.adjustment else ''}")
+    table([[number, f"{iou:.3f}"] for number, iou in enumerate(found.iou)], ["class", "IoU"])
+    say(f"mIoU={found.miou:.3f}")
 
 
 def sweep_labels(options: Namespace) -> None:
@@ -369,6 +417,7 @@ def _load(options: Namespace, settings: Sequence[str] = (), *, join: bool = Fals
         batch_size=options.batch_size,
         settings=[*options.set, *settings],
         join=join,
+        flip=getattr(options, "flip", False),
     )
 
 

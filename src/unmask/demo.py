@@ -24,7 +24,11 @@ def run_demo(settings: Sequence[str] = ()) -> dict[str, float]:
     Returns the accuracy on 1,000 held-out digits of `pretrained` and `scratch`. The same call again resumes.
     """
     began = time.monotonic()
-    pretraining, training = load_config("demo-mae", settings), load_config("demo-finetune", settings)
+    # The same from both starts, for as long: no trial of whether it pays.
+    pretraining, training = (
+        load_config("demo-mae", settings),
+        load_config("demo-finetune", ["objective.head=drawn", *settings]),
+    )
     if is_remote(pretraining.output or ""):
         raise ConfigError(f"output={pretraining.output}: the demo needs a folder here")
     folder = Path(pretraining.output or "runs/demo")

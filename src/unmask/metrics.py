@@ -71,6 +71,13 @@ def multi_label_sums(logits: NDArray[Any], labels: NDArray[np.bool_]) -> dict[st
     }
 
 
+def mean_iou(confusion: NDArray[Any]) -> tuple[Floats, float]:
+    """Intersection over union of each class, of (true, predicted) counts, NaN where it does not occur; their mean."""
+    both, either = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    iou = np.where(either > 0, both / np.maximum(either, 1), np.nan)
+    return iou, float(np.nanmean(iou)) if (either > 0).any() else float("nan")
+
+
 def effective_rank(features: NDArray[Any]) -> float:
     """Of (n, width) features: exp of the entropy of their normalised singular values (RankMe, Garrido et al. 2023).
 

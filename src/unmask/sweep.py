@@ -20,6 +20,7 @@ from unmask.data.sources.files import is_remote
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import SubsetSource, subset
 from unmask.errors import ConfigError, UnmaskError
+from unmask.evaluate.attentive import judge_attentive
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.handmade import handmade_features
@@ -29,10 +30,11 @@ from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 
-ARMS = ("pretrained", "probe", "semi", "scratch", "cnn", "handmade")
-"""Fine-tuned from `init`; a linear classifier on its features; fine-tuned on images without labels too; and what a
-person would do without `init`: train the same network from scratch, train a small residual network (`convnet`), or fit
-a linear classifier to features that nobody trained (`evaluate.handmade`)."""
+ARMS = ("pretrained", "probe", "attentive", "semi", "scratch", "cnn", "handmade")
+"""Fine-tuned from `init`; a linear classifier on its features, or one that learns where to look (`attentive`);
+fine-tuned on images without labels too; and what a person would do without `init`: train the same network from scratch,
+train a small residual network (`convnet`), or fit a linear classifier to features that nobody trained
+(`evaluate.handmade`)."""
 SEMI = "cifar10-semi"
 """The recipe of how the arm `semi` differs from `pretrained`."""
 CNN_STEPS = 1500
@@ -126,7 +128,7 @@ def _cnn(config: Config) -> Config:
 def _sources(config: Config, arms: Sequence[str]) -> tuple[Source, Source]:
     if not config.objective.labelled:
         raise ConfigError("sweep-labels needs a recipe of `unmask finetune`")
-    needed = {"init": config.init} if {"pretrained", "probe", "semi"} & {*arms} else {}
+    needed = {"init": config.init} if {"pretrained", "probe", "attentive", "semi"} & {*arms} else {}
     needed |= {"data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
@@ -140,7 +142,7 @@ def _with_labels(config: Config, labels_per_class: int, seed: int, images: int, 
     accumulate = config.train.accumulate
     batch_size = max(accumulate, min(config.train.batch_size, images) // accumulate * accumulate)
     epochs = config.train.epochs if steps is None else steps * batch_size / images
-    share = epochs / config.train.epochs
+    share = epochs / (config.train.epochs or 1)
     changes: dict[str, Mapping[str, Any]] = {
         "data": {"labels_per_class": labels_per_class},
         "optimizer": {"warmup_epochs": config.optimizer.warmup_epochs * share},
@@ -177,20 +179,26 @@ def _write_result(path: Path, result: Mapping[str, Any]) -> None:
 def _probes(
     arm: str, config: Config, subsets: Mapping[tuple[int, int], SubsetSource], val: Source, cache: Path
 ) -> Iterator[Result]:
-    """Linear classifiers for all subsets, on features that are computed once for the images that any of them has."""
+    """Classifiers for all subsets, on features that are computed once for the images that any of them has."""
     parent = next(iter(subsets.values())).parent
     union = np.unique(np.concatenate([images.indices for images in subsets.values()]))
     images = SubsetSource(parent, union)
+    network, classes = config.model, len(parent.class_names or ())
     if arm == "handmade":
         found = handmade_features(images, config, "describe data.train")
         val_features = handmade_features(val, config, "describe data.val")
     else:
         with load(config.init or "", engine=config.engine, device=config.device) as model:
-            found = embed_labelled(model, images, cache, "embed data.train")
-            val_features = embed_labelled(model, val, cache, "embed data.val")
+            network, pool = model.config.model, "patches" if arm == "attentive" else None
+            found = embed_labelled(model, images, cache, "embed data.train", pool=pool)
+            val_features = embed_labelled(model, val, cache, "embed data.val", pool=pool)
     for (n, seed), drawn in subsets.items():
         features = found.rows(np.searchsorted(union, drawn.indices))
-        result = fit_probe(features, val_features, len(parent.class_names or ()), seed=seed)
+        if arm == "attentive":
+            sizes = {"width": network.width, "queries": network.heads}
+            result = judge_attentive(features, val_features, classes, **sizes, seed=seed)
+        else:
+            result = fit_probe(features, val_features, classes, seed=seed)
         yield Result(arm, n, seed, result.accuracy)
 
 

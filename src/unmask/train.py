@@ -81,7 +81,7 @@ class Plan:
         train, steps_per_epoch = config.train, images / config.train.batch_size
         every = config.evaluate.every
         return cls(
-            total=max(1, round(train.epochs * steps_per_epoch)),
+            total=max(1, round(train.epochs * steps_per_epoch)) if train.epochs else 0,
             warmup=config.optimizer.warmup_epochs * steps_per_epoch,
             eval_every=max(1, round(train.eval_every * steps_per_epoch)),
             checkpoint_every=max(1, round(train.checkpoint_every * steps_per_epoch)),
@@ -113,7 +113,7 @@ def train(
     """
     source, val, unlabelled = open_sources(config, images, val_images, unlabelled_images)
     start_model, architecture = _read_start(config, folder)
-    config = with_precision(_complete(config, source, architecture), _earlier(folder).get("train", {}).get("precision"))
+    config = with_precision(_complete(config, source, architecture), earlier(folder).get("train", {}).get("precision"))
     objective, plan = create_objective(config), Plan.of(config, len(source))
     if val is not None and objective.evaluated is None:
         raise ConfigError(
@@ -194,9 +194,9 @@ def train(
                 each=config.objective.unlabelled_images,
             )
             output = _Output(store, log, spikes)
-        resumed = f", resumed after step {start}" if start else ""
+        resumed = f", resumed after step {start}" if checkpoint is not None else ""
         processes = f", {world} processes" if world > 1 else ""
-        if plan.warmup > plan.total:
+        if 0 < plan.total < plan.warmup:
             share = learning_rate(plan.total - 1, total_steps=plan.total, warmup_steps=plan.warmup, peak=1, minimum=0)
             say(
                 f"optimizer.warmup_epochs={config.optimizer.warmup_epochs:g} is longer than the run, whose learning "
@@ -313,6 +313,9 @@ class _Loop:
                     self._save(step, metric=metric)
                 if stop:
                     break
+            if not self.plan.total:
+                has_figures = self.val is not None or self.features is not None
+                self._save(0, metric=self._evaluate(0) if has_figures else None)
             while self.said:
                 self._hear(request)
             if self.output is not None:
@@ -420,7 +423,7 @@ class _Loop:
     def _check_end(self) -> None:
         """A run too short to have skipped `train.max_skipped` updates must not end as if all were well."""
         loss = self.latest.get("loss", 0.0)
-        if not np.isfinite(loss) or self.skipped_in_a_row >= self.plan.total:
+        if not np.isfinite(loss) or self.skipped_in_a_row >= self.plan.total > 0:
             raise TrainingError(
                 f"the run ends with the loss {loss:.4g}, its last {self.skipped_in_a_row} updates "
                 "skipped for a gradient that was not finite. Lower optimizer.base_lr, set optimizer.clip_grad or "
@@ -548,13 +551,13 @@ def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[
     """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
     if config.init is None:
         return None, {}
-    if earlier := _earlier(folder):
-        return None, earlier["model"]
+    if before := earlier(folder):
+        return None, before["model"]
     start = read_model(config.init)
     return start, fields_from_shapes(start.weights) | start.model
 
 
-def _earlier(folder: Path) -> dict[str, Any]:
+def earlier(folder: Path) -> dict[str, Any]:
     """The config of a run that goes on, from its newest checkpoint; empty where there is none."""
     if not ((folder / "checkpoints").exists() and list_steps(folder / "checkpoints")):
         return {}

@@ -56,6 +56,7 @@ def mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classifier(mae: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "run"
     settings = [f"data.train={photos}", f"data.val={photos}", f"init={mae}", f"output={folder}", "train.epochs=10"]
+    settings += ["objective.head=drawn"]
     assert main(["finetune", "finetune-vit-tiny", *TINY_MODEL, *SHORT, *settings]) == 0
     return folder
 

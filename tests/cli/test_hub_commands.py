@@ -39,7 +39,7 @@ def mae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classifier(mae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier") / "run"
-    settings = [f"data.train={DIGITS}", f"init={mae}", f"output={folder}", "model.pool=cls"]
+    settings = [f"data.train={DIGITS}", f"init={mae}", f"output={folder}", "model.pool=cls", "objective.head=drawn"]
     assert main(["finetune", "finetune-vit-tiny", *TINY_MODEL, *SHORT, *settings]) == 0
     return folder
 

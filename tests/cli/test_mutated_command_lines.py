@@ -109,7 +109,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS: list[list[str]] = [
     ["pretrain", "mae-vit-tiny", "data.train=photos", "output=out", *TRAIN],
-    ["finetune", "scratch-vit-tiny", "data.train=photos", "data.val=photos", "init=run", "output=out", *TRAIN],
+    [
+        "finetune",
+        "scratch-vit-tiny",
+        "data.train=photos",
+        "data.val=photos",
+        "init=run",
+        "output=out",
+        *TRAIN,
+        "objective.head=drawn",
+    ],
     ["evaluate", "classifier", "photos", "--class-map", "map.json", "--out", "evaluation", "--device", "cpu"],
     [
         "predict",

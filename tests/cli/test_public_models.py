@@ -277,7 +277,7 @@ def read_out(layout: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFi
     start = read_model(model)
     sizes = {"image_size": 32, **{name: start.model[name] for name in ("patch_size", "width", "depth", "mlp_ratio")}}
     shape = [f"model.{name}={value}" for name, value in sizes.items()]
-    short = ["train.epochs=1", "train.batch_size=6", "optimizer.warmup_epochs=0", "device=cpu"]
+    short = ["train.epochs=1", "train.batch_size=6", "optimizer.warmup_epochs=0", "objective.head=drawn", "device=cpu"]
     settings = [*shape, *short, f"model.heads={start.model.get('heads', 3)}", f"data.train={photos}", f"init={model}"]
     capsys.readouterr()
     assert main(["finetune", "finetune-vit-tiny", *settings, f"output={tmp_path / 'run'}"]) == 0, (

@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     common = [*TINY_MODEL, *SHORT, f"data.train={data}/train", f"data.val={data}/val"]
     assert main(["pretrain", "mae-vit-tiny", *common, f"output={root}/mae"]) == 0
     mixed = ["augment.mixup=0.8", "model.pool=cls"]
-    start = [f"init={root}/mae"]
+    start = [f"init={root}/mae", "objective.head=drawn"]
     assert main(["finetune", "finetune-vit-tiny", *common, *mixed, *start, f"output={root}/classifier"]) == 0
     return root
 

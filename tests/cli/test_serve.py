@@ -41,7 +41,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     common = [*TINY_MODEL, *SHORT, f"data.train={TRAIN}", "data.labels_per_class=10"]
     assert main(["pretrain", "mae-vit-tiny", *common, f"output={root}/mae"]) == 0
-    assert main(["finetune", "finetune-vit-tiny", *common, f"init={root}/mae", f"output={root}/classifier"]) == 0
+    assert (
+        main(
+            [
+                "finetune",
+                "finetune-vit-tiny",
+                *common,
+                f"init={root}/mae",
+                "objective.head=drawn",
+                f"output={root}/classifier",
+            ]
+        )
+        == 0
+    )
     return root
 
 

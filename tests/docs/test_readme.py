@@ -110,11 +110,19 @@ def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.jpg")
     small = [f"{key}={value}" for key, value in SMALL.items()] + ["data.workers=0", "train.precision=fp32"]
+    for part in ("train", "val"):
+        for folder, high in ((f"defects/{part}", 256), (f"defects/{part}-masks", 2)):
+            Path(folder).mkdir(parents=True)
+            for i in range(2):
+                pixels = rng.integers(0, high, (40, 48, 3) if high == 256 else (40, 48), dtype=np.uint8)
+                Image.fromarray(pixels).save(Path(folder) / f"{i}.png")
     lines = [line for block in blocks("bash", "docs/few-labels.md") for line in block.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 7
     for line in lines:
-        words = shlex.split(line)[1:]
-        if words[0] == "sweep-labels":
+        words = shlex.split(line.replace("runs/defects", "runs/cifar10-mae"))[1:]
+        if words[0] == "probe":
+            words = ["2" if word == "50" else word for word in words] + ["--device", "cpu"]
+        elif words[0] == "sweep-labels":
             words = [*words[: words.index("--labels")], *small, "--labels", "2", "3", "--seeds", "0", "--steps", "2"]
         else:
             words += small
@@ -140,5 +148,5 @@ def test_the_guide_to_starts_runs() -> None:
     for line in lines:
         words = shlex.split(line.replace("hf://facebook/dinov2-small", "dinov2"))[1:]
         assert main([*words, *(small if words[0] != "probe" else [])]) == 0, line
-    assert Path("runs/transfer/curves.png").exists()
+    assert Path("runs/transfer/trial.json").exists()
     assert Path("runs/adapted/reconstruction.png").exists()

@@ -49,7 +49,7 @@ def test_sigterm_stops_embed_which_goes_on(tmp_path: Path, mae: Path) -> None:
 
 
 def test_ctrl_c_stops_a_sweep_as_a_whole(tmp_path: Path, mae: Path) -> None:
-    settings = [*TINY_MODEL, *DATA, f"init={mae}", "output=few", "train.log_every=1"]
+    settings = [*TINY_MODEL, *DATA, f"init={mae}", "output=few", "train.log_every=1", "objective.head=drawn"]
     counts = ["--labels", "2", "--seeds", "0", "1", "--steps", "2000"]
     process = start("sweep-labels", "finetune-vit-tiny", *settings, *counts, cwd=tmp_path)
     log = tmp_path / "few" / "pretrained-2-labels-seed-0" / "metrics.jsonl"

@@ -22,7 +22,7 @@ LAYERS = [
     ["interchange"],
     ["evaluate"],
     ["export", "train"],
-    ["overview"],
+    ["overview", "trial"],
     ["api"],
     ["check", "replay", "sweep", "demo", "doctor", "launch", "serve"],
     ["commands"],

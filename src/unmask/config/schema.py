@@ -291,7 +291,8 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: float = Field(default=800, gt=0, le=1e7)
+    epochs: float = Field(default=800, ge=0, le=1e7)
+    """0: no update, which is for objective.head=probe."""
     batch_size: int = Field(default=4096, ge=1, le=2**24)
     """Images per update, over all processes and accumulated micro-batches."""
     accumulate: int = Field(default=1, ge=1, le=65536)
@@ -448,6 +449,8 @@ class Config(Section):
             )
         if not self.objective.labelled and (self.augment.mixes or self.augment.erase_prob):
             raise ValueError("augment: mixup, cutmix and erasing are for training with labels; set them to 0")
+        if not self.train.epochs and not self.objective.starts_at_probe:
+            raise ValueError("train.epochs=0 trains nothing: that is for objective.head=probe, a head without training")
         self.objective.check(self)
         return self
 

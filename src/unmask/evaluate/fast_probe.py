@@ -109,8 +109,7 @@ def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHea
         best = min(tried, key=lambda one: one.loss, default=Tried(ONE_LABEL, np.nan, np.nan, 1.0))
         head = LinearHead.fit(train, rows, classes, best.strength)
         bar.update(len(STRENGTHS) + 1 - len(tried))
-    head = replace(head, weight=best.certainty * head.weight, bias=best.certainty * head.bias)
-    return head, best.strength, tuple(tried)
+    return head.made_certain(best.certainty), best.strength, tuple(tried)
 
 
 @dataclass(frozen=True)
@@ -128,15 +127,23 @@ class LinearHead:
 
     @classmethod
     def fit(
-        cls, features: Features, rows: NDArray[np.int64], classes: int, strength: float, start: LinearHead | None = None
+        cls,
+        features: Features,
+        rows: NDArray[np.int64],
+        classes: int,
+        strength: float,
+        start: LinearHead | None = None,
+        *,
+        weights: Floats | None = None,
     ) -> LinearHead:
         """The minimum of mean cross entropy + strength/2 |W|^2 over the rows, by L-BFGS from zero.
 
-        Or from `start`, a head that was fitted to the same rows.
+        Or from `start`, a head that was fitted to the same rows. `weights`: of the rows in the mean.
         """
         mean_D, scale_D = (start.mean, start.scale) if start else _statistics(features.values, rows)
         (D,), C, N = mean_D.shape, classes, len(rows)
         labels_N = features.labels[rows]
+        share_N = np.full(N, 1 / N) if weights is None else weights / weights.sum()
 
         def x_of(part: slice) -> Floats:
             return (features.values[rows[part]] - mean_D) * scale_D
@@ -153,10 +160,10 @@ class LinearHead:
                 x_BK = x_of(part) if rows_KN is None else rows_KN[:, part].T
                 log_p_BC = log_softmax(x_BK @ weight_KC + bias_C)
                 each, labels_B = np.arange(len(x_BK)), labels_N[part]
-                loss -= log_p_BC[each, labels_B].sum() / N
+                loss -= share_N[part] @ log_p_BC[each, labels_B]
                 error_BC = np.exp(log_p_BC)
                 error_BC[each, labels_B] -= 1
-                error_BC /= N
+                error_BC *= share_N[part, None]
                 gradient_KC += x_BK.T @ error_BC
                 gradient_C += error_BC.sum(0)
             return float(loss), np.concatenate([gradient_KC.ravel(), gradient_C])
@@ -169,6 +176,10 @@ class LinearHead:
         found = minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x
         weight_KC = found[: K * C].reshape(K, C)
         return cls(mean_D, scale_D, weight_KC if basis_DK is None else basis_DK @ weight_KC, found[K * C :])
+
+    def made_certain(self, certainty: float) -> LinearHead:
+        """The same with its logits multiplied by `certainty`."""
+        return replace(self, weight=certainty * self.weight, bias=certainty * self.bias)
 
     def logits(self, features: Features, rows: NDArray[np.int64]) -> Iterator[tuple[Floats, NDArray[np.int64]]]:
         """(B, C) and the classes (B,), part by part."""
@@ -194,7 +205,7 @@ def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, 
 
     It ends when weaker ones have become worse: they take longest.
     """
-    held_out = _held_out(features.labels, rows, seed)
+    held_out = folds_to_hold_out(features.labels, rows, seed)
     heads: list[LinearHead | None] = [None] * len(held_out)
     best, worse = np.inf, 0
     for strength in STRENGTHS if held_out else ():
@@ -206,13 +217,15 @@ def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, 
             part for held, head in zip(held_out, heads, strict=True) if head for part in head.logits(features, held)
         ]
         logits, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        yield (tried := _judged(strength, logits, labels))
+        yield (tried := judged(strength, logits, labels))
         best, worse = (tried.loss, 0) if tried.loss < best else (best, worse + 1)
         if worse == _PATIENCE:
             return
 
 
-def _judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried:
+def judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried:
+    """What logits (N, C) of images that are held out are worth."""
+
     def loss_at(log_certainty: float) -> float:
         return classification_sums(np.exp(log_certainty) * logits, labels)["loss"] / len(labels)
 
@@ -221,21 +234,21 @@ def _judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried
     return Tried(strength, accuracy, float(lowest.fun), float(np.exp(lowest.x)))
 
 
-def _held_out(labels: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+def folds_to_hold_out(labels: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
     """Rows that are held out together: each row once, or, of few, once for each time the folds are drawn."""
     repeats = min(5, -(-FEW // len(rows)))
-    drawn = [_folds(labels[rows], seed, repeat) for repeat in range(repeats)]
+    drawn = [folds_of(labels[rows], seed, repeat) for repeat in range(repeats)]
     found = [rows[folds == number] for folds in drawn for number in range(FOLDS if len(rows) < MANY else 1)]
     return [held for held in found if len(held)]
 
 
-def _folds(labels: NDArray[np.int64], seed: int, repeat: int = 0) -> NDArray[np.int64]:
+def folds_of(labels: NDArray[np.int64], seed: int, repeat: int = 0, count: int = FOLDS) -> NDArray[np.int64]:
     """(N,) the fold in which each row is held out, the same share of each class; -1 for the only one of its class."""
     folds = np.full(len(labels), -1)
     for label in np.unique(labels):
         members = generator(seed, 1 + repeat, int(label), Op.SUBSET).permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
-            folds[members] = (np.arange(len(members)) + label) % FOLDS
+            folds[members] = (np.arange(len(members)) + label) % count
     return folds
 
 

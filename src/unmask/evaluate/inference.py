@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.subset import SpansSource
 from unmask.engines import create_engine, joined
-from unmask.engines.base import EngineState, Tensors
+from unmask.engines.base import Engine, EngineState, Tensors
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.class_names import head_classes
 from unmask.evaluate.classification import ClassificationReport, Tally
@@ -36,8 +36,8 @@ from unmask.interchange.completion import at_size_of, config_of, how_to_tell
 from unmask.metrics import log_softmax
 from unmask.objectives.base import PaintingSection, create_objective
 
-Pool = Literal["mean", "cls", "mean+cls"]
-POOLS = ("mean", "cls", "mean+cls")
+Pool = Literal["mean", "cls", "mean+cls", "patches"]
+POOLS = ("mean", "cls", "mean+cls", "patches")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Model:
         batch_size: int,
         *,
         join: bool = False,
+        flip: bool = False,
         untold: tuple[str, ...] = (),
     ) -> None:
         self.config = config
@@ -81,6 +82,9 @@ class Model:
             self.rank, self.world = self._open.enter_context(joined(config.engine, config.device, timeout))
         self.engine = self._open.enter_context(closing(create_engine(config, self.world)))
         self.engine.load(EngineState(weights))
+        self.flip = flip
+        if flip:
+            self.engine = cast(Engine, _Mirrored(self.engine))
 
     def close(self) -> None:
         """Release the device and leave the other processes; `with` does the same at its end."""
@@ -109,7 +113,8 @@ class Model:
         """(N, width): features of each whole image after the last norm.
 
         `pool`: "mean" of the patch tokens, the "cls" token, or "mean+cls", both one after the other (N, 2 width); by
-        default what a classifier was trained with, and the mean of any other model.
+        default what a classifier was trained with, and the mean of any other model. "patches": all of
+        `patch_features`, one after the other (N, h * w * width).
         """
         return np.concatenate([rows.values for rows in self.embed_batches(self.source(images), pool=pool)])
 
@@ -122,17 +127,20 @@ class Model:
         """
         if pool not in (None, *POOLS):
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
-        if pool not in (None, "mean") and not self.config.model.cls_token:
+        if pool in ("cls", "mean+cls") and not self.config.model.cls_token:
             raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
         for batch in self.batches(source, spans):
-            yield _rows(batch, self.engine.output("features", batch, pool=pool))
+            if pool == "patches":
+                yield _rows(batch, self.engine.output("patch_features", batch).reshape(len(batch), -1))
+            else:
+                yield _rows(batch, self.engine.output("features", batch, pool=pool))
 
     def feature_width(self, pool: Pool | None = None) -> int:
         """Values in a row of `embed`."""
         model = self.config.model
         if pool is None:
             return model.width if self.objective.section.task == "pretrain" else model.feature_width
-        return model.width * (2 if pool == "mean+cls" else 1)
+        return model.width * {"mean+cls": 2, "patches": model.num_patches}.get(pool, 1)
 
     def patch_features(self, images: Images) -> NDArray[np.float32]:
         """(N, h, w, width): features of each patch after the last norm, in their places."""
@@ -236,7 +244,8 @@ class Model:
         decisive = to_dict(self.config)
         for key in ("max_bad_share", "workers"):
             del decisive["data"][key]
-        config = json.dumps([decisive, self.batch_size], sort_keys=True)
+        how = [self.batch_size, "flip"] if self.flip else [self.batch_size]
+        config = json.dumps([decisive, *how], sort_keys=True)
         digest = hashlib.sha256(config.encode())
         for name, tensor in sorted(self.engine.state().weights.items()):
             digest.update(name.encode())
@@ -305,6 +314,25 @@ class Model:
                 yield dataclasses.replace(batch, index=np.where(real, chosen.rows(batch.index), -1))
 
 
+class _Mirrored:
+    """An engine whose features and logits are the mean over each image and its mirror image."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
+        values = self._engine.output(name, batch, **options)
+        if name not in ("features", "patch_features", "logits"):
+            return values
+        mirrored = self._engine.output(
+            name, dataclasses.replace(batch, images=batch.images[:, :, ::-1].copy()), **options
+        )
+        return (values + (mirrored[:, :, ::-1] if name == "patch_features" else mirrored)) / np.float32(2)
+
+
 def load(
     path: str | os.PathLike[str],
     checkpoint: Choice = "last",
@@ -315,6 +343,7 @@ def load(
     batch_size: int = 64,
     settings: Settings | None = None,
     join: bool = False,
+    flip: bool = False,
 ) -> Model:
     """The model at `path`: whatever `read_model` reads, such as a run, an official .pth or hf://OWNER/NAME.
 
@@ -323,7 +352,8 @@ def load(
     loaded.
     `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
     `{"objective.mask_ratio": 0.5}`, and tells what the source does not, such as `{"model.heads": 6}`. With `join`, the
-    processes that were launched together share the images of `evaluate` between them, and all must call it. Raises
+    processes that were launched together share the images of `evaluate` between them, and all must call it. With
+    `flip`, features and logits are the mean over an image and its mirror image, at twice the time. Raises
     CheckpointError, ConfigError or EngineError.
     """
     found = read_model(path, checkpoint)
@@ -339,7 +369,9 @@ def load(
         # Loader processes cost a second to start, and threads load as fast as a model answers.
         data={**(stated.get("data") or found.data), "workers": 0},
     )
-    return Model(config, at_size_of(found, config.model), found.class_names, batch_size, join=join, untold=untold)
+    return Model(
+        config, at_size_of(found, config.model), found.class_names, batch_size, join=join, flip=flip, untold=untold
+    )
 
 
 def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:

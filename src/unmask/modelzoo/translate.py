@@ -65,9 +65,10 @@ def load_modelzoo(path: str | Path, options: Sequence[str], command: Command) ->
         settings |= set_here
         where = f"{entry.origin}: {entry.spelled}" if name in TABLE else entry.origin
         origins |= dict.fromkeys(set_here, where)
-    config = check_config(
-        _nested({**settings, "objective.name": "mae" if command == "pretrain" else "classify"}), origins
-    )
+    # There the head is drawn, whatever the number of images.
+    classify = {"objective.name": "classify", "objective.head": "drawn"}
+    task = {"objective.name": "mae"} if command == "pretrain" else classify
+    config = check_config(_nested({**task, **settings}), origins)
     rows = [(entry.spelled, str(entry.value), _describe(values, words, settings)) for entry, values, words in outcomes]
     if "engine" not in flat.entries:
         rows.insert(0, ("engine", "", f"-> engine={flat.engine}, {flat.engine_reason}"))

@@ -91,7 +91,7 @@ def test_the_head_is_as_certain_as_it_is_right() -> None:
 
 def test_every_image_is_held_out_once_and_no_class_goes_missing_meanwhile() -> None:
     labels = np.repeat([0, 1, 2, 3], [1, 2, 4, 23])
-    folds = module._folds(labels, seed=0)
+    folds = module.folds_of(labels, seed=0)
     assert folds[0] == -1, "the only image of its class is always fitted on"
     for number in range(FOLDS):
         held = folds == number

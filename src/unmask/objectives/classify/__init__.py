@@ -31,8 +31,12 @@ class LabelledSection(ObjectiveSection):
 class HeadSection(LabelledSection):
     """Of objectives that fine-tune a network and a head."""
 
-    head: Literal["drawn", "probe"] = "drawn"
-    """What the head begins as; probe: fitted to the features of the network as it starts (Kumar et al. 2022, LP-FT)."""
+    head: Literal["auto", "drawn", "probe"] = "auto"
+    """What the head begins as; probe: fitted to the features of the network as it starts (Kumar et al. 2022, LP-FT).
+
+    auto: with `init` and up to 10,000 labelled images the probe, and the network is fine-tuned only if that is better
+    on images set aside (`unmask.trial`); else drawn.
+    """
 
     @property
     def starts_at_probe(self) -> bool:
