@@ -8,8 +8,9 @@ all the same. It is asked for in random directions (SIGReg), in each by the stat
 of the B images of a micro-batch, over all processes: with more micro-batches each of them is judged by itself.
 
 Knots, range, number of directions, weight, views and projector are those of the authors' minimal example. Other than
-there: all views are of one size, the projector has LayerNorm in place of BatchNorm and so no state, and it takes the
-mean of the patch tokens, which is what features are read out of.
+there: all views are of one size, and the projector takes the mean of the patch tokens, which is what features are read
+out of. Its BatchNorm is over all processes too. With LayerNorm in its place the features were hardly better than those
+of fresh weights (docs/log.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from unmask.config.schema import ModelConfig, ObjectiveSection
+from unmask.config.schema import ModelConfig, ObjectiveSection, OptimizerConfig
 from unmask.data.batch import Arrays, Needs
 from unmask.data.rng import Op, generator
 from unmask.models.parameters import Shapes, Tensors, encoder_shapes, linear_shapes, norm_shapes
@@ -28,6 +29,8 @@ from unmask.objectives.base import Objective, PaintingSection
 from unmask.objectives.encoder import EncoderSection
 from unmask.objectives.mae import MaeSection, MaskedAutoencoding
 
+EPS = 1e-5
+"""Of the projector's BatchNorm."""
 KNOTS = np.linspace(0, 3, 17)
 """Where the statistic compares; the half of its range, because what it integrates is even."""
 GAUSSIAN = np.exp(-(KNOTS**2) / 2)
@@ -89,6 +92,10 @@ class ViewAgreement(Objective):
             | projector_shapes(self.model, self.section)
         )
 
+    def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
+        """Not `norm.bias`, which the projector's BatchNorm takes away: its gradient is nothing but rounding."""
+        return name != "norm.bias" and super().is_trained(name, optimizer)
+
     def needs(self, *, training: bool) -> Needs:
         section = self.section
         if not training:
@@ -136,9 +143,9 @@ def without_projector(weights: Tensors) -> Tensors:
 def projector_shapes(model: ModelConfig, section: AgreementSection) -> Shapes:
     H = section.projector_width
     return (
-        linear_shapes("projector.fc1", model.width, H)
+        {"projector.fc1.weight": (H, model.width)}  # the norms would take a bias away again
         | norm_shapes("projector.norm1", H)
-        | linear_shapes("projector.fc2", H, H)
+        | {"projector.fc2.weight": (H, H)}
         | norm_shapes("projector.norm2", H)
         | linear_shapes("projector.fc3", H, section.projection_width)
     )

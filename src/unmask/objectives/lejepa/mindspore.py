@@ -14,19 +14,40 @@ from mindspore.mint.distributed import get_world_size, is_initialized
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.models.mindspore_operators import Cell
-from unmask.models.mindspore_vit import LayerNorm, Linear, VisionTransformer, patchify
-from unmask.objectives.lejepa import GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
+from unmask.models.mindspore_vit import Linear, VisionTransformer, parameter, patchify
+from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.mindspore import MaskedAutoencoder
+
+
+class BatchNorm(Cell):
+    """By the rows of a micro-batch, all views of its images, over all processes; in fp32. It keeps no averages, because
+    after training the projector is gone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = parameter(dim), parameter(dim)
+        self.world = get_world_size() if is_initialized() else 1
+        self.all_reduce: Any = ops.AllReduce() if self.world > 1 else None
+
+    def construct(self, x_ND: Tensor) -> Tensor:
+        x = x_ND.astype(float32)
+        x = x - self.over_all(x.mean(0))
+        x = x * ops.rsqrt(self.over_all(ops.square(x).mean(0)) + EPS)
+        return (x * self.weight + self.bias).astype(x_ND.dtype)
+
+    def over_all(self, mean: Tensor) -> Tensor:
+        """The mean over all processes, with the gradients of all: unlike the Gaussian, the losses differ."""
+        return mean if self.all_reduce is None else self.all_reduce(mean) / self.world
 
 
 class Projector(Cell):
     def __init__(self, model: ModelConfig, section: AgreementSection) -> None:
         super().__init__()
-        hidden, eps = section.projector_width, model.norm_eps
-        self.fc1 = Linear(model.width, hidden)
-        self.norm1 = LayerNorm(hidden, eps)
-        self.fc2 = Linear(hidden, hidden)
-        self.norm2 = LayerNorm(hidden, eps)
+        hidden = section.projector_width
+        self.fc1 = Linear(model.width, hidden, bias=False)
+        self.norm1 = BatchNorm(hidden)
+        self.fc2 = Linear(hidden, hidden, bias=False)
+        self.norm2 = BatchNorm(hidden)
         self.fc3 = Linear(hidden, section.projection_width)
 
     def construct(self, x: Tensor) -> Tensor:

@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import LayerNorm, Linear, VisionTransformer, patchify
-from unmask.objectives.lejepa import GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
+from unmask.models.torch_vit import Linear, VisionTransformer, parameter, patchify
+from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.torch import MaskedAutoencoder
+
+
+class BatchNorm(nn.Module):
+    """By the rows of a micro-batch, all views of its images, over all processes; in fp32. It keeps no averages, because
+    after training the projector is gone."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight, self.bias = parameter(dim), parameter(dim)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        x = x_ND.float()
+        x = x - over_all(x.mean(0))
+        x = x * (over_all(x.square().mean(0)) + EPS).rsqrt()
+        return (x * self.weight + self.bias).to(x_ND.dtype)
 
 
 class Projector(nn.Module):
     def __init__(self, model: ModelConfig, section: AgreementSection) -> None:
         super().__init__()
-        hidden, eps = section.projector_width, model.norm_eps
-        self.fc1 = Linear(model.width, hidden)
-        self.norm1 = LayerNorm(hidden, eps)
-        self.fc2 = Linear(hidden, hidden)
-        self.norm2 = LayerNorm(hidden, eps)
+        hidden = section.projector_width
+        self.fc1 = Linear(model.width, hidden, bias=False)
+        self.norm1 = BatchNorm(hidden)
+        self.fc2 = Linear(hidden, hidden, bias=False)
+        self.norm2 = BatchNorm(hidden)
         self.fc3 = Linear(hidden, section.projection_width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,3 +116,8 @@ def over_processes(mean: Tensor) -> Tensor:
     total = mean.detach().clone()
     dist.all_reduce(total)
     return mean + (total / dist.get_world_size() - mean.detach())
+
+
+def over_all(mean: Tensor) -> Tensor:
+    """The mean over all processes, with the gradients of all: unlike the Gaussian, the losses differ."""
+    return differentiable.all_reduce(mean) / dist.get_world_size() if dist.is_initialized() else mean
