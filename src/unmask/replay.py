@@ -26,10 +26,11 @@ from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, UnmaskError
 from unmask.files import write_text
 from unmask.objectives.base import create_objective
+from unmask.preparation import open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.pictures import contact_sheet
 from unmask.report.progress import say, table
-from unmask.train import open_sources, train
+from unmask.train import train
 
 _SHOWN = 48
 """Images in the picture."""

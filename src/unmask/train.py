@@ -22,36 +22,33 @@ import yaml
 from numpy.typing import NDArray
 
 from unmask import interrupts
-from unmask.checkpoint.folder import Checkpoint, read_meta
+from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import write_images
 from unmask.checkpoint.resume import check_same_config, check_same_start, data_record
-from unmask.checkpoint.store import CheckpointStore, list_steps, read_chosen
+from unmask.checkpoint.store import CheckpointStore
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
-from unmask.data.decode.raster import check_images, why_bad
+from unmask.data.decode.raster import why_bad
 from unmask.data.loader import gaps
 from unmask.data.loader.bad_files import BadFiles
 from unmask.data.loader.pipeline import eval_batches, train_batches
 from unmask.data.loader.spikes import Spikes
-from unmask.data.sources import Source, open_source
+from unmask.data.sources import Source
 from unmask.data.sources.left_out import LeftOut
-from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.subset import BothSource, subset, without
+from unmask.data.sources.subset import BothSource
 from unmask.engines import create_engine, joined, with_precision
-from unmask.engines.base import Engine, StepResult, Tensors
+from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, launched, versions
 from unmask.errors import ConfigError, TrainingError
-from unmask.evaluate.fast_probe import fit_head
-from unmask.evaluate.features import Features, features_by
+from unmask.evaluate.features import features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock, gone_if_unused, write_text
-from unmask.interchange import StoredModel, read_model
 from unmask.interchange.hub import pinned
-from unmask.interchange.start import starting_state, with_architecture
-from unmask.interchange.stored_model import fields_from_shapes
+from unmask.interchange.start import starting_state
 from unmask.objectives.base import Objective, create_objective
+from unmask.preparation import complete, earlier, open_sources, probed_head, read_start
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
@@ -112,8 +109,8 @@ def train(
     KeyboardInterrupt after Ctrl-C, once the step is finished and saved (at once after a second Ctrl-C).
     """
     source, val, unlabelled = open_sources(config, images, val_images, unlabelled_images)
-    start_model, architecture = _read_start(config, folder)
-    config = with_precision(_complete(config, source, architecture), earlier(folder).get("train", {}).get("precision"))
+    start_model, architecture = read_start(config, folder)
+    config = with_precision(complete(config, source, architecture), earlier(folder).get("train", {}).get("precision"))
     objective, plan = create_objective(config), Plan.of(config, len(source))
     if val is not None and objective.evaluated is None:
         raise ConfigError(
@@ -171,7 +168,7 @@ def train(
         else:
             engine.load(state := starting_state(objective, config, start_model))
             if config.objective.starts_at_probe:
-                head = _probed_head(engine, config, embed(source), source.class_names or (), rank)
+                head = probed_head(engine, config, embed(source), source.class_names or (), rank)
                 engine.load(replace(state, weights={**state.weights, **head}))
         del start_model
         # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
@@ -499,101 +496,6 @@ class _Loop:
 
 def _say_that_it_stops() -> None:
     say("stopping: this step is finished and saved first (once more stops at once)")
-
-
-def open_sources(
-    config: Config, source: Source | None = None, val: Source | None = None, unlabelled: Source | None = None
-) -> tuple[Source, Source | None, Source | None]:
-    """Training and validation images, and those whose labels are not looked at, None for an objective that asks for
-    none: those given, or `data.train`, `data.val` and `data.unlabelled`.
-
-    Raises ConfigError or DataError if they are missing or do not go together.
-    """
-    labels = config.objective.labelled
-    if source is None:
-        if config.data.train is None:
-            raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
-        source = open_source(config.data.train, key="data.train", labels=labels)
-    if config.data.exclude is not None:
-        source = without(source, config.data.exclude)
-    if config.objective.unlabelled_images:
-        unlabelled = _unlabelled(config, source) if unlabelled is None else unlabelled
-    elif unlabelled is not None or config.data.unlabelled is not None:
-        raise ConfigError(
-            f"data.unlabelled is of no use to objective.name={config.objective.name}; leave it out, or set "
-            "objective.name=semi"
-        )
-    if config.data.labels_per_class is not None:
-        source = subset(source, config.data.labels_per_class, config.seed)
-    if val is None and config.data.val is not None:
-        val = open_source(config.data.val, key="data.val", labels=labels)
-    if labels and val is not None:
-        val = with_classes_of(val, source.class_names or (), "data.val", "data.train")
-    for key, images in (("data.train", source), ("data.val", val), ("data.unlabelled", unlabelled)):
-        if images is not None:
-            check_images(images, key, config.model.channels, config.data, exact=True)
-    return source, val, unlabelled
-
-
-def _unlabelled(config: Config, train: Source) -> Source:
-    """`data.unlabelled`, else all of `data.train`, where the labels of a part of it alone are looked at."""
-    if config.data.unlabelled is not None:
-        return open_source(config.data.unlabelled, key="data.unlabelled", labels=False)
-    if config.data.labels_per_class is None:
-        raise ConfigError(
-            f"objective.name={config.objective.name} also trains on images without labels: name them in "
-            "data.unlabelled=FOLDER, or set data.labels_per_class to take few labels of data.train"
-        )
-    return train
-
-
-def _read_start(config: Config, folder: Path) -> tuple[StoredModel | None, dict[str, Any]]:
-    """The model at `init`, and the architecture it decides; of a run that goes on, that is in its checkpoint."""
-    if config.init is None:
-        return None, {}
-    if before := earlier(folder):
-        return None, before["model"]
-    start = read_model(config.init)
-    return start, fields_from_shapes(start.weights) | start.model
-
-
-def earlier(folder: Path) -> dict[str, Any]:
-    """The config of a run that goes on, from its newest checkpoint; empty where there is none."""
-    if not ((folder / "checkpoints").exists() and list_steps(folder / "checkpoints")):
-        return {}
-    return read_chosen(folder / "checkpoints", "last", read_meta)["config"]
-
-
-def _complete(config: Config, source: Source, architecture: dict[str, Any]) -> Config:
-    """The config with what only the data and the start know filled in."""
-    config = config.model_copy(update={"model": with_architecture(config.model, architecture)})
-    if not config.objective.labelled or source.class_names is None:
-        return config
-    if source.labels is None and not config.objective.takes_several_classes:
-        raise ConfigError("data.train gives several classes an image, which needs objective.loss=bce")
-    classes = len(source.class_names)
-    if config.model.num_classes is None:
-        return config.model_copy(update={"model": config.model.model_copy(update={"num_classes": classes})})
-    if config.model.num_classes < classes:
-        raise ConfigError(f"model.num_classes={config.model.num_classes}, but data.train has {classes} classes")
-    return config
-
-
-def _probed_head(engine: Engine, config: Config, features: Features, class_names: Sequence[str], rank: int) -> Tensors:
-    """The linear probe of the network that `engine` holds, as its head: fitted by the first process, for all."""
-    classes, wanted = len(class_names), config.model.num_classes
-    if wanted != classes:
-        raise ConfigError(
-            f"objective.head=probe: data.train has {classes} classes of model.num_classes={wanted}; "
-            "set objective.head=drawn"
-        )
-    width = config.model.feature_width
-    head = {"head.weight": np.zeros((classes, width), np.float32), "head.bias": np.zeros(classes, np.float32)}
-    if rank == 0:
-        fitted, strength, _ = fit_head(features, classes, seed=config.seed)
-        head = fitted.parameters()
-        say(f"the head starts as the linear probe of {config.init or 'the drawn network'}, L2 strength {strength:g}")
-    return {name: engine.sum(tensor.astype(np.float64)).astype(np.float32) for name, tensor in head.items()}
 
 
 def _check_same_start(engine: Engine, start: int, precision: str, world: int, folder: Path) -> None:

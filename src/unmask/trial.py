@@ -25,8 +25,9 @@ from unmask.errors import ConfigError
 from unmask.evaluate.fast_probe import folds_of
 from unmask.evaluate.inference import load
 from unmask.files import written_aside
+from unmask.preparation import earlier, open_sources
 from unmask.report.progress import say
-from unmask.train import earlier, open_sources, train
+from unmask.train import train
 
 MOST = 10_000
 """Labelled images up to which there is a trial. With more, fine-tuning has always been ahead of the probe."""

@@ -21,9 +21,9 @@ from unmask.files import cause
 from unmask.overview.batches import augmented
 from unmask.overview.looks import counts_by_class, look
 from unmask.overview.runs import RunFolder, config_table, read_runs
+from unmask.preparation import open_sources
 from unmask.report.page import Blobs, page, write_page
 from unmask.report.progress import say
-from unmask.train import open_sources
 
 IMAGES = 10_000
 """Most images of a run that are looked at, by default."""

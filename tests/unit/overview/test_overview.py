@@ -10,9 +10,9 @@ from unmask.errors import ConfigError
 from unmask.overview.batches import augmented
 from unmask.overview.maps import maps_of, principal_components
 from unmask.overview.runs import POINTS, read_runs
+from unmask.preparation import open_sources
 from unmask.report.log import RunLog
 from unmask.report.page import Blobs
-from unmask.train import open_sources
 
 RUN = "command: [unmask, pretrain]\nversions: {python: '3'}\ndata: {images: 100}\nconfig: {}\n"
 
