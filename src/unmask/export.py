@@ -104,7 +104,7 @@ def export(
                 quantized = folder / "int8" / out.name
                 run8 = plugins.resolve("unmask.engines.torch_engine.export:quantize")(file, quantized)
                 size = quantized.stat().st_size / file.stat().st_size
-                cost = _compare(loaded, chosen, (run, run8), images, size)
+                cost = _compare(loaded, chosen, (run, run8), images, size, dtype or _dtype(loaded))
                 folder = quantized.parent
             description = _description(loaded, first[1], run(first[1]), int8=int8 is not None)
             text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
@@ -164,13 +164,14 @@ def _compare(
     graphs: tuple[GraphRunner, GraphRunner],
     images: Source,
     size: float,
+    dtype: str,
 ) -> Cost:
     """Both graphs, fp32 and int8, on the same images, in turn."""
     name, seconds = next(iter(outputs)), [0.0, 0.0]
     labelled = name == "logits" and images.labels is not None and images.class_names == model.class_names
     agreed, right, count = 0.0, [0, 0], 0
     for batch in model.batches(images):
-        arrays, rows = _arrays(outputs, batch, _dtype(model)), valid_rows(batch)
+        arrays, rows = _arrays(outputs, batch, dtype), valid_rows(batch)
         values: list[NDArray[np.float32]] = []
         for i, graph in enumerate(graphs):
             begun = time.perf_counter()

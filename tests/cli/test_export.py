@@ -90,9 +90,9 @@ def test_int8_tells_what_it_costs(classifier: Path, tmp_path: Path, capsys: pyte
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     images = tmp_path / "images.npy"
     np.save(images, noise(7))
-    for out, data in (("a.onnx", "bundled:mnist5k/val"), ("b.onnx", str(images))):
+    for out, data, *dtype in (("a.onnx", "bundled:mnist5k/val"), ("b.onnx", str(images), "--dtype", "float32")):
         capsys.readouterr()
-        assert main(["export", str(classifier), str(tmp_path / out), "--int8", data]) == 0
+        assert main(["export", str(classifier), str(tmp_path / out), "--int8", data, *dtype]) == 0
         said = capsys.readouterr().out
         assert "int8 on" in said
         assert ("accuracy" in said) == (out == "a.onnx")
