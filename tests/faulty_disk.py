@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import select
+import signal
 import stat
 import struct
 import subprocess
@@ -48,6 +49,10 @@ class FaultyDisk:
 
     def heal(self) -> None:
         self._say(["fail", 0, 0, False])
+
+    def hang(self, *, hangs: bool = True) -> None:
+        """Answer nothing from now on, as a server that is gone; until told otherwise."""
+        self._server.send_signal(signal.SIGSTOP if hangs else signal.SIGCONT)
 
     def lose_power(self, *, keeps_names: bool) -> None:
         """Only what was fsynced is still there: of files their contents, of folders which names they hold; with

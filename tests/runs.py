@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 TINY_MODEL = [
@@ -39,6 +40,14 @@ def start(*arguments: str | Path, cwd: Path, group: bool = False) -> subprocess.
         text=True,
         start_new_session=group,
     )
+
+
+def until_written(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the process has written something to a file, or is over."""
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline, f"120 s later there is nothing in {path}"
+        time.sleep(0.002)
 
 
 def unmask(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

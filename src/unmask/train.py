@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +40,7 @@ from unmask.data.sources.subset import BothSource
 from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, launched, versions
-from unmask.errors import ConfigError, TrainingError
+from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.features import features_by
 from unmask.evaluate.measure import measure
 from unmask.evaluate.online import FeatureEvaluation
@@ -56,6 +56,7 @@ from unmask.schedules import learning_rate, peak_lr
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOOK_SECONDS = 5.0
 """Of one process: most time between two looks at the device, however long `train.log_every` steps take."""
+_IS_SAVED = "The state is saved; the same command goes on from there"
 Callback = Callable[[int, Mapping[str, float]], bool | None]
 """Called with a step and its numbers, in order: `loss`, `lr`, `grad_norm`, ... of each update, once the loop reads them
 (every `train.log_every` steps), and `val_loss`, `val_top1`, ... of an evaluation. True stops the run: its state is
@@ -131,6 +132,7 @@ def train(
         rank=rank,
         world=world,
         unlabelled=unlabelled,
+        timeout=config.train.process_timeout,
     )
     batches(start_step=0, stop_step=0).close()  # batches that are not possible are refused before any work
     with ExitStack() as stack:
@@ -283,7 +285,7 @@ class _Loop:
         self.step_ended = self.read_at
         self.data_wait = self.between = 0.0
         self.waits = np.zeros((2, self.world))
-        self.steps_heard = 0
+        self.steps_heard = self.done = self.saved = 0
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
@@ -293,7 +295,8 @@ class _Loop:
             stop = max(start, self.plan.total)  # data that became fewer may end a run before where it stands
             batches = stack.enter_context(closing(self.batches(start_step=start, stop_step=stop)))
             self.read_at = self.step_ended = time.monotonic()
-            for step, micro_batches in enumerate(self._waited_for(batches), start + 1):
+            self.done = self.saved = start
+            for step, micro_batches in enumerate(self._waited_for(batches, bar), start + 1):
                 self._step(step, micro_batches)
                 evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
                 evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
@@ -321,7 +324,7 @@ class _Loop:
             if not request.received:
                 self._check_end()
             else:
-                say("The state is saved; the same command goes on from there")
+                say(_IS_SAVED)
         return self.latest
 
     def _is_time(self) -> bool:
@@ -378,14 +381,31 @@ class _Loop:
         hyper = {"lr": lr, **self.objective.hyper(step - 1, self.plan.total)}
         self.between = time.monotonic() - self.step_ended
         self.unread.append((step, lr, self.engine.train_step(micro_batches, hyper)))
-        self.step_ended = time.monotonic()
+        self.step_ended, self.done = time.monotonic(), step
 
-    def _waited_for(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+    def _waited_for(self, batches: Iterator[list[Batch]], bar: Bar) -> Iterator[list[Batch]]:
         begun = time.monotonic()
-        for micro_batches in batches:
-            self.data_wait = time.monotonic() - begun
-            yield micro_batches
-            begun = time.monotonic()
+        try:
+            for micro_batches in batches:
+                self.data_wait = time.monotonic() - begun
+                yield micro_batches
+                begun = time.monotonic()
+        except DataError:
+            self._keep(bar)
+            raise
+
+    def _keep(self, bar: Bar) -> None:
+        """Save what was computed, for a run whose images cease to come.
+
+        Of several processes the others are in the next step already, and would not take part.
+        """
+        if self.world == 1 and self.done > self.saved:
+            if self.unread:
+                self._read(bar)
+            self._save(self.done)
+            if self.output is not None:
+                self.output.store.wait()
+            say(_IS_SAVED)
 
     def _read(self, bar: Bar) -> None:
         """Wait for the device and log every step since the last look."""
@@ -462,7 +482,7 @@ class _Loop:
             self.enough |= bool(callback(step, values))
 
     def _save(self, step: int, *, metric: float | None = None) -> None:
-        state = self.engine.state()
+        state, self.saved = self.engine.state(), step
         if self.output is None:
             return
         meta = {
@@ -491,6 +511,7 @@ class _Loop:
             batch_size=min(self.config.train.batch_size // self.config.train.accumulate // self.world, len(val)),
             rank=self.rank,
             world=self.world,
+            timeout=self.config.train.process_timeout,
         )
 
 

@@ -20,11 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ranks import ENGINES
+from runs import TINY_MODEL, unmask, until_written
+from runs import start as run_of
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.decode.picture import DecodeError, Picture
 from unmask.data.loader import left_over
-from unmask.data.loader.pipeline import WorkerError, train_batches
+from unmask.data.loader.pipeline import train_batches
+from unmask.data.loader.processes import WorkerError
 from unmask.data.sources import open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.errors import DataError
@@ -283,6 +287,34 @@ def test_dead_loader_process_is_an_error_not_a_hang(number: signal.Signals, mess
         deque(batches, maxlen=0)
     assert time.monotonic() - began < 30  # a hang, not a measurement: docs/log.md has 1.1 s
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    "engine", [ENGINES[0], pytest.param("mindspore", marks=[*ENGINES[1].marks, pytest.mark.campaign])]
+)
+def test_a_stopped_loader_process_ends_the_run_which_goes_on(engine: str, tmp_path: Path):
+    settings = [*TINY_MODEL, "data.train=bundled:mnist5k/train", "train.batch_size=20", "train.epochs=0.5"]
+    settings += ["train.log_every=1", "data.workers=2", "train.process_timeout=10", "output=run", f"engine={engine}"]
+    command = ["pretrain", "mae-vit-tiny", *settings, "optimizer.warmup_epochs=0"]
+    process = run_of(*command, cwd=tmp_path)
+    until_written(tmp_path / "run" / "metrics.jsonl", process)
+    loaders = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(loaders[-1], signal.SIGSTOP)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 3, said
+    assert f"unmask: loader process {loaders[-1]} (stopped) did not answer within train.process_timeout=10 s" in said
+    assert not [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
+    steps = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert 0 < steps < 100
+    resumed = unmask(*command, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed after step {steps}\n" in resumed.stdout
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for each in lists for child in each.read_text().split()]
 
 
 ORPHANS = """

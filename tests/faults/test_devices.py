@@ -21,7 +21,7 @@ from test_checkpoint_faults import make, save_durably
 from test_full_disks import COMMANDS, NO_SPACE, TRAIN, UNSHARE, photos
 
 from faulty_disk import FaultyDisk
-from runs import ENVIRONMENT
+from runs import ENVIRONMENT, start, until_written
 from unmask.checkpoint import CheckpointStore, load_newest
 from unmask.errors import CheckpointError
 
@@ -208,6 +208,28 @@ def errors_of_a_run(folder: Path) -> int:
         return told
 
 
+def hangs_under_a_run(folder: Path) -> int:
+    """A disk that no longer answers those that load images: the run ends in time, and what was computed is saved."""
+    os.chdir(folder)
+    with FaultyDisk(folder / "small") as disk:
+        photos(folder / "small" / "photos")
+        endless = ["train.epochs=100000", "data.workers=2", "train.log_every=1", "train.process_timeout=6"]
+        words = ["pretrain", "mae-vit-tiny", *TRAIN, *endless, "data.train=small/photos", "output=run"]
+        process = start(*words, cwd=folder)
+        try:
+            until_written(folder / "run" / "metrics.jsonl", process)
+            disk.hang()
+            process.wait(30)
+        finally:
+            disk.hang(hangs=False)
+        said = process.communicate(timeout=60)[1]  # the loaders, which hold the pipe, go when the disk answers
+        assert process.returncode == 3, said
+        assert ") did not answer within train.process_timeout=6 s" in said.splitlines()[-1], said
+        saved = max(path.name for path in (folder / "run" / "checkpoints").iterdir())
+        assert int(saved[5:]) == len((folder / "run" / "metrics.jsonl").read_text().splitlines())
+        return 1
+
+
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +240,7 @@ def errors_of_a_run(folder: Path) -> int:
         ("errors", 20),
         ("power_of_saves", 20),
         ("errors_of_a_run", 5),
+        ("hangs_under_a_run", 1),
         pytest.param("power_of_results", 20, marks=pytest.mark.campaign),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import TINY_MODEL, start, unmask
+from runs import TINY_MODEL, start, unmask, until_written
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -70,14 +70,12 @@ def test_sigterm_to_the_group_leaves_the_loaders_to_the_end(tmp_path: Path) -> N
     settings = [*TINY_MODEL, DATA[0], "train.batch_size=20", "train.log_every=1", "data.workers=2", "output=run"]
     command = ["pretrain", "mae-vit-tiny", *settings, "optimizer.warmup_epochs=0"]
     process = start(*command, cwd=tmp_path, group=True)
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    until_written(tmp_path / "run" / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
     assert (process.returncode, said.splitlines()[-1]) == (143, "unmask: stopped by SIGTERM")
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+    deadline = time.monotonic() + 120
     while is_group(process.pid) and time.monotonic() < deadline:  # Python's tracker of resources goes a little later
         time.sleep(0.01)
     assert not is_group(process.pid)

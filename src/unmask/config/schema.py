@@ -327,8 +327,8 @@ class TrainConfig(Section):
     keep: int = Field(default=2, ge=1, le=10**6)
     """Checkpoints kept, beside the best."""
     process_timeout: float = Field(default=600, ge=1, le=86_400)
-    """Of several processes: seconds that one waits for another, which is lost then. All end, and the same command goes
-    on from the last checkpoint."""
+    """Seconds that one process waits for another, of the run or one that loads images, which is lost then. All end, and
+    the same command goes on from the last checkpoint."""
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:

@@ -8,15 +8,10 @@ processes write images into a ring of shared memory; the other arrays, which are
 from __future__ import annotations
 
 import atexit
-import os
-import re
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from multiprocessing import connection, parent_process
 from typing import Any
 
 import grain
@@ -26,21 +21,19 @@ from numpy.typing import NDArray
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Arrays, Batch, Needs, check_shares
 from unmask.data.loader.left_over import SHARED_MEMORY
+from unmask.data.loader.processes import Answers, no_memory, start_worker
 from unmask.data.loader.ring import Ring
 from unmask.data.loader.samples import EvalSamples, Samples, TrainSamples
 from unmask.data.sources.base import Source
 from unmask.environment import cores
-from unmask.errors import DataError
 
 _PART_ROWS = 32
 """Most rows in a part."""
 _BUFFER_BYTES = 2**30
 """Most memory for parts made ahead, over all workers."""
 _MAX_THREADS = 16
-
-
-class WorkerError(DataError):
-    """A loader process died."""
+_TIMEOUT = 600.0
+"""Seconds that a loader process may take for its share of a micro-batch."""
 
 
 def train_batches(
@@ -58,21 +51,23 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     unlabelled: Source | None = None,
+    timeout: float = _TIMEOUT,
 ) -> Generator[list[Batch]]:
     """The `accumulate` equally large micro-batches of each step from `start_step` up to, not including, `stop_step`.
 
     `batch_size` counts the images of a step over all `world` processes; this process gets share `rank` of them. The
     batches of a step do not depend on `start_step`, nor on `data.workers`. `unlabelled`: the images that
-    `Needs.unlabelled` asks for. Closing the iterator ends its threads and processes.
+    `Needs.unlabelled` asks for. `timeout`: most seconds to wait for a loader process. Closing the iterator ends its
+    threads and processes.
 
     Raises ConfigError when `batch_size` or the class weights are not possible, DataError when too many images in a row
-    cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies.
+    cannot be decoded or loader processes get no shared memory, and WorkerError when one of them dies or hangs.
     """
     check_shares(batch_size, accumulate, world, augment)
     samples = TrainSamples(source, needs, model, data, seed, augment, batch_size, unlabelled)
     share = batch_size // world
     first = start_step * batch_size + rank * share
-    buffer = _Buffer(samples.image_bytes, data.workers)
+    buffer = _Buffer(samples.image_bytes, data.workers, timeout)
     steps = range(start_step, stop_step)
     return _steps(_Parts(samples, first, batch_size, share, accumulate, steps, buffer.rows), buffer)
 
@@ -87,6 +82,7 @@ def eval_batches(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
+    timeout: float = _TIMEOUT,
 ) -> Generator[Batch]:
     """Every image once, in order; the end is filled up with rows whose `valid` is False and `index` is -1.
 
@@ -96,7 +92,7 @@ def eval_batches(
     """
     samples = EvalSamples(source, needs, model, data, seed)
     stride = world * batch_size
-    buffer = _Buffer(samples.image_bytes, data.workers)
+    buffer = _Buffer(samples.image_bytes, data.workers, timeout)
     steps = range(-(-len(source) // stride))
     return _singles(_steps(_Parts(samples, rank * batch_size, stride, batch_size, 1, steps, buffer.rows), buffer))
 
@@ -207,19 +203,19 @@ def _by_processes(parts: _Parts, buffer: _Buffer) -> Generator[list[Batch]]:
         try:
             ring = Ring.make(slots, (min(parts.rows, parts.micro), *samples.shape), samples.data.dtype)
         except OSError as error:
-            raise _no_memory(error) from None
+            raise no_memory(error) from None
         stack.callback(ring.close)
         in_process = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(buffer.workers, -(-slots // buffer.workers))
+        options = grain.MultiprocessingOptions(buffer.workers, slots // buffer.workers)
         dataset = grain.MapDataset.source(_SharedParts(parts, ring)).to_iter_dataset(in_process)
-        iterator = iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
-        stack.callback(iterator.close)
+        iterator = iter(dataset.mp_prefetch(options, worker_init_fn=start_worker))
+        answers = stack.enter_context(closing(Answers(iterator, buffer.timeout)))
         stack.callback(ring.release)
         atexit.register(stack.close)  # for a program that ends without closing this generator
         stack.callback(atexit.unregister, stack.close)
 
         def take(index: int, out: NDArray[Any]) -> Arrays:
-            others = _next(iterator)
+            others = answers.next(lambda: ring.writer(index))
             ring.take(index, out)
             return others.arrays
 
@@ -260,8 +256,8 @@ class _Buffer:
     one that is ready, stay within that too; a part has at least two rows.
     """
 
-    def __init__(self, image_bytes: int, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, image_bytes: int, workers: int, timeout: float = _TIMEOUT) -> None:
+        self.workers, self.timeout = workers, timeout
         self.makers = workers or min(_MAX_THREADS, cores())
         self._image_bytes = image_bytes
         self._memory = _BUFFER_BYTES
@@ -271,59 +267,6 @@ class _Buffer:
         self.rows = max(2, min(_PART_ROWS, fit) // 2 * 2)  # pairs that are mixed with one another stay together
 
     def ahead(self, parts: _Parts) -> int:
-        """Most parts in memory, those being made included."""
+        """Most parts in memory, those being made included; as many for each worker."""
         fit = self._memory // (min(parts.rows, parts.micro) * self._image_bytes)
-        return max(2 * self.makers, min(2 * parts.accumulate * parts.per_micro, fit))
-
-
-def _next(iterator: Iterator[_Others]) -> _Others:
-    try:
-        return next(iterator)
-    except OSError as error:  # of a semaphore
-        raise _no_memory(error) from None
-    except RuntimeError as error:
-        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
-        if died is None:
-            raise
-        raise WorkerError(_explain(int(died[1]))) from None
-
-
-def _no_memory(error: OSError) -> DataError:
-    reason = f"no shared memory for loader processes: {error.strerror}"
-    return DataError(f"{reason}; check {SHARED_MEMORY}, or load without them: data.workers=0")
-
-
-def _explain(code: int) -> str:
-    killed_by = {-number: number.name for number in signal.Signals}.get(code)
-    if killed_by == "SIGBUS":
-        return f"a loader process ran out of shared memory; enlarge {SHARED_MEMORY} or lower data.workers"
-    if killed_by == "SIGKILL":
-        return "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers"
-    return f"a loader process died with exit code {code}; data.workers=0 loads without processes"
-
-
-def _start_worker(number: int, count: int) -> None:
-    """For a loader process: leave signals to the training process, and end when that ends, for whatever reason.
-
-    Ctrl-C and a scheduler's SIGTERM reach a whole group of processes; the state is saved before the loaders go.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_when_the_parent_says() -> None:
-    """Python ends daemonic processes that were left behind by SIGTERM, and waits for them."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(128 + signal.SIGTERM)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+        return max(2, min(2 * parts.accumulate * parts.per_micro, fit) // self.makers) * self.makers

@@ -1,0 +1,158 @@
+"""Loader processes: how they start and end, and the wait for what they make, which ends when one dies or hangs."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from multiprocessing import active_children, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from unmask.data.loader.left_over import SHARED_MEMORY
+from unmask.errors import DataError
+
+_TICK = 1.0
+"""Seconds between two looks at whether the processes live."""
+_CLOSE = 30.0
+"""Seconds that processes get to end by themselves."""
+_STATES = {"T": "stopped", "t": "stopped", "D": "waiting for a disk", "S": "waiting", "R": "computing"}
+"""What the kernel says of a process."""
+
+
+class WorkerError(DataError):
+    """A loader process died, or did not answer in time."""
+
+
+class Answers:
+    """What loader processes send through `iterator`, in order.
+
+    Threads wait for it and close it, so that nothing that a process does, or no longer does, takes longer than allowed.
+    """
+
+    def __init__(self, iterator: Any, timeout: float) -> None:
+        self._iterator, self._timeout = iterator, timeout
+        self._others, self._processes = _loaders(), dict[int, BaseProcess]()
+        self._asked, self._answers = SimpleQueue[bool](), SimpleQueue[tuple[Any, BaseException | None]]()
+        threading.Thread(target=self._fetch, daemon=True).start()
+
+    def next(self, sender: Callable[[], int]) -> Any:
+        """The next answer; `sender`: the process it is to come from, 0 where that is not known.
+
+        Raises WorkerError when a process died, or none came in time; then all are killed.
+        """
+        self._asked.put(True)
+        for _ in range(math.ceil(self._timeout / _TICK)):  # a clock would go on while this process itself is stopped
+            with suppress(Empty):
+                answer, error = self._answers.get(timeout=_TICK)
+                if error is not None:
+                    raise _named(error) from None
+                return answer
+            self._processes |= {pid: child for pid, child in _loaders().items() if pid not in self._others}
+            for child in self._processes.values():
+                if child.exitcode:
+                    raise _died(child.exitcode)
+        error = self._hangs(sender())
+        _kill(self._processes.values())
+        raise error
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self._asked.put(False)
+        closing = threading.Thread(target=self._iterator.close, daemon=True)
+        closing.start()
+        closing.join(_CLOSE)
+
+    def _fetch(self) -> None:
+        while self._asked.get():
+            try:
+                self._answers.put((next(self._iterator), None))
+            except BaseException as error:  # any: it is raised where the answer is waited for
+                self._answers.put((None, error))
+
+    def _hangs(self, sender: int) -> WorkerError:
+        states = {pid: _STATES.get(_state(pid), "alive") for pid in self._processes}
+        which = [sender] if sender in states else list(states)
+        return WorkerError(
+            f"loader process {' or '.join(f'{pid} ({states[pid]})' for pid in which)} did not answer within "
+            f"train.process_timeout={self._timeout:g} s; set that higher if a few images may take as long, or load "
+            "without processes: data.workers=0"
+        )
+
+
+def _kill(processes: Collection[BaseProcess]) -> None:
+    for each in processes:
+        each.kill()
+    deadline = time.monotonic() + _TICK
+    for each in processes:
+        each.join(max(0, deadline - time.monotonic()))
+        if each.is_alive():  # it waits for a disk, and nobody shall wait for it: Python would, in the end
+            getattr(each, "_popen").returncode = -signal.SIGKILL  # noqa: B009 (not public)
+
+
+def _loaders() -> dict[int, BaseProcess]:
+    return {child.pid or 0: child for child in active_children() if child.name.startswith("grain-")}
+
+
+def _state(pid: int) -> str:
+    """A letter, as ps shows it; empty where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return ""
+
+
+def _named(error: BaseException) -> BaseException:
+    if isinstance(error, OSError):  # of a semaphore
+        return no_memory(error)
+    died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    return _died(int(died[1])) if isinstance(error, RuntimeError) and died else error
+
+
+def no_memory(error: OSError) -> DataError:
+    reason = f"no shared memory for loader processes: {error.strerror}"
+    return DataError(f"{reason}; check {SHARED_MEMORY}, or load without them: data.workers=0")
+
+
+def _died(code: int) -> WorkerError:
+    killed_by = {-number: number.name for number in signal.Signals}.get(code)
+    if killed_by == "SIGBUS":
+        return WorkerError(f"a loader process ran out of shared memory; enlarge {SHARED_MEMORY} or lower data.workers")
+    if killed_by == "SIGKILL":
+        return WorkerError("a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers")
+    return WorkerError(f"a loader process died with exit code {code}; data.workers=0 loads without processes")
+
+
+def start_worker(number: int, count: int) -> None:
+    """For a loader process: leave signals to the training process, and end when that ends, for whatever reason.
+
+    Ctrl-C and a scheduler's SIGTERM reach a whole group of processes; the state is saved before the loaders go.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    """Python ends daemonic processes that were left behind by SIGTERM, and waits for them."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
