@@ -1,0 +1,71 @@
+"""The command line. Nothing but the standard library is imported before the command is known.
+
+A file for each group of commands: the options of a command stand above what it does. Heavy imports happen inside: only
+the command that runs pays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+from unmask import interrupts
+from unmask.cli import about, data, jobs, models, pages, readouts, training
+from unmask.cli.shared import Commands
+from unmask.errors import ProcessError, UnmaskError
+
+_GROUPS = (training, readouts, data, models, pages, jobs, about)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: see `unmask.errors`, 143 after SIGTERM and 130 after SIGINT."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal has no characters for is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
+    flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
+    parser = _parser(flat)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(options, "config_path", None):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.flat = rest
+    try:
+        with interrupts.command_line():
+            from unmask.environment import check_alone, launched
+
+            shares = hasattr(options, "share")
+            if not shares and not options.together:
+                check_alone()
+            if not shares or launched()[0] >= 0:  # msrun's scheduler has no share
+                options.run(options)
+                sys.stdout.flush()  # what cannot be printed fails here
+    except (UnmaskError, interrupts.Interrupted) as error:
+        print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, ProcessError):
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # MindSpore would take leave of the others: 20 s, and then a SIGTERM to itself
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a name that is too long, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"unmask: {where}{error.strerror or error}", file=sys.stderr)
+        return UnmaskError.exit_code
+    return 0
+
+
+def _parser(flat: bool) -> argparse.ArgumentParser:
+    """The grammar of the command line; `flat` where --config_path takes the place of RECIPE or MODEL."""
+    parser = argparse.ArgumentParser(
+        prog="unmask",
+        description="Masked-autoencoder pretraining of Vision Transformers and everything after it.",
+        epilog="Every command has its own --help.",
+    )
+    commands = Commands(parser, flat)
+    for group in _GROUPS:
+        for add in group.COMMANDS:
+            add(commands)
+    return parser

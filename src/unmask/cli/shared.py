@@ -1,0 +1,143 @@
+"""Options that several commands have, and what they give."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.cli import kinds
+
+if TYPE_CHECKING:
+    from unmask.evaluate.inference import Images, Model
+
+
+class Commands:
+    """The commands of a parser; `flat` where --config_path takes the place of RECIPE or MODEL."""
+
+    def __init__(self, parser: ArgumentParser, flat: bool) -> None:
+        self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        self.flat = flat
+
+    def add(self, name: str, run: Callable[[Namespace], None], help: str, *, together: bool = False) -> ArgumentParser:
+        """`together`: several processes that were started together may run it as one."""
+        description = f"{help[0].upper()}{help[1:]}."
+        sub = self._parsers.add_parser(name, help=help, description=description, allow_abbrev=False)
+        sub.set_defaults(run=run, together=together)
+        return sub
+
+
+def add_config_path(sub: ArgumentParser, *, instead_of: str) -> None:
+    sub.add_argument(
+        "--config_path",
+        metavar="FILE",
+        help=f"in place of {instead_of}: a YAML file of the MindSpore model zoo, its keys set by --key value",
+    )
+
+
+def _add_model_name(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        "model", metavar="MODEL", help="a run, a checkpoint, a file or folder of another tool, or hf://OWNER/NAME"
+    )
+
+
+def add_stored(sub: ArgumentParser) -> None:
+    """A stored model, where none is computed."""
+    _add_model_name(sub)
+    _add_of_stored(sub)
+
+
+def _add_of_stored(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        "--checkpoint",
+        type=kinds.checkpoint,
+        default="last",
+        metavar="STEP",
+        help="of a run: last, best (by data.val, without it by k-NN), or the number of a step (default last)",
+    )
+    add_set(
+        sub, "a setting of the model, such as data.eval_crop=1, or what a file does not tell, such as model.heads=6"
+    )
+
+
+def add_set(sub: ArgumentParser, help: str) -> None:
+    sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help)
+
+
+def add_model(sub: ArgumentParser) -> None:
+    """A stored model, and what `loading` gives."""
+    _add_model_name(sub)
+    add_loading(sub)
+
+
+def add_loading(sub: ArgumentParser) -> None:
+    """What `loading` gives."""
+    _add_of_stored(sub)
+    sub.add_argument("--engine", metavar="NAME", help="torch, mindspore … (default: the one it was trained on)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
+    sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    sub.add_argument("--batch-size", type=kinds.count, default=64, metavar="N")
+
+
+def add_flip(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        "--flip",
+        action="store_true",
+        help="take the mean over each image and its mirror image, at twice the time; where left and right are alike",
+    )
+
+
+def add_labelled(sub: ArgumentParser) -> None:
+    sub.add_argument("train", metavar="TRAIN", help="training images: class folders, or a list with labels")
+    sub.add_argument("val", metavar="VAL", help="validation images, the same way")
+    add_pool(sub)
+    add_flip(sub)
+    sub.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the features there, for the same command when interrupted and for others on the same images",
+    )
+
+
+def add_pool(sub: ArgumentParser, *more: str) -> None:
+    also = "; patches: those of all patches, row by row" if more else ""
+    sub.add_argument(
+        "--pool",
+        choices=("mean", "cls", "mean+cls", *more),
+        help="features: mean of the patch tokens, the cls token, or both (default: a classifier's own, else mean)"
+        + also,
+    )
+
+
+def add_share(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        "--share",
+        type=kinds.share_of,
+        metavar="K/N",
+        help="do only the K-th of N shares, from 1/N to N/N: for array jobs, whose tasks may run in any order, at any "
+        "time; the last one done completes OUT (processes of torchrun and msrun share without being told)",
+    )
+
+
+def add_images(sub: ArgumentParser) -> None:
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="files, or one folder")
+
+
+def loading(options: Namespace) -> dict[str, Any]:
+    """How a model is loaded: arguments of `load`, and of what calls it."""
+    names = ("checkpoint", "engine", "device", "precision", "batch_size")
+    return {"settings": options.set, **{name: getattr(options, name) for name in names}}
+
+
+def load(options: Namespace, settings: Sequence[str] = (), *, join: bool = False) -> Model:
+    from unmask.evaluate.inference import load
+
+    how = loading(options)
+    how["settings"] = [*how["settings"], *settings]
+    return load(options.model, **how, join=join, flip=getattr(options, "flip", False))
+
+
+def images(options: Namespace) -> Images:
+    return options.images[0] if len(options.images) == 1 else options.images

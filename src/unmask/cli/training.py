@@ -1,0 +1,113 @@
+"""Training: pretrain, finetune, sweep-labels, replay, demo."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from unmask.cli import kinds, shared
+from unmask.cli.shared import Commands
+
+
+def _add_train(commands: Commands) -> None:
+    for task, recipe in (("pretrain", "mae-vit-base"), ("finetune", "finetune-vit-base")):
+        help = {
+            "pretrain": "train a masked autoencoder on images without labels",
+            "finetune": "train a classifier on class folders, from pretrained weights (init=MODEL) or from scratch",
+        }[task]
+        sub = commands.add(task, train, help, together=True)
+        sub.set_defaults(task=task)
+        shared.add_config_path(sub, instead_of="RECIPE")
+        if commands.flat:
+            continue
+        sub.add_argument("recipe", metavar="RECIPE", help=f"name, such as {recipe}, or path of a YAML file")
+        sub.add_argument(
+            "settings",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="for example data.train=FOLDER train.epochs=100 output=runs/first; the same command again resumes",
+        )
+
+
+def train(options: Namespace) -> None:
+    from unmask.api import run_modelzoo, run_recipe
+
+    if options.config_path:
+        run_modelzoo(options.config_path, options.flat, command=options.task)
+    else:
+        run_recipe(options.recipe, options.settings, task=options.task)
+
+
+def _add_sweep_labels(commands: Commands) -> None:
+    sub = commands.add(
+        "sweep-labels",
+        sweep_labels,
+        "draw accuracy against the number of labels: of a pretrained model, and of what one would do without it",
+    )
+    sub.add_argument("recipe", metavar="RECIPE", help="of `unmask finetune`: a name or the path of a YAML file")
+    sub.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="init=MODEL data.train=FOLDER data.val=FOLDER output=FOLDER …; the same command again resumes",
+    )
+    sub.add_argument("--labels", type=kinds.count, nargs="+", required=True, metavar="N", help="labels per class")
+    sub.add_argument("--seeds", type=kinds.seed, nargs="+", default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    sub.add_argument(
+        "--arms",
+        nargs="+",
+        choices=("pretrained", "probe", "attentive", "semi", "scratch", "cnn", "handmade"),
+        metavar="ARM",
+        help="of pretrained, probe, attentive (a probe that learns where to look), semi (images without labels too), "
+        "scratch, cnn (a small residual network) and handmade (gradients and colours); default all",
+    )
+    sub.add_argument(
+        "--steps",
+        type=kinds.count,
+        metavar="N",
+        help="updates of every run of the recipe, in place of train.epochs; warmup keeps its share",
+    )
+
+
+def sweep_labels(options: Namespace) -> None:
+    from unmask.sweep import ARMS, sweep_labels
+
+    sweep_labels(
+        options.recipe,
+        options.settings,
+        labels=options.labels,
+        seeds=options.seeds,
+        steps=options.steps,
+        arms=options.arms or ARMS,
+    )
+
+
+def _add_replay(commands: Commands) -> None:
+    sub = commands.add("replay", replay, "do one step of a run again: its images, its numbers, its weights")
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
+    sub.add_argument("--step", type=kinds.count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
+    sub.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
+    )
+
+
+def replay(options: Namespace) -> None:
+    from unmask.replay import replay as again
+
+    again(options.run_folder, options.step, options.out)
+
+
+def _add_demo(commands: Commands) -> None:
+    sub = commands.add("demo", demo, "pretrain, fine-tune and compare on 5,000 real digits in a few minutes")
+    sub.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="engine=…, device=…, seed=…, output=… (default runs/demo)"
+    )
+
+
+def demo(options: Namespace) -> None:
+    from unmask.demo import run_demo
+
+    run_demo(options.settings)
+
+
+COMMANDS = (_add_train, _add_sweep_labels, _add_replay, _add_demo)
