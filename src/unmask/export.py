@@ -23,6 +23,7 @@ from unmask.engines import engine_kind
 from unmask.engines.base import GraphRunner
 from unmask.errors import ConfigError, DataError, EngineError, UnmaskError
 from unmask.evaluate.inference import Model, load
+from unmask.evaluate.output import check_bad
 from unmask.files import ASIDE, cause
 from unmask.objectives.base import valid_rows
 
@@ -105,6 +106,7 @@ def export(
                 run8 = plugins.resolve("unmask.engines.torch_engine.export:quantize")(file, quantized)
                 size = quantized.stat().st_size / file.stat().st_size
                 cost = _compare(loaded, chosen, (run, run8), images, size, dtype or _dtype(loaded))
+                check_bad(loaded, images, len(images) - cost.images, "--int8: ")
                 folder = quantized.parent
             description = _description(loaded, first[1], run(first[1]), int8=int8 is not None)
             text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"

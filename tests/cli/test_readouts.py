@@ -221,7 +221,7 @@ def test_killed_in_the_middle_the_same_command_goes_on(classifier: Path, tmp_pat
     assert "1 of 2001 images cannot be decoded" in resumed.stdout
     found = {path.name: path.read_bytes() for path in (tmp_path / "part").iterdir()}
     assert found == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert found["p.parquet.bad.txt"] == b"0/00001.png\n"
+    assert found["p.parquet.bad.txt"].startswith(b"0/00001.png\t")
 
 
 def test_batches_from_the_middle_are_those_of_the_whole(classifier: Path, val: Path) -> None:

@@ -26,7 +26,6 @@ LAYERS = [
     ["overview", "trial"],
     ["api"],
     ["check", "replay", "sweep", "demo", "doctor", "launch", "serve"],
-    ["commands"],
     ["cli"],
     ["__init__", "__main__"],
 ]

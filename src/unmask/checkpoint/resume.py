@@ -22,7 +22,7 @@ MAY_CHANGE = {
     "init",
     *("data.train", "data.val", "data.unlabelled", "data.allow_change", "data.workers"),
     *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
-    *("train.eval_every", "train.checkpoint_every", "train.keep", "train.process_timeout"),
+    *("train.eval_every", "train.checkpoint_every", "train.keep", "train.process_timeout", "data.max_bad_share"),
     *("train.activation_checkpointing", "train.shard"),
     *("evaluate.every", "evaluate.train", "evaluate.val"),
 }

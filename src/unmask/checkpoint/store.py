@@ -153,7 +153,9 @@ def read_chosen(root: Path, choice: Choice, read: Callable[[Path], T]) -> T:
     steps = list_steps(root)
     step = best_step(root, steps) if choice == "best" else choice
     if step is None:
-        raise ConfigError(f"no checkpoint in {root} was evaluated, so none is the best; set data.val, or load the last")
+        raise ConfigError(
+            f"no checkpoint in {root} was evaluated, so none is the best; take the last (--checkpoint last)"
+        )
     if step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "it holds none"
         raise ConfigError(f"no checkpoint of step {step} in {root}; {there} (or last, or best)")

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
     parser = _parser(flat)
     options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "settings") and all("=" in word and not word.startswith("-") for word in rest):
+        options.settings, rest = [*options.settings, *rest], []  # argparse takes none behind an option
     if rest and not getattr(options, "config_path", None):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     options.flat = rest

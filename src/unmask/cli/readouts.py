@@ -47,7 +47,6 @@ def _add_evaluate(commands: Commands) -> None:
 
 def evaluate(options: Namespace) -> None:
     from unmask.evaluate.output import write_evaluation
-    from unmask.report.progress import say, table
 
     if options.config_path:
         loaded = _load_modelzoo(options)
@@ -60,10 +59,7 @@ def evaluate(options: Namespace) -> None:
         model, images = shared.load(options, join=True), options.images
         class_map, label_offset = options.class_map, options.label_offset
     with model:
-        values = write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
-    table([[name, f"{value:.4f}" if name != "count" else int(value)] for name, value in values.items()], ["", "value"])
-    if "top1" in values:
-        say(f"accuracy={values['top1']:.3f}")
+        write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
 
 
 def _load_modelzoo(options: Namespace) -> tuple[Model, str] | None:

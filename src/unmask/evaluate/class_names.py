@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources.same_classes import check_same_classes, places_of, shortened
 from unmask.errors import ConfigError, DataError
+from unmask.files import cause
 
 
 def head_classes(
@@ -44,11 +45,15 @@ def head_classes(
     if head_names is not None:
         if (places := places_of(names, head_names)) is not None:
             return places
-        check_same_classes(names, head_names, "the images", "the model")
+        try:
+            check_same_classes(names, head_names, "the images", "the model")
+        except DataError as error:
+            raise DataError(f"{error}; a class map tells which is which (--class-map FILE)") from None
     elif len(names) != head:
         raise DataError(
-            f"the images have {len(names)} classes and the model's head has {head}, without names: give a class map or "
-            "the label offset (1 where class 0 of the head is background, 0 where its last classes are not used)"
+            f"the images have {len(names)} classes and the model's head has {head}, without names: give a class map "
+            "(--class-map FILE) or the label offset (--label-offset 1 where class 0 of the head is background, 0 where "
+            "its last classes are not used)"
         )
     return np.arange(len(names))
 
@@ -63,7 +68,7 @@ def read_class_map(path: Path) -> dict[str, str | int]:
         text = path.read_text(encoding="utf-8-sig")
         pairs = _pairs_from_json(text) if path.suffix == ".json" else _pairs_from_csv(text)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"class map {path} cannot be read: {error}") from None
+        raise ConfigError(f"class map {path} cannot be read: {cause(error)}") from None
     result: dict[str, str | int] = {}
     for name, target in pairs:
         if name in result:

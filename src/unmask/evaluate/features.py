@@ -21,7 +21,7 @@ from unmask.data.sources.same_classes import with_classes_of
 from unmask.engines.base import Engine
 from unmask.errors import DataError
 from unmask.evaluate.inference import Images, Model, Pool, as_source
-from unmask.evaluate.output import embedding_records, embeddings
+from unmask.evaluate.output import check_bad, embedding_records, embeddings
 from unmask.evaluate.resumable import Records, collect
 from unmask.report.progress import say
 
@@ -91,6 +91,7 @@ def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, po
     )
     assert records is not None, "all parts are of one share"
     valid = np.asarray(records["valid"])
+    check_bad(model, source, int(np.count_nonzero(~valid)), f"{title}: ")
     if not valid.any():
         raise DataError(f"{title}: not one of the images can be decoded")
     if not valid.all():

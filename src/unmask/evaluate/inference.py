@@ -125,10 +125,7 @@ class Model:
 
         `spans`: only these, each beginning where a batch of all would begin, so that the numbers are the same.
         """
-        if pool not in (None, *POOLS):
-            raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
-        if pool in ("cls", "mean+cls") and not self.config.model.cls_token:
-            raise ConfigError(f"pool={pool!r}: this model has no cls token; take pool='mean'")
+        self._check_pool(pool)
         for batch in self.batches(source, spans):
             if pool == "patches":
                 yield _rows(batch, self.engine.output("patch_features", batch).reshape(len(batch), -1))
@@ -137,6 +134,7 @@ class Model:
 
     def feature_width(self, pool: Pool | None = None) -> int:
         """Values in a row of `embed`."""
+        self._check_pool(pool)
         model = self.config.model
         if pool is None:
             return model.width if self.objective.section.task == "pretrain" else model.feature_width
@@ -227,6 +225,12 @@ class Model:
             raise DataError("not one of the images can be decoded")
         return result
 
+    def _check_pool(self, pool: Pool | None) -> None:
+        if pool not in (None, *POOLS):
+            raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
+        if pool in ("cls", "mean+cls") and not self.config.model.cls_token:
+            raise ConfigError(f"pool={pool!r}: this model has no cls token; take the mean (--pool mean)")
+
     def painting(self) -> PaintingSection:
         """How the model hides and paints patches. Raises ConfigError if it has no decoder."""
         section = self.objective.section
@@ -261,8 +265,13 @@ class Model:
         return visible(np.concatenate(crops), data.mean, data.std)
 
     def source(self, images: Images, *, labels: bool = False) -> Source:
-        """Images in any accepted form as a source, for this model. Raises DataError if there are none."""
-        return as_source(images, dtype=self.config.data.dtype, labels=labels)
+        """Images in any accepted form as a source, for this model.
+
+        Raises DataError if there are none, and ConfigError if none of those looked at fits the model.
+        """
+        source = as_source(images, dtype=self.config.data.dtype, labels=labels)
+        check_images(source, "images", self.config.model.channels, self.config.data)
+        return source
 
     def _share(self, source: Source) -> Iterator[Batch]:
         """The batches of this process."""
@@ -294,7 +303,6 @@ class Model:
         if spans is not None and not len(spans):
             return
         config, source = self.config, self.source(images)
-        check_images(source, "images", config.model.channels, config.data)
         chosen = None if spans is None else SpansSource(source, spans)
         batches = eval_batches(
             chosen or source,

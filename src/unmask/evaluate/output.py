@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from unmask.data.decode.raster import why_bad
 from unmask.data.parts import Parts, Share, ends_of
 from unmask.data.sources import Source, files
 from unmask.data.sources.base import printable
@@ -24,7 +25,7 @@ from unmask.evaluate.resumable import Records, collect, shared
 from unmask.files import cause, sha256, write_text, written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
-from unmask.report.progress import Bar, say, speaking
+from unmask.report.progress import Bar, say, speaking, table
 
 _CHUNK = 4096
 """Rows that are read back and written at a time: those of a row group of a Parquet file."""
@@ -71,7 +72,7 @@ def write_predictions(
                 yield records
 
         _write_csv(sys.stdout, _named(model, source, 0, counted()), top)
-        _check_bad(model, bad, len(source))
+        check_bad(model, source, bad)
         return True
     result = _Result("predict", {"top": top}, "predictions", dtype, (".csv", ".jsonl", ".parquet"), compute, save)
     return _write(model, source, result, str(out), Share.of(share))
@@ -161,7 +162,7 @@ def _write(model: Model, source: Source, result: _Result, out: str, share: Share
     if bad is None:
         return False
     with speaking():
-        _check_bad(model, bad, len(source), f"{out} is written, but ")
+        check_bad(model, source, bad, f"{out} is written, but ")
     return True
 
 
@@ -218,7 +219,8 @@ class _WholeFile(_Output):
             parts.write_lines(str(_names_of(out)), (printable(source.name(i)) for i in range(len(source))))
         say(f"{len(source)} {self.result.what} in {out}")
         bad = np.flatnonzero(~records["valid"])
-        _list_bad(parts, f"{out}.bad.txt", (printable(source.name(int(i))) for i in bad), len(bad), len(source))
+        lines = (_line(self.model, source, int(index)) for index in bad)
+        _list_bad(parts, f"{out}.bad.txt", lines, len(bad), len(source))
         parts.write_json(str(manifest), {**_head(self.job), "bad": len(bad), "file": facts})
         parts.forget()
 
@@ -251,7 +253,8 @@ class _Folder(_Output):
         def counted() -> Iterator[Records]:
             first = start
             for records in batches:
-                bad.extend(printable(self.source.name(first + int(row))) for row in np.flatnonzero(~records["valid"]))
+                rows = np.flatnonzero(~records["valid"])
+                bad.extend(_line(self.model, self.source, first + int(row)) for row in rows)
                 first += len(records)
                 bar.update(len(records))
                 yield records
@@ -318,7 +321,7 @@ def write_evaluation(
     class_map: Path | None = None,
     label_offset: int | None = None,
 ) -> dict[str, float]:
-    """What `Model.evaluate` returns, written to the folder `out` as `metrics.json`.
+    """What `Model.evaluate` returns, shown, and written to the folder `out` as `metrics.json`.
 
     For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
     for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
@@ -328,8 +331,20 @@ def write_evaluation(
     if "logits" in model.objective.outputs and source.labels is not None:
         report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
     values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
-    if out is None or model.rank != 0:
-        return values
+    if model.rank == 0:
+        if out is not None:
+            _write_evaluation(out, model, source, values, report)
+        rows = [[name, f"{value:.4f}" if name != "count" else int(value)] for name, value in values.items()]
+        table(rows, ["", "value"])
+        if "top1" in values:
+            say(f"accuracy={values['top1']:.3f}")
+    check_bad(model, source, len(source) - int(values["count"]))
+    return values
+
+
+def _write_evaluation(
+    out: Path, model: Model, source: Source, values: Mapping[str, float], report: ClassificationReport | None
+) -> None:
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
@@ -338,7 +353,6 @@ def write_evaluation(
             _write_confusion(report, out)
             _write_worst(report, model, source, out / "worst.png")
     say(f"evaluation in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-    return values
 
 
 def _write_per_class(report: ClassificationReport, out: Path) -> None:
@@ -374,23 +388,43 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
     """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
-    painted = model.reconstruct(spread(model.source(images), count))
+    source = spread(model.source(images), count)
+    painted = model.reconstruct(source)
     section = model.painting()
     note = f"{section.mask_ratio:.0%} masked"
     if section.norm_pix_loss:
         note += "; brightness and contrast of masked patches estimated from the visible ones"
+    bad = len(source) - len(painted.original)
     with _aside(out) as path:
         reconstruction_grid(painted.original, painted.masked, painted.reconstruction, painted.pasted, path, note=note)
     say(f"{len(painted.original)} reconstructions in {out}")
+    check_bad(model, source, bad, f"{out} is written, but ")
 
 
-def _check_bad(model: Model, bad: int, images: int, said: str = "") -> None:
+def check_bad(model: Model, source: Source, bad: int, said: str = "") -> None:
+    """Raise DataError where more images could not be decoded than `data.max_bad_share` allows. `said` comes first."""
     most = model.config.data.max_bad_share
-    if bad > most * images:
+    if bad > most * len(source):
         raise DataError(
-            f"{said}{bad} of {images} images ({bad / images:.2%}) cannot be decoded, more than "
-            f"data.max_bad_share={most}; --set data.max_bad_share=1 accepts any number"
+            f"{said}{bad} of {len(source)} images ({bad / len(source):.2%}) cannot be decoded, more than "
+            f"data.max_bad_share={most}{_such_as(model, source)}; --set data.max_bad_share=1 accepts any number"
         )
+
+
+def _such_as(model: Model, source: Source) -> str:
+    for index in range(len(source)):
+        if why := _why(model, source, index):
+            return f", such as {printable(source.name(index))}: {why}"
+    return ""
+
+
+def _why(model: Model, source: Source, index: int) -> str:
+    return why_bad(source, index, model.config.model.channels, model.config.data)
+
+
+def _line(model: Model, source: Source, index: int) -> str:
+    """Of a list of bad images: the name, and behind a tab the reason."""
+    return f"{printable(source.name(index))}\t{_why(model, source, index) or 'could be read at another attempt'}"
 
 
 def _likeliest(rows: Rows, dtype: np.dtype[np.void]) -> Records:

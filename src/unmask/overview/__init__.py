@@ -92,12 +92,15 @@ def _of(run: RunFolder, images: int, blobs: Blobs, how: dict[str, Any]) -> dict[
     if not images:
         notes.said.append(f"No images were looked at; `unmask report {facts['folder']}` does.")
         return facts
-    trained = notes.unless("training images and augmented batches", lambda: _training_images(run.config))
+    trained = notes.unless(
+        "training images and augmented batches", lambda: _training_images(run.config, how["settings"])
+    )
     if trained is not None:
         facts["classCounts"] = counts_by_class(trained[0])
         facts["batches"] = notes.unless("augmented batches", lambda: augmented(run.config, *trained, blobs))
     asked = notes.unless(
-        "images and what the model says of them", lambda: _images_to_look_at(run.config, trained and trained[0])
+        "images and what the model says of them",
+        lambda: _images_to_look_at(run.config, trained and trained[0], how["settings"]),
     )
     if asked is not None:
         key, source = asked
@@ -110,6 +113,10 @@ def _of(run: RunFolder, images: int, blobs: Blobs, how: dict[str, Any]) -> dict[
     return facts
 
 
+class _AskedForError(DataError):
+    """Images that the command itself names cannot be had."""
+
+
 @dataclass(frozen=True)
 class _Notes:
     """What is missing in the page, and why."""
@@ -120,6 +127,8 @@ class _Notes:
         """What `make` gives; where it cannot, the page says why, and so does the command."""
         try:
             return make()
+        except _AskedForError:
+            raise
         except UnmaskError as error:
             note = printable(f"Missing: {what}. {' '.join(str(error).split())}")
             self.said.append(note)
@@ -127,7 +136,7 @@ class _Notes:
             return None
 
 
-def _training_images(config: Config) -> tuple[Source, Source | None]:
+def _training_images(config: Config, named: Sequence[str]) -> tuple[Source, Source | None]:
     """Those with labels, or all, and those without labels beside them."""
     if config.data.train is None:
         raise DataError("a program gave them to the run; name them: --set data.train=FOLDER")
@@ -135,18 +144,24 @@ def _training_images(config: Config) -> tuple[Source, Source | None]:
     try:
         source, _, unlabelled = open_sources(config.model_copy(update={"data": alone}))
     except DataError as error:
-        raise DataError(f"{error}; if they are elsewhere now: --set data.train=FOLDER") from None
+        raise _not_there(error, "data.train", named) from None
     return source, unlabelled
 
 
-def _images_to_look_at(config: Config, trained: Source | None) -> tuple[str, Source]:
+def _not_there(error: DataError, key: str, named: Sequence[str]) -> DataError:
+    if any(setting.partition("=")[0] == key for setting in named):
+        return _AskedForError(str(error))
+    return DataError(f"{error}; if they are elsewhere now: --set {key}=FOLDER")
+
+
+def _images_to_look_at(config: Config, trained: Source | None, named: Sequence[str]) -> tuple[str, Source]:
     """Which they are and the images, with classes where they have any. Raises DataError."""
     for key, spec in (("data.val", config.data.val), ("evaluate.val", config.evaluate.val)):
         if spec is not None:
             try:
                 return key, open_with_labels_if_any(spec, key=key)[0]
             except DataError as error:
-                raise DataError(f"{error}; if they are elsewhere now: --set {key}=FOLDER") from None
+                raise _not_there(error, key, named) from None
     if trained is None or config.data.train is None:
         raise DataError("name some: --set data.val=FOLDER")
     if trained.labels is None:

@@ -46,6 +46,6 @@ def test_too_many_stop_the_run(tmp_path: Path):
         bad_files.add([3])
     assert str(caught.value) == (
         "3 of 1000 images (0.30%) cannot be decoded, more than data.max_bad_share=0.002; "
-        f"they are listed in {tmp_path / 'bad_files.txt'}"
+        f"they are listed in {tmp_path / 'bad_files.txt'}. Set that higher and the same command goes on"
     )
     assert (tmp_path / "bad_files.txt").read_text() == "n/1\tit is 1\nn/2\tit is 2\nn/3\tit is 3\n"

@@ -43,7 +43,7 @@ def test_whole_class_may_be_taken():
 
 
 def test_class_with_too_few_images_is_named():
-    with pytest.raises(DataError, match=r"class 'one' has 2 images, fewer than data.labels_per_class=3"):
+    with pytest.raises(DataError, match=r"class 'one' has 2 images, fewer than the 3 labels per class"):
         subset(source_of([0] * 9 + [1] * 2), 3, seed=0)
 
 

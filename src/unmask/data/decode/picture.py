@@ -65,10 +65,14 @@ class FormError(DecodeError):
     """An intact file whose pixels do not fit this run; the message says what to set or to install."""
 
 
-def refusal(found: int, dtype: np.dtype[Any], channels: int) -> FormError:
+class ChannelsError(FormError):
+    """It has other channels than this run."""
+
+
+def refusal(found: int, dtype: np.dtype[Any], channels: int) -> ChannelsError:
     """Of an image whose channels are not those of the run."""
     wanted = {"uint8": "uint8", "uint16": "uint16"}.get(dtype.name, "float32")
-    return FormError(
+    return ChannelsError(
         f"has {found} channels of {dtype}, the run {channels}; set model.channels={found} data.dtype={wanted} and the "
         "data.mean and data.std that `unmask stats` prints"
     )

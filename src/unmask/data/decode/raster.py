@@ -38,6 +38,7 @@ from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.dicom import is_dicom, read_dicom
 from unmask.data.decode.picture import (
     Box,
+    ChannelsError,
     DecodeError,
     FormError,
     Picture,
@@ -207,7 +208,8 @@ def open_image(
 def check_images(source: Source, what: str, channels: int, data: DataConfig, *, exact: bool = False) -> None:
     """Look at a few images; raise ConfigError when none of them fits a run with these channels and this `data`.
 
-    `what` names the source in the message. With `exact`, 16-bit images do not fit an 8-bit run.
+    `what` names the source in the message. `exact` is for a run that trains: there 16-bit images do not fit 8-bit
+    ones, and the channels are a setting.
     """
     refused: list[str] = []
     for index in sorted({i * (len(source) - 1) // max(1, _LOOKS - 1) for i in range(_LOOKS)}) if len(source) else ():
@@ -216,7 +218,10 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
             how = (channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
             (Raster if exact else open_image)(image, *how)
         except FormError as error:
-            refused.append(f"{what}: {printable(source.name(index))}: {error}")
+            said = str(error)
+            if isinstance(error, ChannelsError) and not exact:
+                said = f"{said.partition(';')[0]}, as the model was trained; convert the images, or train one on such"
+            refused.append(f"{what}: {printable(source.name(index))}: {said}")
         except StorageError:
             raise
         except DataError:  # found and counted when its turn comes
@@ -228,13 +233,14 @@ def check_images(source: Source, what: str, channels: int, data: DataConfig, *, 
 
 
 def why_bad(source: Source, index: int, channels: int, data: DataConfig) -> str:
-    """Why an image of `source` cannot be used by a run with these channels and this `data`, found out once more."""
+    """Why an image of `source` cannot be used by a run with these channels and this `data`, found out once more; empty
+    where it can be."""
     try:
         how = (channels, data.dtype, data.max_pixels, data.range, data.nodata, data.frame)
         open_image(source.read(index), *how).pixels()
     except DataError as error:
         return str(error)
-    return "could be read at another attempt"
+    return ""
 
 
 def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

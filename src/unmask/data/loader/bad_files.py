@@ -42,12 +42,15 @@ class BadFiles:
             return
         if self._writes:
             with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{name}\t{self._why(index)}\n" for name, index in new.items())
+                file.writelines(
+                    f"{name}\t{self._why(index) or 'could be read at another attempt'}\n" for name, index in new.items()
+                )
         self._listed.update(new)
         if len(self) > self._max_share * len(self._source):
             raise DataError(
                 f"{len(self)} of {len(self._source)} images ({len(self) / len(self._source):.2%}) cannot be decoded, "
-                f"more than data.max_bad_share={self._max_share}; they are listed in {self._path}"
+                f"more than data.max_bad_share={self._max_share}; they are listed in {self._path}. Set that higher and "
+                "the same command goes on"
             )
 
     def _name(self, index: int) -> str:

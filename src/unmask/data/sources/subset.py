@@ -120,8 +120,8 @@ def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:
         members = np.flatnonzero(source.labels == label)
         if len(members) < labels_per_class:
             raise DataError(
-                f"class {name!r} has {len(members)} images, fewer than data.labels_per_class={labels_per_class}; "
-                "lower it or add images"
+                f"class {name!r} has {len(members)} images, fewer than the {labels_per_class} labels per class; ask "
+                "for fewer, or add images"
             )
         chosen.append(generator(seed, 0, label, Op.SUBSET).permutation(members)[:labels_per_class])
     return SubsetSource(source, np.sort(np.concatenate(chosen)))
