@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 from unmask.checkpoint.folder import read_meta
 from unmask.checkpoint.store import list_steps, read_chosen
 from unmask.config.schema import Config
+from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
+from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import subset, without
@@ -22,6 +25,7 @@ from unmask.evaluate.features import Features
 from unmask.interchange import StoredModel, read_model
 from unmask.interchange.start import with_architecture
 from unmask.interchange.stored_model import fields_from_shapes
+from unmask.objectives.base import create_objective
 from unmask.report.progress import say
 
 
@@ -101,6 +105,27 @@ def complete(config: Config, source: Source, architecture: dict[str, Any]) -> Co
     if config.model.num_classes < classes:
         raise ConfigError(f"model.num_classes={config.model.num_classes}, but data.train has {classes} classes")
     return config
+
+
+def batches_of(
+    config: Config, source: Source, unlabelled: Source | None = None, rank: int = 0, world: int = 1
+) -> Callable[..., Generator[list[Batch]]]:
+    """The micro-batches of a run's steps, as `train_batches` makes them, from `start_step` up to `stop_step`."""
+    return partial(
+        train_batches,
+        source,
+        needs=create_objective(config).needs(training=True),
+        model=config.model,
+        data=config.data,
+        augment=config.augment,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        rank=rank,
+        world=world,
+        unlabelled=unlabelled,
+        timeout=config.train.process_timeout,
+    )
 
 
 def probed_head(engine: Engine, config: Config, features: Features, class_names: Sequence[str], rank: int) -> Tensors:

@@ -32,7 +32,7 @@ from unmask.data.batch import Batch
 from unmask.data.decode.raster import why_bad
 from unmask.data.loader import gaps
 from unmask.data.loader.bad_files import BadFiles
-from unmask.data.loader.pipeline import eval_batches, train_batches
+from unmask.data.loader.pipeline import eval_batches
 from unmask.data.loader.spikes import Spikes
 from unmask.data.sources import Source
 from unmask.data.sources.left_out import LeftOut
@@ -48,7 +48,7 @@ from unmask.files import RunLock, gone_if_unused, write_text
 from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state
 from unmask.objectives.base import Objective, create_objective
-from unmask.preparation import complete, earlier, open_sources, probed_head, read_start
+from unmask.preparation import batches_of, complete, earlier, open_sources, probed_head, read_start
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
@@ -119,21 +119,7 @@ def train(
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
     rank, world = launched()
-    batches = partial(
-        train_batches,
-        source,
-        needs=objective.needs(training=True),
-        model=config.model,
-        data=config.data,
-        augment=config.augment,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        accumulate=config.train.accumulate,
-        rank=rank,
-        world=world,
-        unlabelled=unlabelled,
-        timeout=config.train.process_timeout,
-    )
+    batches = batches_of(config, source, unlabelled, rank, world)
     batches(start_step=0, stop_step=0).close()  # batches that are not possible are refused before any work
     with ExitStack() as stack:
         stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))

@@ -10,10 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from engine_cases import make_batch, make_config, start
 from unmask import engines
-from unmask.config.load import load_config, recipe_names
+from unmask.config.load import load_config, recipe_names, to_dict
 from unmask.engines import with_precision
 from unmask.errors import ConfigError
+from unmask.evaluate import inference
+from unmask.interchange import StoredModel
 from unmask.train import train
 
 
@@ -62,3 +65,35 @@ def test_a_run_keeps_its_own_on_another_machine(tmp_path: Path, monkeypatch: pyt
     assert start(2, "fp32") == "bf16"
     with pytest.raises(ConfigError, match=r"train.precision: bf16 -> fp32"):
         start(2, "bf16", "train.precision=fp32")
+
+
+def test_weights_are_cast_once_and_follow_the_weights() -> None:
+    """The copy in bf16 that is evaluated is of the weights as they are: after steps, and after others were loaded."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    config = make_config("finetune", train={"precision": "bf16", "ema_decay": 0.9})
+    engine, batch = engines.create_engine(config), make_batch(config)
+    engine.load(start(config))
+
+    def logits() -> np.ndarray:
+        other = engines.create_engine(config)
+        other.load(engine.state())
+        found = engine.output("logits", batch)
+        np.testing.assert_array_equal(found, engine.output("logits", batch))
+        np.testing.assert_array_equal(found, other.output("logits", batch))
+        return found
+
+    first = logits()
+    engine.train_step([batch], {"lr": 1e-2})
+    second = logits()
+    engine.load(start(config, seed=1))
+    assert len({found.tobytes() for found in (first, second, logits())}) == 3
+
+
+def test_a_model_is_loaded_in_what_the_device_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    config = make_config("finetune")
+    found = StoredModel(start(config).weights, {}, None, "unmask", to_dict(config))
+    monkeypatch.setattr(inference, "read_model", lambda path, checkpoint: found)  # pyright: ignore
+    monkeypatch.setattr(engines, "fast_precision", lambda engine, device: "bf16")  # pyright: ignore
+    with inference.load("m", device="cpu", precision="auto") as model:
+        assert model.config.train.precision == "bf16"

@@ -25,7 +25,8 @@ LAYERS = [
     ["train"],
     ["overview", "trial"],
     ["api"],
-    ["check", "replay", "sweep", "demo", "doctor", "launch", "serve"],
+    ["bench", "check", "replay", "sweep", "demo", "launch", "serve"],
+    ["doctor"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -76,7 +76,12 @@ def add_loading(sub: ArgumentParser) -> None:
     _add_of_stored(sub)
     sub.add_argument("--engine", metavar="NAME", help="torch, mindspore … (default: the one it was trained on)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, npu … (default auto)")
-    sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    sub.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16", "auto"),
+        default="fp32",
+        help="what the network computes in; auto: what the device multiplies in hardware (default fp32)",
+    )
     sub.add_argument("--batch-size", type=kinds.count, default=64, metavar="N")
 
 

@@ -24,7 +24,7 @@ from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Images, Source, to_source
 from unmask.data.sources.subset import SpansSource
-from unmask.engines import create_engine, joined
+from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, EngineState, Tensors
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.class_names import head_classes
@@ -358,7 +358,8 @@ def load(
     `checkpoint` of a run: the "last", the "best" (highest accuracy on data.val, without labels lowest loss; without
     data.val highest accuracy of k-NN, see `evaluate.every`), or that of a step. With a moving average, that is what is
     loaded.
-    `engine` defaults to the one the model was trained on. `settings` changes the run's config, such as
+    `engine` defaults to the one the model was trained on. `precision`: fp32, bf16, fp16, or "auto", which of them the
+    device multiplies in hardware. `settings` changes the run's config, such as
     `{"objective.mask_ratio": 0.5}`, and tells what the source does not, such as `{"model.heads": 6}`. With `join`, the
     processes that were launched together share the images of `evaluate` between them, and all must call it. With
     `flip`, features and logits are the mean over an image and its mirror image, at twice the time. Raises
@@ -377,6 +378,7 @@ def load(
         # Loader processes cost a second to start, and threads load as fast as a model answers.
         data={**(stated.get("data") or found.data), "workers": 0},
     )
+    config = with_precision(config)  # before the fingerprint
     return Model(
         config, at_size_of(found, config.model), found.class_names, batch_size, join=join, flip=flip, untold=untold
     )

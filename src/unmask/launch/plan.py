@@ -137,7 +137,7 @@ def plan(
 def planned(config: Config, nodes: int, cards: int, card: str, mfu: float = MFU) -> Step:
     """One row of the plan. Raises ConfigError when the batch cannot be shared among the processes."""
     world, size = nodes * cards, CARDS[card]
-    batches = _batches(config, world)
+    batches = blank_batches(config, world)
     account = account_of(config, batches, world)
     compute = account.flops / (size.tflops[config.train.precision] * 1e12 * mfu)
     seconds = {kind: exchange_seconds(kind, account, nodes, cards, size) for kind in account.exchanged_bytes}
@@ -208,7 +208,7 @@ class _Blank:
         return ""
 
 
-def _batches(config: Config, world: int) -> list[Batch]:
+def blank_batches(config: Config, world: int) -> list[Batch]:
     """The micro-batches of a step of one of `world` processes: two images as training makes them, and copies."""
     model, accumulate, needs = config.model, config.train.accumulate, create_objective(config).needs(training=True)
     shape, classes = (*model.image_size, model.channels), model.num_classes if config.objective.labelled else None

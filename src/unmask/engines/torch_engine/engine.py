@@ -33,6 +33,7 @@ from unmask.engines.torch_engine.parallel import (
     part,
     split_again,
 )
+from unmask.models.torch_vit import cast_once
 from unmask.objectives.base import Objective
 from unmask.plugins import resolve
 
@@ -72,6 +73,7 @@ class TorchEngine:
         self._parallel = None if world == 1 else self._spread()
         self.trained = {n: w for n, w in self.network.named_parameters() if w.requires_grad}
         self._compile = train.compile
+        self._cast: tuple[list[int], nn.Module] | None = None
 
     def _spread(self) -> Replicas | Shards:
         """The network over the processes."""
@@ -100,6 +102,7 @@ class TorchEngine:
 
     def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         self.network.train()
+        self._cast = None  # not beside the activations
         values = {name: torch.tensor(value, device=self.device) for name, value in hyper.items() if name != "lr"}
         total: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
@@ -135,11 +138,21 @@ class TorchEngine:
 
     @torch.no_grad()
     def output(self, name: str, batch: Batch, **options: Any) -> NDArray[np.float32]:
-        network = (self.averaged or self.network).eval()
+        network = self._read()
         inputs = [self._to(batch.inputs[each]) for each in self.objective.outputs[name] if each in batch.inputs]
         found = getattr(network, name)(self._images(batch), *inputs, **options).float().cpu().numpy()
         split_again(network)
         return found
+
+    def _read(self) -> nn.Module:
+        """`module`, its weights cast once for as long as nobody changes them; shares are gathered in any case."""
+        network = self.module.eval()
+        if self.train.precision == "fp32" or self.train.shard:
+            return network
+        versions = [weight._version for weight in network.parameters()]
+        if self._cast is None or self._cast[0] != versions:
+            self._cast = versions, cast_once(network, DTYPES[self.train.precision])
+        return self._cast[1]
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return self.begin_sum(values)()
