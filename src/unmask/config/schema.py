@@ -68,8 +68,9 @@ class ModelConfig(Section):
     """Epsilon of every LayerNorm."""
     patch_stem: int | None = Field(default=None, ge=8, le=4096)
     """Convolutions before the projection of patches, for small sets and small networks (Xiao et al. 2021, arXiv
-    2106.14881): 3 x 3 with stride 2 and a LayerNorm at each place, the first to this many values, each further one to
-    twice as many, until a patch is 2 x 2. Masked patches are empty after each of them. None: no convolutions."""
+    2106.14881): 3 x 3 with stride 2, the first to this many values, each further one to twice as many and with a
+    residual of two more, until a patch is 2 x 2. Weights are standardised, and each has a norm over all places after it
+    (Qiao et al. 2019, arXiv 1903.10520); masked patches are empty and do not count. None: no convolutions."""
     patch_norm: bool = False
     """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
     pre_norm: bool = False
@@ -97,7 +98,7 @@ class ModelConfig(Section):
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
-        """Values after each convolution of `patch_stem`."""
+        """Values after each halving of `patch_stem`."""
         if self.patch_stem is None:
             return ()
         return tuple(self.patch_stem << i for i in range(self.patch_size.bit_length() - 2))

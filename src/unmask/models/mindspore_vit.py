@@ -18,6 +18,7 @@ from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.data.masking import drop_path_rates
 from unmask.models.mindspore_operators import Cell, NormalCdf, Normalize, Softmax
+from unmask.models.parameters import STANDARDIZED_EPS
 
 Pool = Literal["mean", "cls", "mean+cls"]
 """How tokens become one vector: mean of the patch tokens, the cls token, or both one after the other."""
@@ -194,32 +195,81 @@ class PatchProjection(Cell):
 
 
 class StemLayer(Cell):
-    """A convolution that halves an image, a norm at each place, ReLU."""
+    """A convolution that halves an image, and two more that add to what it gives (He et al. 2016).
 
-    def __init__(self, fan_in: int, fan_out: int, eps: float) -> None:
+    Their weights are standardised and each has a norm over all places after it (Qiao et al. 2019). Places that are not
+    given are empty after each and do not count.
+    """
+
+    def __init__(self, fan_in: int, fan_out: int, eps: float, *, residual: bool) -> None:
         super().__init__()
-        self.conv = StemConvolution(fan_in, fan_out)
-        self.norm = LayerNorm(fan_out, eps)
+        self.conv = StemConvolution(fan_in, fan_out, stride=2)
+        self.norm = StemNorm(fan_out, eps)
+        self.residual = StemResidual(fan_out, eps) if residual else None
 
-    def construct(self, x_BHWC: Tensor) -> Tensor:
-        return ops.relu(self.norm(self.conv(x_BHWC.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)))
+    def construct(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
+        x = ops.relu(self.norm(self.conv(x_BHWC), given_BHW1))
+        return x if self.residual is None else ops.relu(x + self.residual(x, given_BHW1))
+
+
+class StemResidual(Cell):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = StemConvolution(dim, dim), StemNorm(dim, eps)
+        self.conv2, self.norm2 = StemConvolution(dim, dim), StemNorm(dim, eps)
+
+    def construct(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
+        x = ops.relu(self.norm1(self.conv1(x_BHWC), given_BHW1))
+        return self.norm2(self.conv2(x), given_BHW1)
 
 
 class StemConvolution(Cell):
-    def __init__(self, fan_in: int, fan_out: int) -> None:
+    def __init__(self, fan_in: int, fan_out: int, stride: int = 1) -> None:
         super().__init__()
         self.weight = parameter(fan_out, fan_in, 3, 3)
+        self.stride = stride
 
-    def construct(self, x_BCHW: Tensor) -> Tensor:
-        return conv2d(x_BCHW, self.weight.astype(x_BCHW.dtype), stride=2, pad_mode="pad", padding=1)
+    def construct(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H / stride, W / stride, C)."""
+        x_BCHW = x_BHWC.transpose(0, 3, 1, 2)
+        weight = standardized(self.weight).astype(x_BCHW.dtype)
+        x_BCHW = conv2d(x_BCHW, weight, stride=self.stride, pad_mode="pad", padding=1)
+        return x_BCHW.transpose(0, 2, 3, 1)
+
+
+class StemNorm(Cell):
+    """Of all values at all places of an image that are given; the others become 0. A factor and a bias each channel."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = parameter(dim), parameter(dim), eps
+
+    def construct(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
+        weight, bias, x = self.weight.astype(x_BHWC.dtype), self.bias.astype(x_BHWC.dtype), x_BHWC.astype(float32)
+        if given_BHW1 is None:
+            x = x - x.mean((1, 2, 3), keep_dims=True)
+            x = x * ops.rsqrt((x * x).mean((1, 2, 3), keep_dims=True) + self.eps)
+            return x.astype(x_BHWC.dtype) * weight + bias
+        given = given_BHW1.astype(float32)
+        share = given.mean((1, 2, 3), keep_dims=True)
+        x = (x - (x * given).mean((1, 2, 3), keep_dims=True) / share) * given
+        x = x * ops.rsqrt((x * x).mean((1, 2, 3), keep_dims=True) / share + self.eps)
+        return (x.astype(x_BHWC.dtype) * weight + bias) * given_BHW1
+
+
+def standardized(weight: Parameter) -> Tensor:
+    """(out, in, kh, kw) to mean 0 and variance 1 / fan-in of each output."""
+    flat = weight.reshape(weight.shape[0], -1)
+    flat = flat - flat.mean(1, keep_dims=True)
+    return (flat / ops.sqrt((flat * flat).sum(1, keepdims=True) + STANDARDIZED_EPS)).reshape(weight.shape)
 
 
 class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
-        widths = (model.channels, *model.stem_widths)
-        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps) for pair in pairwise(widths)])
+        widths = pairwise((model.channels, *model.stem_widths))
+        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps, residual=i > 0) for i, pair in enumerate(widths)])
         self.proj = PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
@@ -239,12 +289,17 @@ class PatchEmbed(Cell):
         x = x_BLP.reshape(B, h, w, side, side, self.channels).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(B, h * side, w * side, self.channels)
         for layer in self.stem:
-            x, side = layer(x), side // 2
-            if places is not None:
-                given = ops.broadcast_to(places.sum(1).reshape(B, h, 1, w, 1, 1), (B, h, side, w, side, 1))
-                x = x * given.reshape(B, h * side, w * side, 1)
+            side = side // 2
+            x = layer(x, None if places is None else self._spread(places.sum(1), side))
         x = patchify(x, side)
         return x if places is None else ops.matmul(places, x)
+
+    def _spread(self, given_BL: Tensor, side: int) -> Tensor:
+        """(B, H, W, 1) of (B, L): the same in all of a patch, which has `side` places down and across here."""
+        B = given_BL.shape[0]
+        h, w = self.grid
+        places = ops.broadcast_to(given_BL.reshape(B, h, 1, w, 1, 1), (B, h, side, w, side, 1))
+        return places.reshape(B, h * side, w * side, 1)
 
 
 class VisionTransformer(Cell):

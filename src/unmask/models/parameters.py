@@ -19,6 +19,8 @@ Shapes = dict[str, tuple[int, ...]]
 Weights = dict[str, NDArray[np.float32]]
 Tensors = dict[str, NDArray[Any]]
 
+STANDARDIZED_EPS = 1e-5
+"""Of weights that are standardised where they are used."""
 POSITIONS = frozenset({"pos_embed", "decoder_pos_embed"})
 """Position embeddings, which start as sines and cosines; while pretraining they stay that."""
 
@@ -33,6 +35,9 @@ def encoder_shapes(model: ModelConfig) -> Shapes:
     for i, width in enumerate(model.stem_widths):
         shapes |= {f"patch_embed.stem.{i}.conv.weight": (width, channels, 3, 3)}
         shapes |= norm_shapes(f"patch_embed.stem.{i}.norm", width)
+        for which in (1, 2) if i else ():
+            name = f"patch_embed.stem.{i}.residual"
+            shapes |= {f"{name}.conv{which}.weight": (width, width, 3, 3)} | norm_shapes(f"{name}.norm{which}", width)
         channels, side = width, side // 2
     shapes |= {"patch_embed.proj.weight": (D, channels, side, side), "patch_embed.proj.bias": (D,)}
     shapes |= norm_shapes("patch_embed.norm", D) if model.patch_norm else {}

@@ -29,6 +29,8 @@ def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
         (16, 8, 3, 3),
         (32, 16, 3, 3),
     ]
+    assert shapes["patch_embed.stem.2.residual.conv2.weight"] == (32, 32, 3, 3)
+    assert "patch_embed.stem.0.residual.conv1.weight" not in shapes
     assert shapes["patch_embed.proj.weight"] == (16, 32, 2, 2)
     square = MODEL.model_copy(update={"image_size": (64, 64)})
     told = fields_from_shapes(weights(square))
@@ -37,7 +39,7 @@ def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
     assert fields_from_shapes(weights(MODEL.model_copy(update={"patch_stem": None})))["patch_stem"] is None
 
 
-def test_patches_that_are_not_given_leave_no_trace() -> None:
+def test_patches_that_are_not_given_are_empty_after_each_layer() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     from unmask.models.torch_vit import VisionTransformer, select
 
@@ -52,12 +54,33 @@ def test_patches_that_are_not_given_leave_no_trace() -> None:
         torch.testing.assert_close(embed(select(patches, order), order), select(whole, order))
 
         kept = torch.tensor([[4, 5], [4, 5]])  # of two rows of three
-        tokens = embed(select(patches, kept), kept)
-        assert not torch.isclose(tokens, select(whole, kept)).all(-1).any()  # their neighbours were seen before
-        alone = torch.tensor([[4], [5]])
-        one = embed(select(patches, alone), alone)
-        torch.testing.assert_close(one[0], tokens[0, :1])  # strides of 2 begin at the left: 4 does not see 5
-        assert not torch.isclose(one[1], tokens[1, 1:]).all()  # but 5 sees 4
+        assert not torch.isclose(embed(select(patches, kept), kept), select(whole, kept)).all(-1).any()
+
+        given = torch.zeros(2, 6, 1).index_fill(1, torch.tensor([4, 5]), 1)
+        x, side = torch.from_numpy(image) / 255.0, 16
+        x = x * embed._spread(given, side)
+        for layer in embed.stem:
+            side //= 2
+            places = embed._spread(given, side)
+            x = layer(x, places)
+            assert not x[(places == 0).expand_as(x)].any()
+            assert x[(places == 1).expand_as(x)].any()
+
+
+def test_the_norm_is_of_the_places_that_are_given() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from unmask.models.torch_vit import StemNorm
+
+    norm = StemNorm(4, 1e-6)
+    norm.load_state_dict({"weight": torch.tensor([1.0, 2, 3, 4]), "bias": torch.tensor([0.0, 1, -1, 2])})
+    x = torch.from_numpy(np.random.default_rng(0).normal(3, 2, (2, 6, 5, 4)).astype(np.float32))
+    given = torch.zeros(2, 6, 5, 1)
+    given[:, 1:3, 2:] = 1
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x, torch.ones(2, 6, 5, 1)), norm(x, None))
+        alone = norm(x[:, 1:3, 2:], None)
+        torch.testing.assert_close(norm(x, given)[:, 1:3, 2:], alone)
+        assert not norm(x, given)[(given == 0).expand_as(x)].any()
 
 
 @pytest.mark.parametrize("patch_size", [2, 7, 14, 12])

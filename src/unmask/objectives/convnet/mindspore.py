@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, float32, nn, ops
+from mindspore import Tensor, float32, nn, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
 from unmask.models.mindspore_operators import Cell
-from unmask.models.mindspore_vit import Linear, parameter
+from unmask.models.mindspore_vit import Linear, parameter, standardized
 from unmask.objectives.convnet import EPS, GROUPS, STAGES, ConvNetSection, stem_layers
 
 conv2d: Any = ops.conv2d
@@ -100,10 +100,3 @@ class ResidualNetwork(Cell):
         """(B, num_classes) fp32, before the softmax."""
         images = (pixels_BHWC.astype(float32) / self.full_range - self.mean) / self.std
         return self.construct(images.transpose(0, 3, 1, 2)).astype(float32)
-
-
-def standardized(weight: Parameter) -> Tensor:
-    """(out, in, kh, kw) to mean 0 and variance 1 / fan-in of each output."""
-    flat = weight.reshape(weight.shape[0], -1)
-    flat = flat - flat.mean(1, keep_dims=True)
-    return (flat / ops.sqrt((flat * flat).sum(1, keepdims=True) + EPS)).reshape(weight.shape)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Linear, parameter
+from unmask.models.torch_vit import Linear, parameter, standardized
 from unmask.objectives.convnet import EPS, GROUPS, STAGES, ConvNetSection, stem_layers
 
 
@@ -91,10 +91,3 @@ class ResidualNetwork(nn.Module):
         """(B, num_classes) fp32, before the softmax."""
         images = (pixels_BHWC.float() / self.full_range - self.mean) / self.std
         return self(images.permute(0, 3, 1, 2)).float()
-
-
-def standardized(weight: Tensor) -> Tensor:
-    """(out, in, kh, kw) to mean 0 and variance 1 / fan-in of each output."""
-    flat = weight.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    return (flat / (flat.square().sum(1, keepdim=True) + EPS).sqrt()).view_as(weight)
