@@ -243,9 +243,19 @@ class TorchEngine:
 
     def _to(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array.astype(np.int64) if array.dtype == np.int32 else array)  # indices
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        with torch.cuda.stream(self._copies):
+            there = tensor.pin_memory().to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copies)
+        there.record_stream(computing)  # its memory is not given to the next copy before it is read
+        return there
+
+    @cached_property
+    def _copies(self) -> torch.cuda.Stream:
+        """A stream of its own: as no step is waited for, its images are copied while the one before computes."""
+        return torch.cuda.Stream(self.device)
 
 
 def _keep_freed_memory() -> None:

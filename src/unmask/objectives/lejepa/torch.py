@@ -17,6 +17,9 @@ from unmask.models.torch_vit import Linear, VisionTransformer, parameter, patchi
 from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.torch import MaskedAutoencoder
 
+_LISTS = tuple(values.tolist() for values in (KNOTS, GAUSSIAN, QUADRATURE))
+"""A compiler takes numbers for constants, but not arrays."""
+
 
 class BatchNorm(nn.Module):
     """By the rows of a micro-batch, all views of its images, over all processes; in fp32. It keeps no averages, because
@@ -100,9 +103,7 @@ def epps_pulley(x: Tensor) -> Tensor:
 
     Of several processes each has as many of the samples.
     """
-    knots, gaussian, quadrature = (
-        torch.tensor(values, dtype=torch.float32, device=x.device) for values in (KNOTS, GAUSSIAN, QUADRATURE)
-    )
+    knots, gaussian, quadrature = (torch.tensor(values, dtype=torch.float32, device=x.device) for values in _LISTS)
     angles = x[..., None] * knots
     cos, sin = over_processes(torch.stack((angles.cos().mean(0), angles.sin().mean(0))))
     distance = (cos - gaussian).square() + sin.square()
