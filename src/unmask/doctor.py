@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from unmask import plugins
 from unmask.bench import bench_step
@@ -33,14 +34,13 @@ MEMORY = 0.8
 """Share of the machine's memory that a step may take."""
 
 
-def report() -> None:
-    """Print versions, engines with their devices, and what to install for what is missing."""
-    table([[name, version] for name, version in versions().items()], ["package", "version"])
+def report() -> dict[str, Any]:
+    """Print versions, engines with their devices, and what to install for what is missing; returns the first two."""
+    packages = versions()
+    table([[name, version] for name, version in packages.items()], ["package", "version"])
     say("")
-    table(
-        [_engine(name) for name in plugins.names(plugins.ENGINES)],
-        ["engine", "ready", "devices", "train.precision=auto", "what to do"],
-    )
+    engines = [_engine(name) for name in plugins.names(plugins.ENGINES)]
+    table(engines, ["engine", "ready", "devices", "train.precision=auto", "what to do"])
     say("")
     say(f"{cores()} cores{_memory()}")
     if find_spec("mlxtend") is None:
@@ -50,6 +50,12 @@ def report() -> None:
     else:
         for compression in unread():
             say(f"no DICOM compressed as {compression}")
+    keys = ("engine", "ready", "devices", "precision", "what_to_do")
+    return {
+        "versions": packages,
+        "engines": [dict(zip(keys, engine, strict=True)) for engine in engines],
+        "cores": cores(),
+    }
 
 
 def _engine(name: str) -> list[str]:

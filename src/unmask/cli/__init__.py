@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from unmask import interrupts
-from unmask.cli import about, data, jobs, models, pages, readouts, training
+from unmask.cli import about, data, jobs, models, pages, readouts, shared, training
 from unmask.cli.shared import Commands
 from unmask.errors import ProcessError, UnmaskError
 
@@ -27,12 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
     flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
-    parser = _parser(flat)
-    options, rest = parser.parse_known_args(arguments)
-    if hasattr(options, "settings") and all("=" in word and not word.startswith("-") for word in rest):
-        options.settings, rest = [*options.settings, *rest], []  # argparse takes none behind an option
+    parser, commands = _parser(flat)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next: see `unmask completion`
+        from argcomplete import autocomplete
+
+        autocomplete(parser)
+    if not arguments:
+        parser.print_help()
+        return 0
+    command = commands.named.get(arguments[0])
+    if command is None:
+        parser.parse_args(arguments)  # which answers --help and --version, and refuses all else
+        return 0
+    options, rest = command.parse_known_args(arguments[1:]) if flat else command.parse(arguments[1:])
     if rest and not getattr(options, "config_path", None):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        command.error(f"unrecognized arguments: {' '.join(rest)}")
     options.flat = rest
     try:
         with interrupts.command_line():
@@ -42,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not shares and not options.together:
                 check_alone()
             if not shares or launched()[0] >= 0:  # msrun's scheduler has no share
-                options.run(options)
+                shared.run(options)
                 sys.stdout.flush()  # what cannot be printed fails here
     except (UnmaskError, interrupts.Interrupted) as error:
         print(f"unmask: {' '.join(str(error).split())}", file=sys.stderr)
@@ -59,15 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser(flat: bool) -> argparse.ArgumentParser:
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(about.version())
+        parser.exit()
+
+
+def _parser(flat: bool) -> tuple[argparse.ArgumentParser, Commands]:
     """The grammar of the command line; `flat` where --config_path takes the place of RECIPE or MODEL."""
     parser = argparse.ArgumentParser(
         prog="unmask",
         description="Masked-autoencoder pretraining of Vision Transformers and everything after it.",
         epilog="Every command has its own --help.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions of unmask, Python and the engines")
     commands = Commands(parser, flat)
     for group in _GROUPS:
         for add in group.COMMANDS:
             add(commands)
-    return parser
+    return parser, commands

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unmask.cli import kinds, shared
 from unmask.cli.shared import Commands
@@ -78,7 +79,9 @@ def pack(options: Namespace) -> None:
 
 
 def _add_stats(commands: Commands) -> None:
-    sub = commands.add("stats", stats, "mean and standard deviation of images: data.mean and data.std to paste")
+    sub = commands.add(
+        "stats", stats, "mean and standard deviation of images: data.mean and data.std to paste", figures=True
+    )
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     shared.add_set(
         sub,
@@ -89,7 +92,7 @@ def _add_stats(commands: Commands) -> None:
     shared.add_share(sub)
 
 
-def stats(options: Namespace) -> None:
+def stats(options: Namespace) -> dict[str, Any] | None:
     from unmask.config.load import read_settings
     from unmask.data.sources import open_source
     from unmask.data.stats import measure
@@ -108,9 +111,12 @@ def stats(options: Namespace) -> None:
         out=options.out,
         share=options.share,
     )
-    if found is not None:
-        with speaking():
-            _tell_stats(found, data)
+    if found is None:
+        return None
+    with speaking():
+        _tell_stats(found, data)
+    names = ("channels", "dtype", "count", "mean", "std", "lowest", "highest", "nodata_share", "heights", "widths")
+    return {name: getattr(found, name) for name in names} | {"bad": found.bad, "mostly_nodata": found.mostly_nodata}
 
 
 def _tell_stats(found: Stats, data: DataConfig) -> None:
@@ -147,7 +153,9 @@ def _tell_stats(found: Stats, data: DataConfig) -> None:
 
 
 def _add_check(commands: Commands) -> None:
-    sub = commands.add("check", check, "look at all images: broken, blank, tiny, there twice, or in both sets")
+    sub = commands.add(
+        "check", check, "look at all images: broken, blank, tiny, there twice, or in both sets", figures=True
+    )
     sub.add_argument("images", metavar="DATA", help="anything that data.train may name")
     sub.add_argument("--against", metavar="VAL", help="images to be judged by, which must not be among DATA")
     sub.add_argument(
@@ -168,11 +176,12 @@ def _add_check(commands: Commands) -> None:
     shared.add_share(sub)
 
 
-def check(options: Namespace) -> None:
+def check(options: Namespace) -> dict[str, Any] | None:
+    from unmask.check import CHECK
     from unmask.check import check as look_at_all
     from unmask.config.load import read_settings
 
-    look_at_all(
+    found = look_at_all(
         options.images,
         options.out,
         against=options.against,
@@ -180,6 +189,7 @@ def check(options: Namespace) -> None:
         data=read_settings(options.set, CHECK_KEYS, "unmask check")[0].data,
         share=options.share,
     )
+    return None if found is None else json.loads((options.out / CHECK).read_text(encoding="utf-8"))
 
 
 COMMANDS = (_add_pack, _add_stats, _add_check)

@@ -16,8 +16,8 @@ def _add_launch(commands: Commands) -> None:
     sub.add_argument(
         "platform", metavar="PLATFORM", help="slurm, sky, kubernetes or modelarts; may be left out of a check"
     )
-    sub.add_argument("recipe", nargs="?", metavar="RECIPE", help="of `unmask pretrain` or `unmask finetune`")
-    sub.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as there; output is needed")
+    sub.add_recipe("of `unmask pretrain` or `unmask finetune`", optional=True)
+    sub.add_settings("as there; output is needed")
     sub.add_argument(
         "--size",
         type=kinds.size,

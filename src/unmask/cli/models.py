@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 from unmask.cli import kinds, shared
 from unmask.cli.shared import Commands
@@ -57,7 +58,7 @@ def push(options: Namespace) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    sub = commands.add("export", export, "write a model as a graph that runs without unmask")
+    sub = commands.add("export", export, "write a model as a graph that runs without unmask", figures=True)
     shared.add_stored(sub)
     sub.add_argument(
         "out", type=kinds.place, metavar="OUT", help="FILE.onnx, FILE.pt2 (PyTorch) or FILE.mindir (MindSpore)"
@@ -72,7 +73,7 @@ def _add_export(commands: Commands) -> None:
     sub.add_argument("--int8", metavar="DATA", help="int8 weights (.onnx), and what they cost on these images")
 
 
-def export(options: Namespace) -> None:
+def export(options: Namespace) -> dict[str, Any]:
     from unmask.export import export as write
     from unmask.report.progress import say
 
@@ -88,6 +89,7 @@ def export(options: Namespace) -> None:
     say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
     if cost is not None:
         say(f"int8 on {cost.images} images: {cost.text()}")
+    return {"out": options.out, "int8": cost}
 
 
 COMMANDS = (_add_convert, _add_push, _add_export)

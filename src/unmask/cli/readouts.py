@@ -10,12 +10,15 @@ from unmask.cli import kinds, shared
 from unmask.cli.shared import Commands
 
 if TYPE_CHECKING:
+    from unmask.evaluate.attentive import AttentiveResult
+    from unmask.evaluate.fast_probe import ProbeResult
     from unmask.evaluate.inference import Model
+    from unmask.evaluate.segment import SegmentationResult
 
 
 def _add_evaluate(commands: Commands) -> None:
     sub = commands.add(
-        "evaluate", evaluate, "measure loss and, for a classifier, accuracy class by class", together=True
+        "evaluate", evaluate, "measure loss and, for a classifier, accuracy class by class", together=True, figures=True
     )
     shared.add_config_path(sub, instead_of="MODEL and FOLDER")
     if not commands.flat:
@@ -45,13 +48,13 @@ def _add_evaluate(commands: Commands) -> None:
     )
 
 
-def evaluate(options: Namespace) -> None:
+def evaluate(options: Namespace) -> dict[str, float] | None:
     from unmask.evaluate.output import write_evaluation
 
     if options.config_path:
         loaded = _load_modelzoo(options)
         if loaded is None:
-            return
+            return None
         model, images = loaded
         # As there: the first folder is the head's first class, and the last classes may be unused.
         class_map, label_offset = None, None if model.class_names else 0
@@ -59,7 +62,7 @@ def evaluate(options: Namespace) -> None:
         model, images = shared.load(options, join=True), options.images
         class_map, label_offset = options.class_map, options.label_offset
     with model:
-        write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
+        return write_evaluation(model, images, options.out, class_map=class_map, label_offset=label_offset)
 
 
 def _load_modelzoo(options: Namespace) -> tuple[Model, str] | None:
@@ -136,7 +139,9 @@ def embed(options: Namespace) -> None:
 
 
 def _add_knn(commands: Commands) -> None:
-    sub = commands.add("knn", knn, "accuracy of the nearest training images' classes, by the model's features")
+    sub = commands.add(
+        "knn", knn, "accuracy of the nearest training images' classes, by the model's features", figures=True
+    )
     shared.add_model(sub)
     shared.add_labelled(sub)
     sub.add_argument("--k", type=kinds.count, default=20, metavar="N", help="neighbours that vote (default 20)")
@@ -149,7 +154,7 @@ def _add_knn(commands: Commands) -> None:
     )
 
 
-def knn(options: Namespace) -> None:
+def knn(options: Namespace) -> dict[str, float]:
     from unmask.evaluate.knn import knn
     from unmask.report.progress import say
 
@@ -164,10 +169,11 @@ def knn(options: Namespace) -> None:
     )
     say(f"{values['count']:.0f} images, top-5 {values['top5']:.3f}")
     say(f"accuracy={values['top1']:.3f}")
+    return values
 
 
 def _add_probe(commands: Commands) -> None:
-    sub = commands.add("probe", probe, "accuracy of a linear classifier on the frozen model's features")
+    sub = commands.add("probe", probe, "accuracy of a linear classifier on the frozen model's features", figures=True)
     sub.description = (
         "Accuracy of a linear classifier on the frozen model's features, which are computed once, without "
         "augmentation: logistic regression, its L2 strength chosen by cross-validation on TRAIN, never on VAL. The "
@@ -194,13 +200,11 @@ def _add_probe(commands: Commands) -> None:
     )
 
 
-def probe(options: Namespace) -> None:
+def probe(options: Namespace) -> ProbeResult | AttentiveResult | SegmentationResult:
     if options.segment is not None:
-        _segment(options)
-        return
+        return _segment(options)
     if options.attentive:
-        _attentive(options)
-        return
+        return _attentive(options)
     from unmask.evaluate.fast_probe import probe
     from unmask.report.progress import say, table
 
@@ -227,9 +231,10 @@ def probe(options: Namespace) -> None:
     else:
         say(f"one image a class: nothing to choose the L2 strength on, it is {result.strength:g}")
     say(f"accuracy={result.accuracy:.3f}")
+    return result
 
 
-def _attentive(options: Namespace) -> None:
+def _attentive(options: Namespace) -> AttentiveResult:
     from unmask.errors import ConfigError
     from unmask.evaluate.attentive import attentive_probe
     from unmask.report.progress import say, table
@@ -254,9 +259,10 @@ def _attentive(options: Namespace) -> None:
     else:
         say("one image a class: nothing to choose on, it is the linear probe")
     say(f"accuracy={found.accuracy:.3f}")
+    return found
 
 
-def _segment(options: Namespace) -> None:
+def _segment(options: Namespace) -> SegmentationResult:
     from unmask.errors import ConfigError
     from unmask.evaluate.segment import segment
     from unmask.report.progress import say, table
@@ -269,6 +275,7 @@ def _segment(options: Namespace) -> None:
     say(f"L2 strength {found.strength:g}{adjusted if found.adjustment else ''}")
     table([[number, f"{iou:.3f}"] for number, iou in enumerate(found.iou)], ["class", "IoU"])
     say(f"mIoU={found.miou:.3f}")
+    return found
 
 
 def _add_reconstruct(commands: Commands) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +19,120 @@ if TYPE_CHECKING:
     from unmask.evaluate.inference import Images, Model
 
 
+_SETTING = re.compile(r"[a-z]\w*(\.\w+)*=")
+
+
+class Command(ArgumentParser):
+    """The options of one command, which may stand before, between and behind its other words."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._lists: list[str] = []
+
+    def add_list(self, name: str, **named: Any) -> None:
+        """An option of several values, beside settings: no KEY=VALUE is one of them."""
+        self._lists.append(name)
+        self.add_argument(name, nargs="+", **named)
+
+    def add_recipe(self, help: str, *, optional: bool = False) -> None:
+        added = self.add_argument("recipe", nargs="?" if optional else None, metavar="RECIPE", help=help)
+        added.completer = _recipes  # pyright: ignore[reportAttributeAccessIssue]  # for argcomplete
+
+    def add_settings(self, help: str) -> None:
+        """Any number of KEY=VALUE."""
+        added = self.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=help)
+        added.completer = _keys  # pyright: ignore[reportAttributeAccessIssue]
+
+    def parse(self, words: Sequence[str]) -> tuple[Namespace, list[str]]:
+        """The options, and the words that are none."""
+        return self.parse_known_intermixed_args(_settings_first(words, self._lists))
+
+
+def _settings_first(words: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """A KEY=VALUE behind a list goes before its option, or it would be a value: `--labels 1 5 seed=0`."""
+    placed: list[str] = []
+    option = 0
+    in_list = False
+    for word in words:
+        if word.startswith("-"):
+            option = option if in_list else len(placed)  # before the first of several lists
+            in_list = word.partition("=")[0] in lists
+        if in_list and _SETTING.match(word):
+            placed.insert(option, word)
+            option += 1
+        else:
+            placed.append(word)
+    return placed
+
+
+def _keys(prefix: str, **_: Any) -> list[str]:
+    from unmask.config.load import known_keys
+
+    return [f"{key}=" for key in known_keys() if key.startswith(prefix)]
+
+
+def _recipes(**_: Any) -> list[str]:
+    from unmask.config.load import recipe_names
+
+    return recipe_names()
+
+
 class Commands:
     """The commands of a parser; `flat` where --config_path takes the place of RECIPE or MODEL."""
 
     def __init__(self, parser: ArgumentParser, flat: bool) -> None:
-        self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        self._parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Command)
+        self.named: dict[str, Command] = {}
         self.flat = flat
 
-    def add(self, name: str, run: Callable[[Namespace], None], help: str, *, together: bool = False) -> ArgumentParser:
-        """`together`: several processes that were started together may run it as one."""
+    def add(
+        self,
+        name: str,
+        run: Callable[[Namespace], Any],
+        help: str,
+        *,
+        together: bool = False,
+        figures: bool = False,
+    ) -> Command:
+        """`together`: several processes that were started together may run it as one. `figures`: what `run` returns is
+        what --json prints."""
         description = f"{help[0].upper()}{help[1:]}."
         sub = self._parsers.add_parser(name, help=help, description=description, allow_abbrev=False)
         sub.set_defaults(run=run, together=together)
+        if figures:
+            sub.add_argument(
+                "--json", action="store_true", help="print the result as JSON, and all else to standard error"
+            )
+        self.named[name] = sub
         return sub
+
+
+def run(options: Namespace) -> None:
+    """Do what the command does. With --json, people read standard error, and a program the result."""
+    from unmask.environment import launched
+
+    if not getattr(options, "json", False):
+        options.run(options)
+        return
+    with redirect_stdout(sys.stderr):
+        found = options.run(options)
+    if found is not None and launched()[0] == 0:
+        print(json.dumps(_plain(found), ensure_ascii=False, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; numbers that are none as in the log of a run: "nan", "inf", "-inf"."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def add_config_path(sub: ArgumentParser, *, instead_of: str) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -112,6 +114,21 @@ def recipe_path(recipe: str | os.PathLike[str]) -> Path:
 
 def recipe_names() -> list[str]:
     return list(_packaged())
+
+
+def recipe_header(name: str) -> dict[str, str]:
+    """What a packaged recipe says of itself: `what`, and `command`, `hardware`, `expected`, `source`."""
+    lines = takewhile(lambda line: line.startswith("#"), _packaged()[name].read_text(encoding="utf-8").splitlines())
+    what, *rest = (line[1:] for line in lines)
+    said, key = {"what": what.strip()}, None
+    for line in rest:
+        if found := re.match(r" (Command|Hardware|Expected|Source) +(.+)", line):
+            key, said[found[1].lower()] = found[1].lower(), found[2]
+        elif key is not None and line.startswith("  "):
+            said[key] = said[key].removesuffix("\\").strip() + " " + line.strip()
+        else:
+            key = None
+    return said
 
 
 def _packaged(*, parts: bool = False) -> dict[str, Path]:

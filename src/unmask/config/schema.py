@@ -51,16 +51,24 @@ class ModelConfig(Section):
     """What the shapes of the weights follow from: the Vision Transformer, and the decoder or head of an objective."""
 
     image_size: Size = (224, 224)
+    """Height and width in pixels, multiples of patch_size; one number: a square."""
     patch_size: int = Field(default=16, ge=1, le=65536)
+    """Side of a patch in pixels."""
     channels: int = Field(default=3, ge=1, le=4096)
+    """Of an image: 1 grey, 3 colour, any number of bands."""
     width: int = Field(default=768, ge=4, le=65536)
+    """Values in a token of the encoder."""
     depth: int = Field(default=12, ge=1, le=1024)
+    """Blocks of the encoder."""
     heads: int = Field(default=12, ge=1, le=1024)
+    """Attention heads of a block; they share its width."""
     mlp_ratio: float = Field(default=4.0, gt=0)
+    """Width of the hidden layer of a block, as a multiple of its own."""
     # what public weights need of the encoder; a decoder stays plain
     mlp: Literal["gelu", "swiglu"] = "gelu"
     """swiglu: silu(a) * b of two projections of width * mlp_ratio each (Shazeer 2020; DINOv2 ViT-g)."""
     qkv_bias: bool = True
+    """Whether queries, keys and values have a bias."""
     layer_scale: float | None = Field(default=None, gt=0)
     """First value of the factors on both branches of each block (CaiT; 1e-4 in DeiT III, 1e-5 in DINOv2); None: no
     factors."""
@@ -76,12 +84,16 @@ class ModelConfig(Section):
     pre_norm: bool = False
     """LayerNorm of all tokens before the first block (CLIP)."""
     cls_token: bool = True
+    """A token of no patch, before all others."""
     register_tokens: int = Field(default=0, ge=0)
     """Tokens after cls, without position, that no read-out looks at (Darcet et al. 2023)."""
     # pretraining
     decoder_width: int = Field(default=512, ge=4)
+    """Values in a token of the decoder, which paints what was hidden."""
     decoder_depth: int = Field(default=8, ge=1)
+    """Its blocks."""
     decoder_heads: int = Field(default=16, ge=1)
+    """Its attention heads."""
     # classification
     num_classes: int | None = Field(default=None, ge=2)
     """None: as many as the training data has classes."""
@@ -148,10 +160,13 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
+    """Where images come from, and how they are read and cropped."""
+
     train: str | None = None
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
+    """Images that the run is judged by, in any form of `train`."""
     unlabelled: str | None = None
     """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too
     (`semi`); None: all of `train`, of which `labels_per_class` has few to be looked at."""
@@ -176,6 +191,7 @@ class DataConfig(Section):
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Per channel, of images scaled to 0..1; with dtype=float32, of the values themselves. See `unmask stats`."""
     std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation, the same way."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Random resized crop: share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -220,6 +236,7 @@ class AugmentConfig(Section):
     policy: str | None = None
     """In timm's notation: rand-m9-mstd0.5-inc1 (RandAugment), original, originalr, v0, v0r (AutoAugment), 3a."""
     color_jitter: Jitter = (0.0, 0.0, 0.0, 0.0)
+    """Strength for brightness, contrast, saturation and hue; one number: of the first three."""
     erase_prob: float = Field(default=0.0, ge=0, le=1)
     """Probability that boxes of an image are erased."""
     erase_mode: Literal["const", "rand", "pixel"] = "const"
@@ -279,10 +296,15 @@ class OptimizerConfig(Section):
     min_lr: float = Field(default=0.0, ge=0)
     """Where the cosine ends; absolute, not scaled by the batch."""
     warmup_epochs: float = Field(default=40, ge=0, le=1e7)
+    """Epochs in which the learning rate rises from 0."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the gradient's mean."""
     beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the mean of the gradient's square."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of that mean."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Share of a weight, times the learning rate, that is taken off it in each update."""
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """The learning rate of a layer is layer_decay times that of the next (BEiT; MAE appendix A.1)."""
     frozen_blocks: int = Field(default=0, ge=0)
@@ -292,6 +314,8 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
+    """How long, in what steps and with what precision, and what is kept of it."""
+
     epochs: float = Field(default=800, ge=0, le=1e7)
     """0: no update, which is for objective.head=probe."""
     batch_size: int = Field(default=4096, ge=1, le=2**24)
@@ -356,6 +380,7 @@ class ObjectiveSection(Section):
     """How the network is trained; each objective of `unmask.objectives` has a section of its own, chosen by `name`."""
 
     name: str
+    """Which objective."""
     task: ClassVar[Literal["pretrain", "finetune"] | None]
     """The command that runs it; None: it is not trained."""
     labelled: ClassVar[bool] = False
@@ -420,9 +445,11 @@ class Config(Section):
         default="mae", validate_default=True
     )
     engine: Annotated[str, AfterValidator(_engine)] = "torch"
+    """The framework that computes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, npu, mps …"""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of everything random: order, crops, masks, first weights."""
     output: Annotated[str | None, AfterValidator(_not_too_deep)] = None
     """Run folder; None: runs/<recipe>-<n>. A folder that holds this run already is resumed."""
     init: str | None = None

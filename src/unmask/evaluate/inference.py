@@ -162,9 +162,11 @@ class Model:
     def predict_batches(self, source: Source, spans: Sequence[range] | None = None) -> Iterator[Rows]:
         """The same batch by batch, in order, for any number of images; `spans` as for `embed_batches`."""
         self._check_classifier("predict")
-        for batch in self.batches(source, spans):
-            probabilities = np.exp(log_softmax(self.engine.output("logits", batch)))
-            yield _rows(batch, probabilities.astype(np.float32))
+
+        def probabilities(batch: Batch) -> NDArray[np.float32]:
+            return np.exp(log_softmax(self.engine.output("logits", batch))).astype(np.float32)
+
+        return (_rows(batch, probabilities(batch)) for batch in self.batches(source, spans))
 
     def evaluate(
         self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None

@@ -63,11 +63,11 @@ def write_predictions(
     if out is None:
         if Share.of(share).count > 1:
             raise ConfigError("of several processes no one can print for all; give --out FILE")
-        bad = 0
+        bad, computed = 0, compute(None)
 
         def counted() -> Iterator[Records]:
             nonlocal bad
-            for records in compute(None):
+            for records in computed:
                 bad += int((~records["valid"]).sum())
                 yield records
 

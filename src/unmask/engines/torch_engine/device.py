@@ -67,8 +67,11 @@ def devices() -> tuple[list[str], str]:
     npu = getattr(torch, "npu", None)
     found += [f"npu:{i}" for i in range(npu.device_count())] if npu is not None else []
     found += ["mps"] if torch.backends.mps.is_available() else []
-    hint = "" if len(found) > 1 else "for NVIDIA cards install a CUDA build of torch, for Ascend torch_npu"
-    return found, hint
+    if len(found) > 1:
+        return found, ""
+    if torch.version.cuda is not None:
+        return found, f"torch is built for CUDA {torch.version.cuda}, but there is no card or no driver: try nvidia-smi"
+    return found, "for NVIDIA cards install a CUDA build of torch, for Ascend torch_npu"
 
 
 def _best() -> str:

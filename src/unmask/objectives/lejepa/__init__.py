@@ -50,6 +50,7 @@ class AgreementSection(ObjectiveSection):
     directions: int = Field(default=256, ge=1)
     """In which features are looked at, other ones in every step."""
     projector_width: int = Field(default=2048, ge=1)
+    """Values in the hidden layers of the projector, which is thrown away after training."""
     projection_width: int = Field(default=16, ge=1)
     """Values in which views agree."""
 
