@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig
-from unmask.data.likeness import BITS, SIDE, alike_pairs, groups_of, hash_of, look, thumb_of
+from unmask.data.likeness import BITS, SIDE, alike_pairs, groups_of, hash_of, look, same_groups, thumb_of
 from unmask.data.parts import Share
 from unmask.data.sources import Source, open_with_labels_if_any
 from unmask.data.sources.base import printable
@@ -34,6 +34,8 @@ BLANK = 0.01
 """Standard deviation of grey levels in 0..1 below which there is nothing to see."""
 _BATCH = 64
 _PARTIAL = ("data.partial", "against.partial")
+_PIECE = 8192
+"""Records read at a time."""
 _SHOWN = 48
 """Pairs in the picture."""
 _RECORD = np.dtype(
@@ -48,6 +50,10 @@ _RECORD = np.dtype(
         ("thumb", "u1", (256,)),
     ]
 )
+
+
+Thumbs = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""(n, 256) of some rows."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,9 @@ def _find(
     against: str | None,
     data: DataConfig,
 ) -> Findings:
-    findings = _findings(records, source.labels, others, smallest)
+    records, thumbs = _apart(records)
+    theirs = None if others is None else _apart(others)
+    findings = _findings(records, thumbs, source.labels, theirs, smallest)
     excluded = _excluded(findings)
     try:
         _write(source, records, findings, excluded, job, out, against, data)
@@ -176,37 +184,69 @@ def _records(source: Source, folder: Path, title: str, data: DataConfig, share: 
     return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH // 16, title=title, share=share)
 
 
-def _findings(records: Records, labels: NDArray[np.int64] | None, others: Records | None, smallest: int) -> Findings:
+def _apart(records: Records) -> tuple[Records, Thumbs]:
+    """The records in memory without their thumbs, and these, of which few are needed, where they are.
+
+    Read in pieces: what is mapped and looked at once counts as memory of this process.
+    """
+    kept = np.empty(len(records), np.dtype([(name, _RECORD[name]) for name in _RECORD.names or () if name != "thumb"]))
+    with Path(cast("np.memmap[Any, Any]", records).filename or "").open("rb") as file:
+        for start in range(0, len(kept), _PIECE):
+            piece = np.frombuffer(file.read(_PIECE * _RECORD.itemsize), _RECORD)
+            for name in kept.dtype.names or ():
+                kept[name][start : start + len(piece)] = piece[name]
+    return kept, lambda rows: records["thumb"][rows]
+
+
+def _findings(
+    records: Records,
+    thumbs: Thumbs,
+    labels: NDArray[np.int64] | None,
+    others: tuple[Records, Thumbs] | None,
+    smallest: int,
+) -> Findings:
     good = ~records["broken"]
     blank = good & (records["spread"] < BLANK)
     tiny = good & (np.minimum(records["height"], records["width"]) < smallest)
     seen = np.flatnonzero(good)
     copies = _copies(records["digest"], seen)
     clear = np.flatnonzero(good & ~blank)
-    pairs = clear[alike_pairs(records["hash"][clear], records["thumb"][clear])]
+    pairs = clear[alike_pairs(records["hash"][clear], lambda rows: thumbs(clear[rows]))]
     same = records["digest"][pairs[:, 0]] == records["digest"][pairs[:, 1]]
     alike = groups_of(pairs[~same], len(records))
     conflicts = [] if labels is None else [g for g in [*copies, *alike] if len(set(labels[g].tolist())) > 1]
-    leaks = np.zeros(0, np.int64) if others is None else _leaks(records, clear, seen, others)
+    leaks = np.zeros(0, np.int64) if others is None else _leaks(records, thumbs, clear, seen, *others)
     nodata = good & (records["nodata"] > 0.5)
     broken, blank, tiny, nodata = (np.flatnonzero(found) for found in (~good, blank, tiny, nodata))
     return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks)
 
 
 def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    if not len(rows):
-        return []
-    _, inverse, counts = np.unique(digests[rows], return_inverse=True, return_counts=True)
-    order = np.argsort(inverse, kind="stable")
-    return [rows[group] for group in np.split(order, np.cumsum(counts)[:-1]) if len(group) > 1]
+    halves = np.ascontiguousarray(digests[rows]).view("<u8").reshape(-1, 2)
+    order = np.lexsort(halves.T)
+    halves = halves[order]
+    groups = [rows[group] for group in same_groups(order, (halves[1:] != halves[:-1]).any(1))]
+    return sorted(groups, key=lambda group: digests[group[0]].tobytes())
 
 
-def _leaks(records: Records, clear: NDArray[np.int64], seen: NDArray[np.int64], others: Records) -> NDArray[np.int64]:
+def _leaks(
+    records: Records,
+    thumbs: Thumbs,
+    clear: NDArray[np.int64],
+    seen: NDArray[np.int64],
+    others: Records,
+    their_thumbs: Thumbs,
+) -> NDArray[np.int64]:
     known = ~others["broken"]
     copied = seen[np.isin(records["digest"][seen], others["digest"][known])]
     theirs = np.flatnonzero(known & (others["spread"] >= BLANK))
-    both = [np.concatenate([records[key][clear], others[key][theirs]]) for key in ("hash", "thumb")]
-    pairs = alike_pairs(*both)
+
+    def of_both(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        found, mine = np.empty((len(rows), 256), np.uint8), rows < len(clear)
+        found[mine], found[~mine] = thumbs(clear[rows[mine]]), their_thumbs(theirs[rows[~mine] - len(clear)])
+        return found
+
+    pairs = alike_pairs(np.concatenate([records["hash"][clear], others["hash"][theirs]]), of_both)
     across = pairs[(pairs[:, 0] < len(clear)) & (pairs[:, 1] >= len(clear))]
     return np.unique(np.concatenate([copied, clear[across[:, 0]]]))
 

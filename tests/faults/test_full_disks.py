@@ -50,6 +50,11 @@ COMMANDS: dict[str, list[str]] = {
     "convert timm": ["convert", "classifier", "small/timm", "--to", "timm"],
     "convert transformers": ["convert", "mae", "small/transformers", "--to", "transformers"],
     "convert mindspore": ["convert", "mae", "small/m.ckpt", "--to", "mindspore"],
+    "export onnx": ["export", "classifier", "small/c.onnx"],
+    "export int8": ["export", "classifier", "small/c8.onnx", "--int8", "photos", *GREY[2:]],
+    "export pt2": ["export", "classifier", "small/c.pt2"],
+    "export mindir": ["export", "classifier", "small/c.mindir"],
+    "report": ["report", "classifier", "--images", "6", "--out", "small/report.html", *GREY],
     "launch": ["launch", "slurm", "mae-vit-tiny", "data.train=p", "data.workers=1", "output=r", "--out", "small/job"],
 }
 SAME = {"evaluate", "predict csv", "predict jsonl", "embed npy", "pack", "stats", "check", "launch"}

@@ -8,7 +8,7 @@ cropped are not found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -32,6 +32,9 @@ _BANDS = NEAR + 1
 """Hashes that differ in NEAR bits agree in at least one of so many parts."""
 _MOST_ALIKE = 1000
 """Hashes that agree in a part; of more, which are patterns of blank pictures, only neighbours are compared."""
+
+_PAIRS = 512
+"""Compared by their grey levels at a time."""
 
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
@@ -88,13 +91,18 @@ def thumb_of(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(255 * small).astype(np.uint8).ravel()
 
 
-def alike_pairs(hashes: Hashes, thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """`near_pairs` whose thumbs, (N, 256), agree."""
+def alike_pairs(hashes: Hashes, thumbs: Callable[[NDArray[np.int64]], NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """`near_pairs` whose thumbs agree; `thumbs` gives those of some rows, (n, 256), which need not all be in memory."""
     pairs = near_pairs(hashes)
-    first, second = thumbs[pairs[:, 0]].astype(np.float64), thumbs[pairs[:, 1]].astype(np.float64)
+    agree = [_agree(thumbs, pairs[start : start + _PAIRS]) for start in range(0, len(pairs), _PAIRS)]
+    return pairs[np.concatenate(agree)] if agree else pairs
+
+
+def _agree(thumbs: Callable[[NDArray[np.int64]], NDArray[np.uint8]], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    first, second = thumbs(pairs[:, 0]).astype(np.float64), thumbs(pairs[:, 1]).astype(np.float64)
     first, second = first - first.mean(1, keepdims=True), second - second.mean(1, keepdims=True)
     scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))
-    return pairs[(first * second).sum(1) >= AGREE * np.maximum(scale, 1e-9)]
+    return (first * second).sum(1) >= AGREE * np.maximum(scale, 1e-9)
 
 
 def near_pairs(hashes: Hashes) -> NDArray[np.int64]:
@@ -102,25 +110,34 @@ def near_pairs(hashes: Hashes) -> NDArray[np.int64]:
 
     Rows are compared that agree in one of NEAR + 1 parts of their bits, as each such pair must.
     """
-    found = [np.zeros((0, 2), np.int64)]
+    count, found = max(len(hashes), 1), np.zeros(0, np.int64)  # a pair as one number
     edges = np.linspace(0, BITS, _BANDS + 1).round().astype(int)
     for start, stop in pairwise(edges.tolist()):
-        part = np.packbits(np.unpackbits(hashes, axis=1)[:, start:stop], axis=1)
-        for group in _equal(part):
-            found += _near_within(hashes, group)
-    return np.unique(np.concatenate(found), axis=0)
+        first = start // 8
+        bits = np.unpackbits(hashes[:, first : -(-stop // 8)], axis=1)
+        part = np.packbits(bits[:, start - 8 * first : stop - 8 * first], axis=1)
+        near = [pairs @ (count, 1) for group in _equal(part) for pairs in _near_within(hashes, group)]
+        found = np.unique(np.concatenate([found, *near]))
+    return np.stack(np.divmod(found, count), 1)
 
 
 def _equal(part: Hashes) -> Iterator[NDArray[np.int64]]:
     """Groups of two or more rows that are the same, each in order."""
-    if len(part) < 2:
-        return
     order = np.lexsort(part.T[::-1])
     rows = part[order]
-    starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(1)]))
-    for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-        if stop - start > 1:
-            yield np.sort(order[start:stop]).astype(np.int64)
+    return same_groups(order, (rows[1:] != rows[:-1]).any(1))
+
+
+def same_groups(order: NDArray[np.int64], differs: NDArray[np.bool_]) -> Iterator[NDArray[np.int64]]:
+    """The groups of two or more rows that are the same, each sorted, of rows (N,) in an order that puts them together.
+
+    `differs` (N - 1,): whether each but the first is another than the one before. Nothing is made for rows that are
+    alone, as most are.
+    """
+    starts = np.flatnonzero(np.concatenate([[True], differs])) if len(order) else np.zeros(0, np.int64)
+    sizes = np.diff(starts, append=len(order))
+    for start, size in zip(starts[sizes > 1].tolist(), sizes[sizes > 1].tolist(), strict=True):
+        yield np.sort(order[start : start + size])
 
 
 def _near_within(hashes: Hashes, group: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -143,5 +160,4 @@ def groups_of(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         if (root == before).all():
             break
     order = np.argsort(root, kind="stable")
-    starts = np.flatnonzero(np.diff(root[order], prepend=-1))
-    return [group for group in np.split(order, starts[1:]) if len(group) > 1]
+    return list(same_groups(order, np.diff(root[order]) != 0))

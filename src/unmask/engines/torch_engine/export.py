@@ -5,6 +5,7 @@ Both are the same traced program (`torch.export`), for any number of images, wit
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,9 @@ def write_pt2(
     engine: TorchEngine, outputs: Mapping[str, Sequence[str]], example: Mapping[str, NDArray[Any]], path: Path
 ) -> GraphRunner:
     """Write `outputs` as what `torch.export.load(path).module()` makes a module of."""
-    torch.export.save(traced(engine, outputs, example), path)
+    buffer = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
+    torch.export.save(traced(engine, outputs, example), buffer)
+    path.write_bytes(buffer.getbuffer())
     module = torch.export.load(path).module()
 
     def run(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
