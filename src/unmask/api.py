@@ -24,6 +24,7 @@ from unmask.modelzoo import modelarts
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
 from unmask.overview import write_report
+from unmask.preparation import open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 from unmask.train import Callback, train
@@ -196,7 +197,8 @@ def run(
 
     finished = Run(folder, _last(read_log(folder / METRICS_FILE)))
     pictures = [curves(folder)] if config.train.epochs else []
-    shown = val_images or config.data.val or images or config.data.train
+    part = open_sources(config, images)[1] if config.data.val_share is not None else config.data.val
+    shown = val_images or part or images or config.data.train
     if "reconstruction" in create_objective(config).outputs and shown is not None:
         from unmask.evaluate.output import write_reconstruction
 

@@ -17,6 +17,7 @@ from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.same_classes import with_classes_of
+from unmask.data.sources.split import split
 from unmask.data.sources.subset import subset, without
 from unmask.engines.base import Engine, Tensors
 from unmask.errors import ConfigError
@@ -42,8 +43,8 @@ def open_sources(
         if config.data.train is None:
             raise ConfigError("data.train is not set; give the folder of images: data.train=FOLDER")
         source = open_source(config.data.train, key="data.train", labels=labels)
-    if config.data.exclude is not None:
-        source = without(source, config.data.exclude)
+    source, held = parts_of(source, config)
+    val = held if val is None else val
     if config.objective.unlabelled_images:
         unlabelled = _unlabelled(config, source) if unlabelled is None else unlabelled
     elif unlabelled is not None or config.data.unlabelled is not None:
@@ -61,6 +62,15 @@ def open_sources(
         if images is not None:
             check_images(images, key, config.model.channels, config.data, exact=True)
     return source, val, unlabelled
+
+
+def parts_of(source: Source, config: Config) -> tuple[Source, Source | None]:
+    """Of the images of `data.train` those to train on, and those to validate on where `data.val` is a share of them."""
+    if config.data.exclude is not None:
+        source = without(source, config.data.exclude)
+    if config.data.val_share is None:
+        return source, None
+    return split(source, config.data.val_share, config.seed, config.data.val_group)
 
 
 def _unlabelled(config: Config, train: Source) -> Source:

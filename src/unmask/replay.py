@@ -89,7 +89,7 @@ def _config(run: Path, earlier: list[int]) -> Config:
     return config.model_copy(
         update={
             "train": config.train.model_copy(update=often),
-            "data": config.data.model_copy(update={"val": None}),
+            "data": config.data.without_val(),
             "evaluate": config.evaluate.model_copy(update={"every": None}),
         }
     )

@@ -132,6 +132,8 @@ def _sources(config: Config, arms: Sequence[str]) -> tuple[Source, Source]:
     needed |= {"data.train": config.data.train, "data.val": config.data.val}
     if missing := [f"{key}=…" for key, value in {**needed, "output": config.output}.items() if value is None]:
         raise ConfigError(f"sweep-labels needs {', '.join(missing)}")
+    if config.data.val_share is not None:
+        raise ConfigError("sweep-labels needs data.val=FOLDER: of a share each seed would be judged by other images")
     train = labelled(config.data.train or "", "data.train", config.data.dtype)
     val = labelled(config.data.val or "", "data.val", config.data.dtype)
     return train, with_classes_of(val, train.class_names or (), "data.val", "data.train")

@@ -6,6 +6,7 @@ Recipes in `unmask/recipes` are YAML files of this schema; `load.py` reads them 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import (
@@ -166,7 +167,11 @@ class DataConfig(Section):
     """A folder of images (class folders where labels are needed), a list, tars, Parquet, arrays, any of them behind a
     URL, or `bundled:mnist5k/train`: the table in `unmask/data/sources/__init__.py`."""
     val: str | None = None
-    """Images that the run is judged by, in any form of `train`."""
+    """Images that the run is judged by, in any form of `train`; or a share of `train`, such as 10%, not trained on:
+    whether an image is in it follows from its name and `seed` alone."""
+    val_group: str | None = None
+    """Where `val` is a share: a regular expression, and images in whose names it finds the same stay together, such
+    as `patient(\\d+)`, or `^[^/]*/[^/]*` for the first two folders."""
     unlabelled: str | None = None
     """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too
     (`semi`); None: all of `train`, of which `labels_per_class` has few to be looked at."""
@@ -213,8 +218,27 @@ class DataConfig(Section):
     max_pixels: int = Field(default=178_956_970, ge=1)
     """An image with more pixels is refused before it is decoded (Pillow's decompression-bomb limit, doubled)."""
 
+    @property
+    def val_share(self) -> float | None:
+        """Of `train`, where `val` is such; else None."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", self.val or "")
+        return float(found[1]) / 100 if found else None
+
+    def without_val(self) -> DataConfig:
+        """No images to be judged by, and the same to train on."""
+        return self if self.val_share is not None else self.model_copy(update={"val": None})
+
     @model_validator(mode="after")
     def _possible(self) -> DataConfig:
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise ValueError(f"val={self.val} is not a share between 0% and 100%")
+        if self.val_group is not None:
+            if self.val_share is None:
+                raise ValueError("val_group is for a share of the training images, such as val=10%")
+            try:
+                re.compile(self.val_group)
+            except re.error as error:
+                raise ValueError(f"val_group={self.val_group} is no regular expression: {error}") from None
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std has {len(self.std)}")
         if any(s <= 0 for s in self.std):

@@ -114,6 +114,8 @@ class Job:
         """
         data, evaluate = self.config.data, self.config.evaluate
         places = {"output": self.output, "init": self.config.init, "data.train": data.train, "data.val": data.val}
+        if data.val_share is not None:
+            del places["data.val"]
         places |= {"data.unlabelled": data.unlabelled, "data.exclude": data.exclude}
         places |= {"evaluate.train": evaluate.train, "evaluate.val": evaluate.val}
         for key, place in places.items():

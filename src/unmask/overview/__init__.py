@@ -21,7 +21,7 @@ from unmask.files import cause
 from unmask.overview.batches import augmented
 from unmask.overview.looks import counts_by_class, look
 from unmask.overview.runs import RunFolder, config_table, read_runs
-from unmask.preparation import open_sources
+from unmask.preparation import open_sources, parts_of
 from unmask.report.page import Blobs, page, write_page
 from unmask.report.progress import say
 
@@ -140,9 +140,8 @@ def _training_images(config: Config, named: Sequence[str]) -> tuple[Source, Sour
     """Those with labels, or all, and those without labels beside them."""
     if config.data.train is None:
         raise DataError("a program gave them to the run; name them: --set data.train=FOLDER")
-    alone = config.data.model_copy(update={"val": None})
     try:
-        source, _, unlabelled = open_sources(config.model_copy(update={"data": alone}))
+        source, _, unlabelled = open_sources(config.model_copy(update={"data": config.data.without_val()}))
     except DataError as error:
         raise _not_there(error, "data.train", named) from None
     return source, unlabelled
@@ -159,6 +158,9 @@ def _images_to_look_at(config: Config, trained: Source | None, named: Sequence[s
     for key, spec in (("data.val", config.data.val), ("evaluate.val", config.evaluate.val)):
         if spec is not None:
             try:
+                if spec == config.data.val and config.data.val_share is not None:
+                    whole = open_with_labels_if_any(config.data.train or "", key="data.train")[0]
+                    return key, parts_of(whole, config)[1] or whole
                 return key, open_with_labels_if_any(spec, key=key)[0]
             except DataError as error:
                 raise _not_there(error, key, named) from None
