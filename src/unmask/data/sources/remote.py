@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from unmask.data.sources.base import printable
 from unmask.data.sources.table import cache_folder
@@ -38,6 +38,8 @@ _SLOWEST = 4096
 """Bytes a second; what comes slower than this, after as many seconds, has failed too."""
 _MOST_BYTES = 2**30
 """Of a file that is read whole without being asked for its size: a list, an image."""
+_PIECE = 2**18
+"""Bytes of an answer looked at at a time."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "generation", "md5Hash", "blob_id")
 _DRAWERS = 256
@@ -87,14 +89,20 @@ def read(url: str, start: int, length: int | None, version: str) -> bytes:
         return data
 
     def fetch(fs: Any, path: str) -> bytes:
-        if length is None:
-            return fs.cat_file(path, **_within(fs, _MOST_BYTES))
-        # The hub's file system reads 5 MB ahead unless told otherwise.
-        options = {"cache_type": "none"} if url.startswith("hf://") else {}
-        data: bytes = fs.cat_file(path, start=start, end=start + length, **options, **_within(fs, length))
-        if len(data) < length:
+        within = _within(fs, _MOST_BYTES if length is None else length)
+        if "s3" in fs.protocol:
+            from fsspec.asyn import sync
+
+            data = cast(bytes, sync(fs.loop, _s3_body, fs, path, start, length, **within))
+        elif length is None:
+            data = cast(bytes, fs.cat_file(path, **within))
+        else:
+            # The hub's file system reads 5 MB ahead unless told otherwise.
+            options = {"cache_type": "none"} if url.startswith("hf://") else {}
+            data = cast(bytes, fs.cat_file(path, start=start, end=start + length, **options, **within))
+        if length is not None and len(data) < length:
             raise OSError(f"{len(data)} of {length} bytes came")
-        if len(data) > length:
+        if length is not None and len(data) > length:
             raise ValueError("the server does not read ranges; use one that does, or download the file")
         return data
 
@@ -102,6 +110,23 @@ def read(url: str, start: int, length: int | None, version: str) -> bytes:
     if kept is not None:
         _into_cache(kept, data)
     return data
+
+
+async def _s3_body(fs: Any, path: str, start: int, length: int | None) -> bytes:
+    """What s3fs would read at once, piece by piece, so that what is longer than it should be ends."""
+    bucket, key, version = fs.split_path(path)
+    of_version = {"VersionId": version} if version else {}
+    ranged = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+    answer: dict[str, Any] = await fs._call_s3("get_object", Bucket=bucket, Key=key, **of_version, **ranged)
+    body, told, begun, data = answer["Body"], answer.get("ContentLength"), time.monotonic(), bytearray()
+    most = min(_MOST_BYTES if length is None else length, _MOST_BYTES if told is None else told)
+    try:
+        while piece := await body.read(_PIECE):
+            data += piece
+            _check_pace(len(data), most, begun)
+    finally:
+        body.close()
+    return bytes(data)
 
 
 def fetch(url: str, path: Path) -> None:
