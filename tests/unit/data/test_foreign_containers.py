@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 import unmask
+from unmask.data.sources import open_source
+from unmask.errors import DataError
 
 READ = """
 import sys
@@ -104,3 +106,18 @@ def test_no_damage_crashes_or_escapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_no_damage_crashes_or_escapes_in_many(tmp_path: Path, seed: int) -> None:
     check(tmp_path, seed, 150)
+
+
+@pytest.mark.parametrize("name", ["noise.npz", "text.npz", "objects.npy", "objects.npz"])
+def test_nobody_is_told_to_execute_what_is_no_array(name: str, tmp_path: Path) -> None:
+    path, objects = tmp_path / name, np.array([{"a": 1}], object)
+    if name == "objects.npy":
+        np.save(path, objects, allow_pickle=True)
+    elif name == "objects.npz":
+        np.savez(path, images=objects)
+    else:
+        path.write_bytes(np.random.default_rng(0).bytes(300) if name == "noise.npz" else b"not an archive\n")
+    with pytest.raises(DataError, match=r"is not a plain .*Python objects") as caught:
+        open_source(str(path), key="data.train", labels=False)
+    assert "unsafe" not in str(caught.value)
+    assert "allow_pickle" not in str(caught.value)

@@ -169,4 +169,6 @@ def _with_channels(images: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    if "pickle" in (said := str(error)):  # NumPy's advice is to execute what is in it; it takes any other file for that
+        return "it is none, or holds Python objects, which would have to be executed"
+    return said.partition("\n")[0]
