@@ -1,0 +1,47 @@
+"""The site is built with broken links as errors; what its pages quote is what the code says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unmask.config.load import recipe_names
+from unmask.config.reference import every_key
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_site_is_built_with_all_keys_and_recipes_in_both_languages(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="mkdocs-material is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    keys = (tmp_path / "reference" / "keys.html").read_text(encoding="utf-8")
+    assert [key.name for section in every_key() for key in section.keys if f"<code>{key.name}</code>" not in keys] == []
+    recipes = (tmp_path / "zh" / "reference" / "recipes.html").read_text(encoding="utf-8")
+    assert [name for name in recipe_names() if f"<code>{name}</code>" not in recipes] == []
+    assert "问题排查" in (tmp_path / "zh" / "troubleshooting.html").read_text(encoding="utf-8")
+
+
+def test_messages_of_the_page_are_those_of_the_code() -> None:
+    source = " ".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "unmask").rglob("*.py"))
+    pages = [ROOT / "docs" / name for name in ("troubleshooting.md", "troubleshooting.zh-CN.md")]
+    english, chinese = (re.findall(r"^\| `(.*?)` \|", page.read_text(encoding="utf-8"), re.M) for page in pages)
+    assert english == chinese != []
+    for message in english:
+        for part in filter(None, (part.strip() for part in message.split("…"))):
+            assert part in source, part
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.zh-CN.md"), *ROOT.glob("docs/*.zh-CN.md")], ids=lambda page: page.name)
+def test_no_line_ends_between_chinese_characters(page: Path) -> None:
+    """Where it would be shown as a space."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert re.findall(r".{5}[\u2e80-\u9fff\uff00-\uffef]\n *[\u2e80-\u9fff\uff00-\uffef].{5}", text) == []
