@@ -26,7 +26,7 @@ from unmask.checkpoint.folder import Checkpoint
 from unmask.checkpoint.images import write_images
 from unmask.checkpoint.resume import check_same_config, check_same_start, data_record
 from unmask.checkpoint.store import CheckpointStore
-from unmask.config.load import to_dict
+from unmask.config.load import flatten, to_dict
 from unmask.config.schema import Config
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import why_bad
@@ -168,7 +168,7 @@ def train(
             _describe(config, data, LeftOut.of(source).counts(), folder, given)
             write_images(source, data["fingerprint"], folder)
             known = None if checkpoint is None else checkpoint.meta.get("log")
-            log = stack.enter_context(closing(RunLog(folder, resume_step=start, known=known)))
+            log = stack.enter_context(closing(RunLog(folder, resume_step=start, known=known, **_told(config))))
             spikes = Spikes(
                 source,
                 folder / "spikes.jsonl",
@@ -499,6 +499,11 @@ class _Loop:
             world=self.world,
             timeout=self.config.train.process_timeout,
         )
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """What the log says of the configuration, and to whom."""
+    return {"config": flatten(to_dict(config)), "loggers": config.train.loggers}
 
 
 def _say_that_it_stops() -> None:

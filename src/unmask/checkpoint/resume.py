@@ -24,6 +24,7 @@ MAY_CHANGE = {
     *("train.accumulate", "train.compile", "train.max_skipped", "train.log_every"),
     *("train.eval_every", "train.checkpoint_every", "train.keep", "train.process_timeout", "data.max_bad_share"),
     *("train.activation_checkpointing", "train.shard"),
+    "train.loggers",
     *("evaluate.every", "evaluate.train", "evaluate.val"),
 }
 """Keys that may differ when a run is resumed: they do not decide its numbers. The data is compared by fingerprint."""

@@ -375,6 +375,8 @@ class TrainConfig(Section):
     """Epochs between checkpoints."""
     keep: int = Field(default=2, ge=1, le=10**6)
     """Checkpoints kept, beside the best."""
+    loggers: tuple[Literal["wandb", "mlflow", "swanlab", "trackio"], ...] = ()
+    """Services that get the figures too, beside the files and TensorBoard's in the run folder; docs/logging.md."""
     process_timeout: float = Field(default=600, ge=1, le=86_400)
     """Seconds that one process waits for another, of the run or one that loads images, which is lost then. All end, and
     the same command goes on from the last checkpoint."""

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 from unmask.errors import UnmaskError
 from unmask.report.progress import say
+from unmask.report.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 SPEED_FILE = "speed.jsonl"
@@ -43,10 +44,20 @@ class RunLog:
     then, by a single bit, is said to be damaged. A damaged line is named, and stays as it is. Step 0 starts a new log,
     whatever is there.
 
+    `config` has dotted keys: TensorBoard shows it, and the services `loggers` get it, see `Trackers`.
+
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int, known: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int,
+        known: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        loggers: tuple[str, ...] = (),
+    ) -> None:
         last_step = resume_step or -1
         self._folder = folder
         with self._writing(), ExitStack() as files:  # closes them all, whichever fails
@@ -55,6 +66,10 @@ class RunLog:
             self._speed = files.enter_context(_open_after(folder / SPEED_FILE, last_step))
             self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
             files.callback(self._tensorboard.close)
+            if config:
+                self._tensorboard.text(last_step + 1, "config", config)
+            self._trackers = Trackers(loggers, folder, config or {})
+            files.callback(self._trackers.close)
             with (folder / METRICS_FILE).open("rb") as file:
                 self._digest = hashlib.file_digest(file, "sha256")
                 self._bytes = file.tell()
@@ -74,6 +89,7 @@ class RunLog:
         with self._writing():
             self._speed.write(_line({"time": round(time.time(), 3), "step": step}, metrics))
             self._tensorboard.scalars(step, "speed", metrics)
+        self._trackers.log(step, "speed", metrics)
 
     def flush(self) -> None:
         """Make everything logged so far survive a power failure. Call it before a checkpoint is committed."""
@@ -94,6 +110,7 @@ class RunLog:
             self._digest.update(line.encode())
             self._bytes += len(line.encode())
             self._tensorboard.scalars(step, split, metrics)
+        self._trackers.log(step, split, metrics)
 
     @contextmanager
     def _writing(self) -> Generator[None]:
@@ -104,6 +121,17 @@ class RunLog:
                 f"cannot write the log in {self._folder}: {error.strerror or error}; "
                 "make room there or fix its permissions, then run the same command again to resume"
             ) from error
+
+
+def show_pictures(folder: Path, step: int, pictures: Sequence[Path]) -> None:
+    """Have TensorBoard show pictures of the run in `folder`. Raises UnmaskError when they cannot be written."""
+    try:
+        board = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=step + 1)
+        for picture in pictures:
+            board.picture(step, picture.stem, picture)
+        board.close()
+    except OSError as error:
+        raise UnmaskError(f"cannot write {folder / TENSORBOARD_FOLDER}: {error.strerror or error}") from error
 
 
 class RankLog:
@@ -240,6 +268,27 @@ class _TensorBoard:
         summary = self._summaries.Summary
         values = [summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
         self._write(step, summary=summary(value=values))
+
+    def text(self, step: int, name: str, values: Mapping[str, Any]) -> None:
+        """A table of keys and values, as Markdown."""
+        rows = "".join(f"|`{key}`|`{value}`|\n" for key, value in values.items())
+        summary = self._summaries.Summary
+        metadata = self._summaries.SummaryMetadata
+        plugin = metadata.PluginData(plugin_name="text", content=b"")
+        value = summary.Value(tag=f"{name}/text_summary", metadata=metadata(plugin_data=plugin))
+        value.tensor.dtype = 7  # text
+        value.tensor.string_val.append(f"|key|value|\n|---|---|\n{rows}".encode())
+        value.tensor.tensor_shape.dim.add(size=1)
+        self._write(step, summary=summary(value=[value]))
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            width, height = image.size
+        summary = self._summaries.Summary
+        shown = summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+        self._write(step, summary=summary(value=[summary.Value(tag=f"pictures/{name}", image=shown)]))
 
     def flush(self) -> None:
         self._records.flush()
