@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from unmask.engines.base import Engine, EngineState
 from unmask.evaluate.measure import measure
 from unmask.objectives.base import Objective, create_objective
 
+DEVICE = os.environ.get("UNMASK_TEST_DEVICE", "cpu")
+"""`benchmarks/gpu.sh` runs the contract suite on a card."""
 TINY = {
     "image_size": [16, 24],
     "patch_size": 8,
@@ -31,7 +34,7 @@ TINY = {
 
 def make_config(task: str = "pretrain", **sections: Any) -> Config:
     model = TINY | ({"num_classes": 7} if task == "finetune" else {}) | sections.pop("model", {})
-    return check_config({"task": task, "device": "cpu", "model": model, **sections})
+    return check_config({"task": task, "device": DEVICE, "model": model, **sections})
 
 
 def objective_of(name: str, **model: Any) -> Objective:
@@ -43,7 +46,7 @@ def objective_of(name: str, **model: Any) -> Objective:
 def make_config_of(objective: str, **sections: Any) -> Config:
     """The tiny model under any objective, at its own settings but for what the model's size asks."""
     model = TINY | ({"num_classes": 7} if objective_section(objective).labelled else {}) | sections.pop("model", {})
-    return check_config({"objective": {"name": objective}, "device": "cpu", "model": model, **sections})
+    return check_config({"objective": {"name": objective}, "device": DEVICE, "model": model, **sections})
 
 
 def start(config: Config, seed: int = 0) -> EngineState:

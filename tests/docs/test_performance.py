@@ -1,0 +1,57 @@
+"""What docs/performance.md says can be run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "benchmarks" / "gpu.sh"
+
+
+def test_scripts_that_the_page_names_are_there() -> None:
+    for page in ("performance.md", "performance.zh-CN.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        named = [script for script in (ROOT / "benchmarks").iterdir() if f"benchmarks/{script.name}" in text]
+        assert {"step.py", "loader.py", "roofline.py", "budget.py", "gpu.sh", "against.py"} <= {s.name for s in named}
+        assert (ROOT / "docs" / "pictures" / "roofline.png").is_file()
+
+
+def test_the_page_has_the_table_that_the_script_prints() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "budget.py"], capture_output=True, text=True, check=True
+    )
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "--" not in line]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in page and not row.startswith("| images")] == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not there")
+def test_the_script_for_a_card_is_bash() -> None:
+    subprocess.run(["bash", "-n", GPU], check=True)
+
+
+@pytest.mark.campaign
+def test_the_script_for_a_card_runs_dry(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        noise = np.random.default_rng(i).integers(0, 256, (256, 256, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.jpg")
+    (tmp_path / "sitecustomize.py").write_text("import conftest\n")  # torchvision beside a PyTorch for the CPU
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", GPU, tmp_path / "images", "--dry-run"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Failed" not in done.stdout
+    for part in ("contract suite", "step, ViT", "loader", "from files", "inference from files"):
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"| {part}")]
+        assert any(character.isdigit() for character in row.split("|")[2]), row
