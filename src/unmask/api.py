@@ -25,7 +25,7 @@ from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
 from unmask.overview import write_report
 from unmask.preparation import open_sources
-from unmask.report.log import METRICS_FILE, read_log, show_pictures
+from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
 from unmask.train import Callback, train
 from unmask.trial import with_head
@@ -207,7 +207,6 @@ def run(
             write_reconstruction(model, shown, pictures[-1], count=8)
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     if pictures:
-        show_pictures(folder, _last_step(folder), pictures)
         say("pictures: " + ", ".join(str(picture) for picture in pictures))
     write_report([folder], images=0)
     say(f"`unmask report {folder}` adds to that page what the model says of images")
@@ -237,10 +236,6 @@ def _last(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     last = {row["split"]: row for row in rows}
     values = {"loss": last["train"]["loss"]} if "train" in last else {}
     return values | {f"val_{name}": v for name, v in last.get("val", {}).items() if name not in ("step", "split")}
-
-
-def _last_step(folder: Path) -> int:
-    return max((int(row["step"]) for row in read_log(folder / METRICS_FILE)), default=0)
 
 
 def _kept_at(config: Config) -> str | None:

@@ -44,7 +44,7 @@ class RunLog:
     then, by a single bit, is said to be damaged. A damaged line is named, and stays as it is. Step 0 starts a new log,
     whatever is there.
 
-    `config` has dotted keys: TensorBoard shows it, and the services `loggers` get it, see `Trackers`.
+    `config` has dotted keys; the services `loggers` get it, see `Trackers`.
 
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
@@ -66,8 +66,6 @@ class RunLog:
             self._speed = files.enter_context(_open_after(folder / SPEED_FILE, last_step))
             self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
             files.callback(self._tensorboard.close)
-            if config:
-                self._tensorboard.text(last_step + 1, "config", config)
             self._trackers = Trackers(loggers, folder, config or {})
             files.callback(self._trackers.close)
             with (folder / METRICS_FILE).open("rb") as file:
@@ -121,17 +119,6 @@ class RunLog:
                 f"cannot write the log in {self._folder}: {error.strerror or error}; "
                 "make room there or fix its permissions, then run the same command again to resume"
             ) from error
-
-
-def show_pictures(folder: Path, step: int, pictures: Sequence[Path]) -> None:
-    """Have TensorBoard show pictures of the run in `folder`. Raises UnmaskError when they cannot be written."""
-    try:
-        board = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=step + 1)
-        for picture in pictures:
-            board.picture(step, picture.stem, picture)
-        board.close()
-    except OSError as error:
-        raise UnmaskError(f"cannot write {folder / TENSORBOARD_FOLDER}: {error.strerror or error}") from error
 
 
 class RankLog:
@@ -268,27 +255,6 @@ class _TensorBoard:
         summary = self._summaries.Summary
         values = [summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
         self._write(step, summary=summary(value=values))
-
-    def text(self, step: int, name: str, values: Mapping[str, Any]) -> None:
-        """A table of keys and values, as Markdown."""
-        rows = "".join(f"|`{key}`|`{value}`|\n" for key, value in values.items())
-        summary = self._summaries.Summary
-        metadata = self._summaries.SummaryMetadata
-        plugin = metadata.PluginData(plugin_name="text", content=b"")
-        value = summary.Value(tag=f"{name}/text_summary", metadata=metadata(plugin_data=plugin))
-        value.tensor.dtype = 7  # text
-        value.tensor.string_val.append(f"|key|value|\n|---|---|\n{rows}".encode())
-        value.tensor.tensor_shape.dim.add(size=1)
-        self._write(step, summary=summary(value=[value]))
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        from PIL import Image
-
-        with Image.open(path) as image:
-            width, height = image.size
-        summary = self._summaries.Summary
-        shown = summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-        self._write(step, summary=summary(value=[summary.Value(tag=f"pictures/{name}", image=shown)]))
 
     def flush(self) -> None:
         self._records.flush()

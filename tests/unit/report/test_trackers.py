@@ -84,18 +84,3 @@ def test_a_service_that_fails_is_said_once_and_ends_no_run(
     said = capsys.readouterr().out
     assert said.count("train.loggers: trackio failed") == (fails_at != "never")
     service.hang.set()
-
-
-def test_tensorboard_has_configuration_and_pictures(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from unmask.report.log import show_pictures
-
-    write(tmp_path)
-    Image.new("RGB", (8, 6)).save(tmp_path / "curves.png")
-    show_pictures(tmp_path, 3, [tmp_path / "curves.png"])
-    held = b"".join(path.read_bytes() for path in sorted((tmp_path / "tensorboard").iterdir()))
-    assert b"config/text_summary" in held
-    assert b"|`train.epochs`|`3`|" in held
-    assert b"pictures/curves" in held
-    assert (tmp_path / "curves.png").read_bytes() in held
