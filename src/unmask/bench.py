@@ -226,7 +226,7 @@ def _of_loader(config: Config, source: Source) -> dict[str, str]:
         )
     if not isinstance(source, PackSource):
         side = round(min(config.model.image_size) / 0.875)
-        train = data.train if config.data.train and Path(data.train or "").exists() else "IMAGES"
+        train = data.train if data.train and Path(data.train).exists() else "IMAGES"
         advice[f"unmask pack {train} PACK --short-side {side}, then data.train=PACK"] = "smaller images, read in a row"
     if config.augment.repeats == 1 and config.objective.task == "pretrain":
         advice["augment.repeats=2"] = "decodes an image once for two views"

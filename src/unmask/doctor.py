@@ -23,6 +23,7 @@ from unmask.engines import engine_kind, fast_precision
 from unmask.environment import cores, versions
 from unmask.errors import UnmaskError
 from unmask.launch.plan import account_of, blank_batches
+from unmask.objectives.lejepa import AgreementSection
 from unmask.report.progress import progress, say, table
 
 THREADS = "OMP_NUM_THREADS"
@@ -122,6 +123,8 @@ def tune(recipe: str, settings: Sequence[str], seconds: float = SECONDS) -> str:
     words = ["unmask", task_of(config), recipe, *settings, f"train.accumulate={config.train.batch_size // images}"]
     paste = f"{THREADS}={threads} {shlex.join(words)}"
     say(f"to paste: {paste}")
+    if isinstance(config.objective, AgreementSection) and images != config.train.batch_size // config.train.accumulate:
+        say(f"objective.name={config.objective.name} judges each micro-batch by itself: their size changes the result")
     return paste
 
 

@@ -19,14 +19,12 @@ from unmask.checkpoint.store import list_steps, load_newest
 from unmask.config.load import check_config
 from unmask.config.schema import Config
 from unmask.data.batch import FULL_RANGE
-from unmask.data.loader.pipeline import train_batches
 from unmask.data.loader.spikes import unlabelled_names
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, UnmaskError
 from unmask.files import write_text
-from unmask.objectives.base import create_objective
-from unmask.preparation import open_sources
+from unmask.preparation import batches_of, open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.pictures import contact_sheet
 from unmask.report.progress import say, table
@@ -104,20 +102,8 @@ def _numbers(folder: Path, step: int) -> dict[str, float]:
 
 def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: Source | None, out: Path) -> None:
     step, size = result["step"], config.train.batch_size
-    batches = train_batches(
-        source,
-        needs=create_objective(config).needs(training=True),
-        model=config.model,
-        data=config.data,
-        augment=config.augment,
-        seed=config.seed,
-        batch_size=size,
-        accumulate=1,
-        start_step=step - 1,
-        stop_step=step,
-        unlabelled=unlabelled,
-    )
-    with closing(batches):
+    whole = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
+    with closing(batches_of(whole, source, unlabelled)(start_step=step - 1, stop_step=step)) as batches:
         (batch,) = next(batches)
     names = [printable(source.name(index)) for index in batch.index.tolist()]
     out.mkdir(parents=True, exist_ok=True)

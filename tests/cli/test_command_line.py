@@ -157,7 +157,7 @@ def test_a_mistake_in_a_setting_is_told_in_a_line(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_gets_its_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("argcomplete")
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed")
     assert main(["completion", shell]) == 0
     assert "unmask" in capsys.readouterr().out
 
@@ -172,7 +172,7 @@ def completed(line: str, tmp_path: Path) -> list[str]:
 
 
 def test_commands_recipes_and_keys_are_completed(tmp_path: Path) -> None:
-    pytest.importorskip("argcomplete")
+    pytest.importorskip("argcomplete", reason="argcomplete is not installed")
     assert [one.strip() for one in completed("unmask sw", tmp_path)] == ["sweep-labels"]
     assert any("mae-vit-huge" in one for one in completed("unmask pretrain mae-vit-h", tmp_path))
     assert any("train.batch_size=" in one for one in completed("unmask pretrain mae-vit-huge train.bat", tmp_path))

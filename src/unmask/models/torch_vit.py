@@ -193,8 +193,8 @@ class StemLayer(nn.Module):
     """A convolution that halves an image, and two more that add to what it gives (He et al. 2016).
 
     Their weights are standardised and each has a norm over all places after it (Qiao et al. 2019): with a LayerNorm at
-    each place in its stead such a network learns next to nothing from a thousand images. Places that are not given are
-    empty after each and do not count.
+    each place instead, training on a thousand images took more than twice as long (docs/log.md). Places that are not
+    given are empty after each and do not count.
     """
 
     def __init__(self, fan_in: int, fan_out: int, eps: float, *, residual: bool) -> None:

@@ -29,7 +29,7 @@ def write(folder: Path, *names: str) -> None:
 def test_wandb_keeps_all_of_it_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="W&B is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(trackers, "_SECONDS", 120.0)  # a busy machine
     write(tmp_path, "wandb")
