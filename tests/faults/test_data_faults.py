@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import struct
@@ -32,6 +33,8 @@ from unmask.data.sources import open_source
 from unmask.data.sources.left_out import LeftOut
 from unmask.errors import DataError
 
+HERE = [str(folder) for folder in Path(__file__).parents[:2]]
+"""Where the scripts of processes find this file and what it imports."""
 LIMIT = DataConfig().max_pixels
 MODEL = ModelConfig(image_size=(32, 32), patch_size=8)
 
@@ -356,7 +359,7 @@ def children(pid: int) -> list[int]:
 ORPHANS = """
 import multiprocessing, os, re, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from test_data_faults import Digits, start
 
 if __name__ == "__main__":
@@ -370,7 +373,7 @@ if __name__ == "__main__":
 
 def test_loader_processes_and_their_memory_end_with_a_killed_training_process(tmp_path: Path):
     (tmp_path / "orphans.py").write_text(ORPHANS)
-    command = [sys.executable, str(tmp_path / "orphans.py"), str(Path(__file__).parent)]
+    command = [sys.executable, str(tmp_path / "orphans.py"), *HERE]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == -signal.SIGKILL, result.stderr
     left = [Path(path) for path in result.stdout.split()]
@@ -383,7 +386,7 @@ def test_loader_processes_and_their_memory_end_with_a_killed_training_process(tm
 
 GROUP = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from test_data_faults import Digits, start
 
 if __name__ == "__main__":
@@ -400,7 +403,7 @@ def in_shared_memory() -> set[Path]:
 def test_what_a_killed_group_left_in_shared_memory_goes_with_the_next_run(tmp_path: Path):
     (tmp_path / "group.py").write_text(GROUP)
     before = in_shared_memory()
-    command = [sys.executable, str(tmp_path / "group.py"), str(Path(__file__).parent)]
+    command = [sys.executable, str(tmp_path / "group.py"), *HERE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = in_shared_memory() - before
@@ -427,7 +430,7 @@ def test_what_a_killed_group_left_in_shared_memory_goes_with_the_next_run(tmp_pa
 
 SMALL = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 from test_data_faults import Large, start
 
 if __name__ == "__main__":
@@ -456,7 +459,7 @@ def test_the_shared_memory_of_a_container(size: str, said: str, tmp_path: Path):
     (tmp_path / "small.py").write_text(
         SMALL.replace("Digits(), w", "Large(), w").replace("import Digits", "import Large")
     )
-    script = f"mount -t tmpfs -o size={size} none /dev/shm && exec {sys.executable} small.py {Path(__file__).parent}"
+    script = f"mount -t tmpfs -o size={size} none /dev/shm && exec {sys.executable} small.py {shlex.join(HERE)}"
     done = subprocess.run([*unshare, "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(said, done.stdout), done.stdout + done.stderr
