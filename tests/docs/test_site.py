@@ -25,6 +25,7 @@ def test_the_site_is_built_with_all_keys_and_recipes_in_both_languages(tmp_path:
     assert done.returncode == 0, done.stderr
     keys = (tmp_path / "reference" / "keys.html").read_text(encoding="utf-8")
     assert [key.name for section in every_key() for key in section.keys if f"<code>{key.name}</code>" not in keys] == []
+    assert "runs/&lt;recipe&gt;-&lt;n&gt;" in keys
     recipes = (tmp_path / "zh" / "reference" / "recipes.html").read_text(encoding="utf-8")
     assert [name for name in recipe_names() if f"<code>{name}</code>" not in recipes] == []
     assert "问题排查" in (tmp_path / "zh" / "troubleshooting.html").read_text(encoding="utf-8")
