@@ -76,10 +76,11 @@ class ModelConfig(Section):
     norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of every LayerNorm."""
     patch_stem: int | None = Field(default=None, ge=8, le=4096)
-    """Convolutions before the projection of patches, for small sets and small networks (Xiao et al. 2021, arXiv
-    2106.14881): 3 x 3 with stride 2, the first to this many values, each further one to twice as many and with a
-    residual of two more, until a patch is 2 x 2. Weights are standardised, and each has a norm over all places after it
-    (Qiao et al. 2019, arXiv 1903.10520); masked patches are empty and do not count. None: no convolutions."""
+    """Convolutions that make the tokens, for small sets and small networks (Xiao et al. 2021, arXiv 2106.14881), in
+    place of a projection of patches: 3 x 3 with stride 2, the first to this many values, each further one to twice as
+    many and with a residual of two more, the last, which leaves one place of a patch, to `width`. Weights are
+    standardised, and each has a norm over all places after it (Qiao et al. 2019, arXiv 1903.10520); masked patches are
+    empty and do not count. None: a projection."""
     patch_norm: bool = False
     """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
     pre_norm: bool = False
@@ -111,15 +112,10 @@ class ModelConfig(Section):
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
-        """Values after each halving of `patch_stem`."""
+        """Values after each halving of `patch_stem`: the last is a token."""
         if self.patch_stem is None:
             return ()
-        return tuple(self.patch_stem << i for i in range(self.patch_size.bit_length() - 2))
-
-    @property
-    def projected(self) -> tuple[int, int]:
-        """Channels and side of what is projected to a token: the patch, or what the stem leaves of it."""
-        return (self.stem_widths[-1], 2) if self.stem_widths else (self.channels, self.patch_size)
+        return (*(self.patch_stem << i for i in range(self.patch_size.bit_length() - 2)), self.width)
 
     @property
     def num_patches(self) -> int:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
+
 from unmask.config.schema import Config, ModelConfig
 from unmask.engines.base import EngineState, Tensors
 from unmask.interchange.adapt import OF_ARCHITECTURE, adapt_encoder
 from unmask.interchange.stored_model import StoredModel
 from unmask.models.parameters import POSITIONS, encoder_shapes
 from unmask.objectives.base import Objective
+from unmask.objectives.classify import HeadSection
 
 log = logging.getLogger("unmask")
+
+_HEAD_OF_PRETRAINED = np.float32(1e-3)
+"""A head that is drawn for a pretrained network begins near zero (std 2e-5, as the official fine-tuning), so that it
+tells the network little before it has learnt something. A network that is drawn too must not: until such a head has
+grown, its gradients are noise, which Adam scales up to full steps (docs/log.md, "A head of nearly zero")."""
 
 
 def with_architecture(model: ModelConfig, fields: dict[str, Any]) -> ModelConfig:
@@ -42,6 +50,8 @@ def starting_state(objective: Objective, config: Config, start: StoredModel | No
         )
         if objective.section.task == "pretrain":
             weights |= _decoder(objective, start, str(config.init))
+        if isinstance(objective.section, HeadSection):
+            weights["head.weight"] = weights["head.weight"] * _HEAD_OF_PRETRAINED
     return EngineState(weights, buffers={**objective.initial_buffers(config.seed)})
 
 

@@ -208,25 +208,21 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
             "patch_norm": "patch_embed.norm.weight" in shapes,
             "pre_norm": "norm_pre.weight" in shapes,
         }
-    match shapes.get("patch_embed.proj.weight"):
-        case (width, channels, patch_size, _):
+    match shapes.get("patch_embed.proj.weight"), shapes.get("patch_embed.stem.0.conv.weight"):
+        case (width, channels, patch_size, _), None:
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
-            pos_embed = shapes.get("pos_embed", ())
-            patches = pos_embed[1] - ("cls_token" in shapes) if len(pos_embed) == 3 else 0
-            side = math.isqrt(max(patches, 0))
-            if side and side**2 == patches:
-                fields["image_size"] = (side * patch_size, side * patch_size)
-        case _:
-            pass
-    match shapes.get("patch_embed.stem.0.conv.weight"):
-        case (stem, channels, _, _):
+        case None, (stem, channels, _, _):
             layers = _depth(shapes, "patch_embed.stem.")
-            there = fields.get("image_size")
-            fields |= {"patch_stem": stem, "channels": channels, "patch_size": 2 << layers}
-            if there is not None:  # counted in halves of what the stem leaves of a patch
-                fields["image_size"] = tuple((side << layers) for side in there)
+            width = shapes[f"patch_embed.stem.{layers - 1}.conv.weight"][0]
+            fields |= {"patch_stem": stem, "width": width, "channels": channels, "patch_size": 1 << layers}
         case _:
             pass
+    if "patch_size" in fields:
+        pos_embed = shapes.get("pos_embed", ())
+        patches = pos_embed[1] - ("cls_token" in shapes) if len(pos_embed) == 3 else 0
+        side = math.isqrt(max(patches, 0))
+        if side and side**2 == patches:
+            fields["image_size"] = (side * fields["patch_size"],) * 2
     match shapes.get("reg_token"):
         case (_, tokens, _):
             fields["register_tokens"] = tokens

@@ -54,8 +54,8 @@ _PROBE = {"head.0.running_mean", "head.0.running_var", "head.1.weight", "head.1.
 
 _TELLING = ("patch_embed.proj.weight", "reg_token", "blocks.0.mlp.fc1.weight", "decoder_embed.weight", "head.weight")
 """What most fields of a model follow from."""
-_ANCHOR = "patch_embed.proj.weight"
-"""Every Vision Transformer has it, so it shows which prefixes are a wrapper's."""
+_ANCHORS = ("patch_embed.proj.weight", "patch_embed.stem.0.conv.weight")
+"""Every Vision Transformer has one of them, so they show which prefixes are a wrapper's."""
 
 
 def from_state_dict(source: str, tensors: Tensors, taken: str = "", patches: int | None = None) -> Tensors:
@@ -118,7 +118,7 @@ def _unwrapped(source: str, tensors: Tensors, notes: list[str]) -> Tensors:
             if kept and len(kept) < len(tensors):
                 notes.append(f"{what} are left out ({len(tensors) - len(kept)} tensors)")
                 tensors = kept
-        telling = [name for name in tensors if name.endswith(_ANCHOR)] or list(tensors)
+        telling = [name for name in tensors if name.endswith(_ANCHORS)] or list(tensors)
         prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in telling)), None)
         if prefix is None or not tensors:
             break

@@ -185,8 +185,7 @@ class PatchProjection(Cell):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        channels, side = model.projected
-        self.weight = parameter(model.width, channels, side, side)
+        self.weight = parameter(model.width, model.channels, model.patch_size, model.patch_size)
         self.bias = parameter(model.width)
 
     def construct(self, x_BLP: Tensor) -> Tensor:
@@ -195,7 +194,7 @@ class PatchProjection(Cell):
 
 
 class StemLayer(Cell):
-    """A convolution that halves an image, and two more that add to what it gives (He et al. 2016).
+    """A convolution that halves an image, and perhaps two more that add to what it gives (He et al. 2016).
 
     Their weights are standardised and each has a norm over all places after it (Qiao et al. 2019). Places that are not
     given are empty after each and do not count.
@@ -268,18 +267,19 @@ class PatchEmbed(Cell):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
-        widths = pairwise((model.channels, *model.stem_widths))
-        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps, residual=i > 0) for i, pair in enumerate(widths)])
-        self.proj = PatchProjection(model)
+        pairs = list(pairwise((model.channels, *model.stem_widths)))
+        inner = range(1, len(pairs) - 1)
+        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps, residual=i in inner) for i, pair in enumerate(pairs)])
+        self.proj = None if pairs else PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def construct(self, x_BLP: Tensor, ids: Tensor | None = None) -> Tensor:
         """Tokens of patches; `ids` (B, L) says which these are, None: all, row by row."""
-        x = self.proj(self._stem(x_BLP, ids) if len(self.stem) else x_BLP)
+        x = self._stem(x_BLP, ids) if self.proj is None else self.proj(x_BLP)
         return x if self.norm is None else self.norm(x)
 
     def _stem(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
-        """Patches as the convolutions leave them: (B, L, 4 C). Those that are not given are empty after each."""
+        """Tokens as the convolutions leave them: (B, L, D). Patches that are not given are empty after each."""
         B = x_BLP.shape[0]
         (h, w), side = self.grid, self.patch_size
         places = None
@@ -291,7 +291,7 @@ class PatchEmbed(Cell):
         for layer in self.stem:
             side = side // 2
             x = layer(x, None if places is None else self._spread(places.sum(1), side))
-        x = patchify(x, side)
+        x = x.reshape(B, h * w, -1)
         return x if places is None else ops.matmul(places, x)
 
     def _spread(self, given_BL: Tensor, side: int) -> Tensor:

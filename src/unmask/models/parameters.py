@@ -31,15 +31,17 @@ def encoder_shapes(model: ModelConfig) -> Shapes:
     shapes: Shapes = {"cls_token": (1, 1, D)} if model.cls_token else {}
     shapes |= {"reg_token": (1, model.register_tokens, D)} if model.register_tokens else {}
     shapes["pos_embed"] = (1, model.num_patches + int(model.cls_token), D)
-    channels, side = model.channels, model.patch_size
+    channels, layers = model.channels, len(model.stem_widths)
     for i, width in enumerate(model.stem_widths):
         shapes |= {f"patch_embed.stem.{i}.conv.weight": (width, channels, 3, 3)}
         shapes |= norm_shapes(f"patch_embed.stem.{i}.norm", width)
-        for which in (1, 2) if i else ():
+        for which in (1, 2) if 0 < i < layers - 1 else ():
             name = f"patch_embed.stem.{i}.residual"
             shapes |= {f"{name}.conv{which}.weight": (width, width, 3, 3)} | norm_shapes(f"{name}.norm{which}", width)
-        channels, side = width, side // 2
-    shapes |= {"patch_embed.proj.weight": (D, channels, side, side), "patch_embed.proj.bias": (D,)}
+        channels = width
+    if not layers:
+        side = model.patch_size
+        shapes |= {"patch_embed.proj.weight": (D, channels, side, side), "patch_embed.proj.bias": (D,)}
     shapes |= norm_shapes("patch_embed.norm", D) if model.patch_norm else {}
     shapes |= norm_shapes("norm_pre", D) if model.pre_norm else {}
     for i in range(model.depth):
@@ -83,8 +85,7 @@ def draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> ND
     """The first value of one weight, fp32, as the official MAE code initialises it.
 
     Linear layers and the patch projection: Xavier uniform, the fused qkv counted as one matrix; biases 0; norms 1;
-    cls, mask and register tokens: normal, std 0.02; position embeddings: 2-D sine-cosine; classification head: normal,
-    std 2e-5.
+    cls, mask and register tokens and a classification head: normal, std 0.02; position embeddings: 2-D sine-cosine.
     """
     rng = generator(seed, 0, zlib.crc32(name.encode()), Op.INIT)
     if name in POSITIONS:
@@ -92,10 +93,8 @@ def draw(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> ND
         return positions[None, -shape[1] :]  # without the row of cls where there is none
     if name.endswith(".gamma"):
         return np.full(shape, model.layer_scale, np.float32)
-    if name in ("cls_token", "mask_token", "reg_token"):
-        return 0.02 * rng.standard_normal(shape, np.float32)
-    if name == "head.weight":
-        return 2e-5 * rng.standard_normal(shape, np.float32)
+    if name in ("cls_token", "mask_token", "reg_token", "head.weight"):
+        return np.float32(0.02) * rng.standard_normal(shape, np.float32)
     if name.endswith((".bias", ".running_mean")):
         return np.zeros(shape, np.float32)
     if len(shape) == 1:

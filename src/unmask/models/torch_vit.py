@@ -174,8 +174,7 @@ class PatchProjection(nn.Conv2d):
     """The convolution that makes tokens of patches, as the matrix product over patches that it equals."""
 
     def __init__(self, model: ModelConfig) -> None:
-        channels, side = model.projected
-        super().__init__(channels, model.width, kernel_size=side, stride=side)
+        super().__init__(model.channels, model.width, kernel_size=model.patch_size, stride=model.patch_size)
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, torch.nan)
@@ -190,7 +189,7 @@ class PatchProjection(nn.Conv2d):
 
 
 class StemLayer(nn.Module):
-    """A convolution that halves an image, and two more that add to what it gives (He et al. 2016).
+    """A convolution that halves an image, and perhaps two more that add to what it gives (He et al. 2016).
 
     Their weights are standardised and each has a norm over all places after it (Qiao et al. 2019): with a LayerNorm at
     each place instead, training on a thousand images took more than twice as long (docs/log.md). Places that are not
@@ -262,18 +261,21 @@ class PatchEmbed(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
-        widths = pairwise((model.channels, *model.stem_widths))
-        self.stem = nn.ModuleList([StemLayer(*pair, model.norm_eps, residual=i > 0) for i, pair in enumerate(widths)])
-        self.proj = PatchProjection(model)
+        pairs = list(pairwise((model.channels, *model.stem_widths)))
+        inner = range(1, len(pairs) - 1)
+        self.stem = nn.ModuleList(
+            [StemLayer(*pair, model.norm_eps, residual=i in inner) for i, pair in enumerate(pairs)]
+        )
+        self.proj = None if pairs else PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
     def forward(self, x_BLP: Tensor, ids: Tensor | None = None) -> Tensor:
         """Tokens of patches; `ids` (B, L) says which these are, None: all, row by row."""
-        x = self.proj(self._stem(x_BLP, ids) if len(self.stem) else x_BLP)
+        x = self._stem(x_BLP, ids) if self.proj is None else self.proj(x_BLP)
         return x if self.norm is None else self.norm(x)
 
     def _stem(self, x_BLP: Tensor, ids: Tensor | None) -> Tensor:
-        """Patches as the convolutions leave them: (B, L, 4 C). Those that are not given are empty after each."""
+        """Tokens as the convolutions leave them: (B, L, D). Patches that are not given are empty after each."""
         B, _, P = x_BLP.shape
         (h, w), side = self.grid, self.patch_size
         given = None
@@ -284,7 +286,7 @@ class PatchEmbed(nn.Module):
         for layer in self.stem:
             side //= 2
             x = layer(x, None if given is None else self._spread(given, side))
-        x = patchify(x, side)
+        x = x.flatten(1, 2)
         return x if ids is None else select(x, ids)
 
     def _spread(self, given_BL1: Tensor, side: int) -> Tensor:

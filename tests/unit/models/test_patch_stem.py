@@ -15,7 +15,7 @@ from unmask.interchange.adapt import adapt_encoder
 from unmask.interchange.stored_model import fields_from_shapes
 from unmask.models.parameters import draw, encoder_shapes
 
-MODEL = ModelConfig(image_size=(32, 48), patch_size=16, width=16, depth=1, heads=2, patch_stem=8)
+MODEL = ModelConfig(image_size=(32, 48), patch_size=16, width=20, depth=1, heads=2, patch_stem=8)
 
 
 def weights(model: ModelConfig) -> dict[str, Any]:
@@ -24,14 +24,16 @@ def weights(model: ModelConfig) -> dict[str, Any]:
 
 def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
     shapes = encoder_shapes(MODEL)
-    assert [shapes[f"patch_embed.stem.{i}.conv.weight"] for i in range(3)] == [
+    assert [shapes[f"patch_embed.stem.{i}.conv.weight"] for i in range(4)] == [
         (8, 3, 3, 3),
         (16, 8, 3, 3),
         (32, 16, 3, 3),
+        (20, 32, 3, 3),  # the tokens
     ]
     assert shapes["patch_embed.stem.2.residual.conv2.weight"] == (32, 32, 3, 3)
-    assert "patch_embed.stem.0.residual.conv1.weight" not in shapes
-    assert shapes["patch_embed.proj.weight"] == (16, 32, 2, 2)
+    without = [name for name in shapes if name.startswith(("patch_embed.stem.0.res", "patch_embed.stem.3.res"))]
+    assert not without
+    assert "patch_embed.proj.weight" not in shapes
     square = MODEL.model_copy(update={"image_size": (64, 64)})
     told = fields_from_shapes(weights(square))
     for field in ("image_size", "patch_size", "patch_stem", "channels", "width"):
