@@ -117,6 +117,8 @@ def _computing_the_same(theirs: Tensors, norm_eps: float) -> Tensors:
 
 def _computing_the_same_there(ours: Tensors, norm_eps: float) -> Tensors:
     weights = _under_patch_norm(_transposed(ours), math.sqrt(_EPS_OF_PATCH_NORM / norm_eps))
+    if "patch_embed.proj.weight" not in weights:
+        raise CheckpointError("the format has no place for model.patch_stem")
     if "cls_token" not in weights:
         raise CheckpointError("the format has no place for model.cls_token=false")
     first, rest = np.split(weights["pos_embed"], [1], axis=1)
