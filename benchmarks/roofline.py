@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from step import our_products
 from unmask.config.load import load_config
 from unmask.engines.torch_engine.engine import DTYPES
-from unmask.models import torch_vit
+from unmask.models import torch_layers
 
 
 class Point(NamedTuple):
@@ -65,7 +65,7 @@ def points(size: str, batch: int, dtype: torch.dtype) -> list[Point]:
             Point("sum", lambda x=x: x + x, x.numel(), 3 * item * x.numel(), 2 * depth),
             Point(
                 "attention",
-                lambda q=q: torch_vit.attention(q, q, q),
+                lambda q=q: torch_layers.attention(q, q, q),
                 2 * scores * width // heads + 5 * scores / 2,
                 4 * item * q.numel(),
                 depth,

@@ -90,7 +90,7 @@ def torch_model(objective: str, found: Any) -> Any:
 
 
 def patchify(images: Any) -> Any:
-    from unmask.models.torch_vit import patchify
+    from unmask.models.torch_patches import patchify
 
     return patchify(images.permute(0, 2, 3, 1), 4)
 

@@ -43,7 +43,8 @@ def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
 
 def test_patches_that_are_not_given_are_empty_after_each_layer() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from unmask.models.torch_vit import VisionTransformer, select
+    from unmask.models.torch_patches import select
+    from unmask.models.torch_vit import VisionTransformer
 
     network = VisionTransformer(MODEL, Pixels.of(DataConfig()), torch.float32, pool="mean", fc_norm=True)
     network.load_state_dict({name: torch.from_numpy(array) for name, array in weights(MODEL).items()}, strict=False)
@@ -71,7 +72,7 @@ def test_patches_that_are_not_given_are_empty_after_each_layer() -> None:
 
 def test_the_norm_is_of_the_places_that_are_given() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from unmask.models.torch_vit import StemNorm
+    from unmask.models.torch_patches import StemNorm
 
     norm = StemNorm(4, 1e-6)
     norm.load_state_dict({"weight": torch.tensor([1.0, 2, 3, 4]), "bias": torch.tensor([0.0, 1, -1, 2])})
@@ -103,3 +104,18 @@ def test_it_starts_what_has_the_same_stem_and_pixels() -> None:
     prepared["mean"] = (0.1,) * 3
     with pytest.raises(CheckpointError, match="a stem cannot absorb"):
         adapt_encoder(weights(MODEL), MODEL, source="x", known=known, prepared=prepared, data=data, fc_norm=True)
+
+
+@pytest.mark.parametrize("stem", [8, None])
+def test_weights_that_are_cast_once_give_the_same_bits(stem: int | None) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from unmask.models.torch_vit import VisionTransformer, cast_once
+
+    model = MODEL.model_copy(update={"patch_stem": stem})
+    network = VisionTransformer(model, Pixels.of(DataConfig()), torch.bfloat16, pool="mean", fc_norm=False)
+    arrays = weights(model) | {"norm.weight": np.ones(20, np.float32), "norm.bias": np.zeros(20, np.float32)}
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 32, 48)).astype(np.float32)).bfloat16()
+    with torch.no_grad():
+        expected, found = network(image), cast_once(network, torch.bfloat16)(image)
+    assert torch.equal(expected, found)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from unmask.data.batch import Batch
 from unmask.engines.base import Account
 from unmask.engines.torch_engine.parallel import processes
-from unmask.models import torch_vit
+from unmask.models import torch_layers
 
 _A_FEW_NUMBERS = 64
 """Bytes up to which an exchange is of losses and norms."""
@@ -90,7 +90,7 @@ def _fake_processes(rank: int, world: int) -> Generator[None]:
 
 def as_on_a_card() -> AbstractContextManager[None]:
     """Take the kernels that a card has: its attention keeps no (tokens x tokens) scores, in whatever precision."""
-    return _in_place_of(torch_vit, "products_are_faster", _never)
+    return _in_place_of(torch_layers, "products_are_faster", _never)
 
 
 def _never(_: Tensor) -> bool:

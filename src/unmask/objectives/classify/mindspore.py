@@ -8,7 +8,8 @@ from mindspore import Tensor, float32, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.mindspore_vit import Linear, VisionTransformer
+from unmask.models.mindspore_layers import Linear
+from unmask.models.mindspore_vit import VisionTransformer
 from unmask.objectives.classify import LabelledSection
 
 

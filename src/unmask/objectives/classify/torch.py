@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Linear, VisionTransformer
+from unmask.models.torch_layers import Linear
+from unmask.models.torch_vit import VisionTransformer
 from unmask.objectives.classify import LabelledSection
 
 

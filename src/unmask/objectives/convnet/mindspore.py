@@ -9,8 +9,9 @@ from mindspore import Tensor, float32, nn, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
+from unmask.models.mindspore_layers import Linear, parameter
 from unmask.models.mindspore_operators import Cell
-from unmask.models.mindspore_vit import Linear, parameter, standardized
+from unmask.models.mindspore_patches import standardized
 from unmask.objectives.convnet import EPS, GROUPS, STAGES, ConvNetSection, stem_layers
 
 conv2d: Any = ops.conv2d

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Linear, parameter, standardized
+from unmask.models.torch_layers import Linear, parameter
+from unmask.models.torch_patches import standardized
 from unmask.objectives.convnet import EPS, GROUPS, STAGES, ConvNetSection, stem_layers
 
 

@@ -11,8 +11,9 @@ from mindspore import Tensor, nn, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
+from unmask.models.mindspore_layers import LayerNorm, Linear, Mlp, parameter
 from unmask.models.mindspore_operators import Cell, Softmax
-from unmask.models.mindspore_vit import LayerNorm, Linear, Mlp, parameter, select
+from unmask.models.mindspore_patches import select
 from unmask.objectives.cross_mae import CrossMaeSection
 from unmask.objectives.mae.mindspore import MaskedAutoencoder
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import LayerNorm, Linear, Mlp, attention, select
+from unmask.models.torch_layers import LayerNorm, Linear, Mlp, attention
+from unmask.models.torch_patches import select
 from unmask.objectives.cross_mae import CrossMaeSection
 from unmask.objectives.mae.torch import MaskedAutoencoder
 

@@ -10,7 +10,7 @@ from mindspore import Tensor, float32, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.mindspore_vit import Linear
+from unmask.models.mindspore_layers import Linear
 from unmask.objectives.hog_mae import EPS, ORIENTATIONS, HogMaeSection, cells, target_dim
 from unmask.objectives.mae.mindspore import MaskedAutoencoder
 

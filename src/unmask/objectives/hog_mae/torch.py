@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Linear
+from unmask.models.torch_layers import Linear
 from unmask.objectives.hog_mae import EPS, ORIENTATIONS, HogMaeSection, cells, target_dim
 from unmask.objectives.mae.torch import MaskedAutoencoder
 

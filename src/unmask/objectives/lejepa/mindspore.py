@@ -13,8 +13,10 @@ from mindspore.mint.distributed import get_world_size, is_initialized
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
+from unmask.models.mindspore_layers import Linear, parameter
 from unmask.models.mindspore_operators import Cell
-from unmask.models.mindspore_vit import Linear, VisionTransformer, parameter, patchify
+from unmask.models.mindspore_patches import patchify
+from unmask.models.mindspore_vit import VisionTransformer
 from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.mindspore import MaskedAutoencoder
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Linear, VisionTransformer, parameter, patchify
+from unmask.models.torch_layers import Linear, parameter
+from unmask.models.torch_patches import patchify
+from unmask.models.torch_vit import VisionTransformer
 from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.torch import MaskedAutoencoder
 

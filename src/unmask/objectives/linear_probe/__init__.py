@@ -35,7 +35,7 @@ class LinearProbe(Classification):
     def first_value(self, name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
         """As the official code: the head's weights are normal, std 0.01."""
         value = super().first_value(name, shape, seed)
-        return value / 2 if name == "head.weight" else value
+        return np.float32(0.5) * value if name == "head.weight" else value
 
     def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
         return name.startswith("head.")

@@ -11,15 +11,9 @@ from mindspore import Tensor, float32, nn, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.mindspore_vit import (
-    Block,
-    LayerNorm,
-    Linear,
-    VisionTransformer,
-    parameter,
-    patchify,
-    select,
-)
+from unmask.models.mindspore_layers import Block, LayerNorm, Linear, parameter
+from unmask.models.mindspore_patches import patchify, select
+from unmask.models.mindspore_vit import VisionTransformer
 from unmask.objectives.base import MaskingSection, PaintingSection
 from unmask.objectives.mae import EPS
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_vit import Block, LayerNorm, Linear, VisionTransformer, parameter, patchify, select
+from unmask.models.torch_layers import Block, LayerNorm, Linear, parameter
+from unmask.models.torch_patches import patchify, select
+from unmask.models.torch_vit import VisionTransformer
 from unmask.objectives.base import MaskingSection, PaintingSection
 from unmask.objectives.mae import EPS
 
