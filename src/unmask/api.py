@@ -200,7 +200,7 @@ def run(
     part = open_sources(config, images)[1] if config.data.val_share is not None else config.data.val
     shown = val_images or part or images or config.data.train
     if "reconstruction" in create_objective(config).outputs and shown is not None:
-        from unmask.evaluate.output import write_reconstruction
+        from unmask.evaluate.evaluation import write_reconstruction
 
         pictures.append(folder / "reconstruction.png")
         with load(folder, engine=config.engine, device=config.device) as model:

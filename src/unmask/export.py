@@ -22,8 +22,8 @@ from unmask.data.sources import Images, Source
 from unmask.engines import engine_kind
 from unmask.engines.base import GraphRunner
 from unmask.errors import ConfigError, DataError, EngineError, UnmaskError
+from unmask.evaluate.bad_images import check_bad
 from unmask.evaluate.inference import Model, load
-from unmask.evaluate.output import check_bad
 from unmask.files import ASIDE, cause
 from unmask.objectives.base import valid_rows
 

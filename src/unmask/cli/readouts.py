@@ -49,7 +49,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def evaluate(options: Namespace) -> dict[str, float] | None:
-    from unmask.evaluate.output import write_evaluation
+    from unmask.evaluate.evaluation import write_evaluation
 
     if options.config_path:
         loaded = _load_modelzoo(options)
@@ -295,7 +295,7 @@ def _add_reconstruct(commands: Commands) -> None:
 
 
 def reconstruct(options: Namespace) -> None:
-    from unmask.evaluate.output import write_reconstruction
+    from unmask.evaluate.evaluation import write_reconstruction
 
     overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
     model = shared.load(options, [f"{key}={value}" for key, value in overrides.items() if value is not None])

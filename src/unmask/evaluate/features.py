@@ -20,8 +20,8 @@ from unmask.data.sources import Source
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.engines.base import Engine
 from unmask.errors import DataError
+from unmask.evaluate.bad_images import check_bad
 from unmask.evaluate.inference import Images, Model, Pool, as_source
-from unmask.evaluate.output import check_bad, embedding_records, embeddings
 from unmask.evaluate.resumable import Records, collect
 from unmask.report.progress import say
 
@@ -135,6 +135,19 @@ def features_by(
     values, found = engine.sum(values), engine.sum(found)
     labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
     return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
+
+
+def embedding_records(width: int) -> np.dtype[np.void]:
+    return np.dtype([("valid", "?"), ("embedding", "<f4", (width,))])
+
+
+def embeddings(model: Model, source: Source, spans: Sequence[range], pool: Pool | None) -> Iterator[Records]:
+    """Records of `embedding_records` of the images in some spans, batch by batch."""
+    dtype = embedding_records(model.feature_width(pool))
+    for rows in model.embed_batches(source, spans, pool=pool):
+        records = np.empty(len(rows.index), dtype)
+        records["valid"], records["embedding"] = rows.valid, rows.values
+        yield records
 
 
 @contextmanager

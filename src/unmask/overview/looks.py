@@ -15,9 +15,9 @@ from unmask.errors import DataError
 from unmask.evaluate.classification import ClassificationReport, Tally
 from unmask.evaluate.inference import Model
 from unmask.evaluate.knn import nearest
+from unmask.evaluate.maps import maps_of
 from unmask.evaluate.reconstruct import visible
 from unmask.metrics import log_softmax
-from unmask.overview.maps import maps_of
 from unmask.report.atlas import Atlas
 from unmask.report.page import Blobs
 from unmask.report.pictures import to_rgb

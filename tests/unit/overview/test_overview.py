@@ -7,8 +7,8 @@ import pytest
 
 from unmask.config.load import load_config
 from unmask.errors import ConfigError
+from unmask.evaluate.maps import maps_of, principal_components
 from unmask.overview.batches import augmented
-from unmask.overview.maps import maps_of, principal_components
 from unmask.overview.runs import POINTS, read_runs
 from unmask.preparation import open_sources
 from unmask.report.log import RunLog
