@@ -28,14 +28,15 @@ Finish = Callable[[], None]
 def _like_wandb(name: str, folder: Path, config: Mapping[str, Any]) -> tuple[Log, Finish]:
     """W&B, and the packages that have its functions."""
     service: Any = import_module(name)
-    more: dict[str, dict[str, Any]] = {
-        "wandb": {"name": folder.name, "dir": str(folder), "id": _id(folder), "resume": "allow"},
-        "swanlab": {"experiment_name": folder.name, "logdir": str(folder / "swanlog")},
-        "trackio": {"name": folder.name, "resume": "allow"},
-    }
+    more: dict[str, Any] = {"name": folder.name}
     if name == "wandb":  # our own output is no matter of its
-        more[name]["settings"] = service.Settings(console="off", silent=True)
-    service.init(project="unmask", config=dict(config), **more[name])
+        more |= {"dir": str(folder), "id": _id(folder), "resume": "allow"}
+        more["settings"] = service.Settings(console="off", silent=True)
+    elif name == "swanlab":
+        more |= {"log_dir": str(folder / "swanlog"), "settings": service.Settings(terminal={"proxy_type": "none"})}
+    else:
+        more["resume"] = "allow"
+    service.init(project="unmask", config=dict(config), **more)
     return lambda step, values: service.log(dict(values), step=step), service.finish
 
 

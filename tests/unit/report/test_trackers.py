@@ -1,10 +1,16 @@
-"""Services that get the figures of a run: they have them, and whatever becomes of a service, the run goes on."""
+"""Services that get the figures of a run: they have them, and whatever becomes of a service, the run goes on.
+
+Run as a script, this file is a run: `python test_trackers.py SERVICE`, in the folder `run` of where it is.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,17 +32,34 @@ def write(folder: Path, *names: str) -> None:
     assert [row["step"] for row in read_log(folder / "metrics.jsonl")] == [1, 2, 3, 3]
 
 
-def test_wandb_keeps_all_of_it_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("wandb", reason="W&B is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(trackers, "_SECONDS", 120.0)  # a busy machine
-    write(tmp_path, "wandb")
-    assert "failed" not in capsys.readouterr().out
-    (kept,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"train/loss" in kept.read_bytes()
-    assert b"train.epochs" in kept.read_bytes()
+OFFLINE = {
+    "wandb": ({"WANDB_MODE": "offline"}, "run/wandb/offline-run-*/*.wandb"),
+    "mlflow": ({"MLFLOW_TRACKING_URI": "sqlite:///kept.db"}, "kept.db"),
+    "swanlab": ({"SWANLAB_MODE": "offline"}, "run/swanlog/run-*/*.swanlab"),
+    "trackio": ({"TRACKIO_DIR": "kept"}, "kept/unmask.db"),
+}
+"""Settings of each service without a network, and the file it then keeps."""
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_the_service_itself_keeps_all_of_it_offline(name: str, tmp_path: Path) -> None:
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    (tmp_path / "run").mkdir()
+    settings, kept = OFFLINE[name]
+    done = subprocess.run(
+        [sys.executable, __file__, name],
+        cwd=tmp_path, env=os.environ | settings | {"HOME": str(tmp_path)}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout + done.stderr
+    assert "rror" not in done.stdout + done.stderr
+    (file,) = tmp_path.glob(kept)
+    files = [file, *file.parent.glob("files/config.yaml"), *file.parent.glob(f"{file.name}-wal")]
+    held = b"".join(path.read_bytes() for path in files)
+    for word in (b"train/loss", b"val/loss", b"train.epochs"):
+        assert word in held, word
 
 
 def test_what_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +107,8 @@ def test_a_service_that_fails_is_said_once_and_ends_no_run(
     said = capsys.readouterr().out
     assert said.count("train.loggers: trackio failed") == (fails_at != "never")
     service.hang.set()
+
+
+if __name__ == "__main__":
+    trackers._SECONDS = 120.0  # a busy machine
+    write(Path("run").resolve(), sys.argv[1])
