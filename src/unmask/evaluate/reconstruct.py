@@ -20,13 +20,15 @@ Values = tuple[float, ...] | NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Four versions of the same images, each (B, H, W, C) uint8, made `visible` where they are of another dtype."""
+    """Five versions of the same images, each (B, H, W, C) uint8, made `visible` where they are of another dtype."""
 
     original: NDArray[np.uint8]
     masked: NDArray[np.uint8]
     """Masked patches grey: all the model saw."""
     reconstruction: NDArray[np.uint8]
     """Every patch as the decoder paints it. The loss never asked for the visible ones, so these come out rough."""
+    painted: NDArray[np.uint8]
+    """The masked patches from the decoder, the visible ones grey: the opposite of `masked`."""
     pasted: NDArray[np.uint8]
     """The visible patches as they are, the masked ones from the decoder."""
 
@@ -77,6 +79,7 @@ def paint(
         original,
         np.where(kept, original, np.uint8(MASK_GREY)),
         painted,
+        np.where(kept, np.uint8(MASK_GREY), painted),
         np.where(kept, original, painted),
     )
     return Reconstruction(*(unpatchify(version, model) for version in versions))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unmask.files import written_aside
+from unmask.report.fonts import drawing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_NUMBERS = 20
 """Classes up to which the cells of a confusion matrix carry their counts."""
@@ -17,11 +21,17 @@ _MOST_TICKS = 60
 """Classes up to which each has its name at the axes."""
 
 
-def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path) -> Path:
+def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path, *, title: str = "") -> Path:
     """Draw a confusion matrix (classes, classes): rows are true classes, columns predicted ones.
 
     Colour is the share of the row, so that classes of different size compare. Writes PNG to `out` and returns it.
     """
+    with drawing([*names, title]), written_aside(out) as aside:
+        _confusion_figure(counts, names, title).savefig(aside, dpi=120, bbox_inches="tight")
+    return out
+
+
+def _confusion_figure(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     classes = len(names)
@@ -36,15 +46,13 @@ def confusion_chart(counts: NDArray[np.int64], names: Sequence[str], out: Path) 
     labels = [_short(names[i]) for i in ticks]
     axis.set_xticks(ticks, labels, rotation=90, fontsize=size)
     axis.set_yticks(ticks, labels, fontsize=size)
-    axis.set(xlabel="predicted class", ylabel="true class")
+    axis.set(xlabel="predicted class", ylabel="true class", title=title)
     if classes <= _MOST_NUMBERS:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-    with written_aside(out) as aside:
-        figure.savefig(aside, dpi=120, bbox_inches="tight")
-    return out
+    return figure
 
 
 def few_labels_chart(accuracy: Mapping[str, Mapping[int, Sequence[float]]], out: Path, *, title: str) -> Path:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from unmask.errors import UnmaskError
 from unmask.files import written_aside
+from unmask.report.fonts import drawing, pillow_fonts
 from unmask.report.log import METRICS_FILE, read_log
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _TITLES = {
 }
 _LABELS = {"top1": "classifier", "knn_top1": "k-NN", "probe_top1": "linear probe"}
 _COLORS = {"top1": "tab:green", "knn_top1": "tab:blue", "probe_top1": "tab:orange"}
+_START = 20
+"""One part of so many is the start of a run."""
 _INK, _PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -49,7 +54,8 @@ def curves(run_folder: Path, out: Path | None = None) -> Path:
     judged = [name for name in ("top1", "knn_top1", "probe_top1") if any(name in row for row in val)]
     panels = ["loss", "lr"] + ["accuracy"] * bool(judged)
     panels += ["effective_rank"] * any("effective_rank" in row for row in val)
-    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    title = _title(run_folder, train, val)
+    figure = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
     axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
     for name in panels:
         axes[name].set(title=_TITLES[name], xlabel="Step")
@@ -66,34 +72,47 @@ def curves(run_folder: Path, out: Path | None = None) -> Path:
     if "effective_rank" in axes:
         axes["effective_rank"].plot(*_series(val, "effective_rank"), color="tab:gray", marker="o", markersize=3)
     path = out or run_folder / "curves.png"
-    with written_aside(path) as aside:
+    with drawing([title]), written_aside(path) as aside:
+        figure.suptitle(title, fontsize=11)
         figure.savefig(aside, dpi=120)
     return path
+
+
+def _title(run_folder: Path, train: Sequence[Mapping[str, Any]], val: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the run, how long it was trained, and how well it does."""
+    step = max(row["step"] for row in train)
+    parts = [run_folder.resolve().name, f"{step:,} steps"]
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):  # as of a log alone
+        written = yaml.safe_load((run_folder / "run.yaml").read_text(encoding="utf-8"))
+        parts.insert(1, f"{written['config']['train']['epochs']:g} epochs")
+    last = {name: row[name] for row in val for name in _LABELS if name in row}
+    accuracy = {**_LABELS, "top1": "accuracy"}
+    return "  ·  ".join([*parts, *(f"{accuracy[name]} {value:.1%}" for name, value in last.items())])
 
 
 def reconstruction_grid(
     original: NDArray[Any],
     masked: NDArray[Any],
-    reconstruction: NDArray[Any],
+    painted: NDArray[Any],
     pasted: NDArray[Any],
     out: Path,
     *,
     captions: Sequence[str] = (),
     note: str = "",
 ) -> Path:
-    """Draw one row per image: original, masked input, reconstruction, and reconstruction with the visible patches.
+    """Draw one row per image: original, what the network saw, what it painted, and the two together.
 
     Each array is (B, H, W, C), uint8 in 0..255 or floating in 0..1 (clipped). One channel is drawn grey, of more than
     three the first three are drawn. `captions` (one per row) stand under the rows, `note` under all of them. Images
     smaller than 160 pixels are scaled up by a whole factor, without smoothing. Writes PNG to `out` and returns it.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     columns = {
         "original": original,
-        "masked": masked,
-        "reconstruction": reconstruction,
-        "with visible patches": pasted,
+        "what it sees": masked,
+        "what it paints": painted,
+        "both together": pasted,
     }
     count, height, width = original.shape[:3]
     factor = max(1, -(-CELL // min(height, width)))
@@ -102,7 +121,8 @@ def reconstruction_grid(
     size = (_GAP + len(columns) * (width + _GAP), _LINE + count * row_height + _LINE * bool(note))
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_FONT_SIZE)
+    font_of = pillow_fonts(_FONT_SIZE, captions)
+    font = font_of("")
     for column, (title, images) in enumerate(columns.items()):
         left = _GAP + column * (width + _GAP)
         draw.text((left + width // 2, _LINE // 2 + 2), title, _INK, font, anchor="mm")
@@ -110,18 +130,21 @@ def reconstruction_grid(
             scaled = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(scaled, (left, _LINE + row * row_height))
     for row, caption in enumerate(captions):
-        draw.text((_GAP, _LINE + row * row_height + height + _LINE // 2), caption, _INK, font, anchor="lm")
+        draw.text((_GAP, _LINE + row * row_height + height + _LINE // 2), caption, _INK, font_of(caption), anchor="lm")
     draw.text((_GAP, size[1] - _LINE // 2 - 2), note, _INK, font, anchor="lm")
     sheet.save(out, format="PNG")
     return out
 
 
-def contact_sheet(images: NDArray[Any], out: Path, *, captions: Sequence[str], columns: int = 6) -> Path:
+def contact_sheet(
+    images: NDArray[Any], out: Path, *, captions: Sequence[str], columns: int = 6, title: str = ""
+) -> Path:
     """Draw images (B, H, W, C), as `reconstruction_grid` takes them, row by row, each with its caption below.
 
-    A caption may have several lines; what is too wide for the image is cut off. Writes PNG to `out` and returns it.
+    A caption may have several lines; of one too wide for the image the middle is left out. `title` stands above all.
+    Writes PNG to `out` and returns it.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     count, height, width = images.shape[:3]
     factor = max(1, -(-CELL // min(height, width)))
@@ -129,18 +152,23 @@ def contact_sheet(images: NDArray[Any], out: Path, *, captions: Sequence[str], c
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     cell_height = height + lines * _SMALL_LINE + 2 * _GAP
     columns = max(1, min(columns, count))
-    size = (_GAP + columns * (width + _GAP), _GAP + -(-count // columns) * cell_height)
+    above = _LINE * bool(title)
+    size = (_GAP + columns * (width + _GAP), above + _GAP + -(-count // columns) * cell_height)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_SMALL_FONT_SIZE)
+    draw.text((_GAP, above // 2 + 4), title, _INK, pillow_fonts(_FONT_SIZE, [title])(title), anchor="lm")
+    font_of = pillow_fonts(_SMALL_FONT_SIZE, captions)
     for number, (image, caption) in enumerate(zip(to_rgb(images), captions, strict=True)):
         row, column = divmod(number, columns)
-        left, top = _GAP + column * (width + _GAP), _GAP + row * cell_height
+        left, top = _GAP + column * (width + _GAP), above + _GAP + row * cell_height
         sheet.paste(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(caption.split("\n")):
-            while text and draw.textlength(text, font) > width:
-                text = text[:-1]
-            draw.text((left, top + height + 4 + line * _SMALL_LINE), text, _INK, font)
+            shown, kept, font = text, len(text), font_of(text)
+            while kept and draw.textlength(shown, font) > width:
+                kept -= 1
+                shown = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+            baseline = top + height + 4 + _SMALL_FONT_SIZE + line * _SMALL_LINE
+            draw.text((left, baseline), shown, _INK, font, anchor="ls")
     with written_aside(out) as aside:
         sheet.save(aside, format="PNG")
     return out
@@ -160,6 +188,19 @@ def _draw_loss(axis: Axes, train: list[dict[str, Any]], val: list[dict[str, Any]
     if any("loss" in row for row in val):
         axis.plot(*_series(val, "loss"), color="tab:orange", marker="o", markersize=3, label="validation")
     axis.legend(frameon=False)
+    _leave_out_the_start(axis, loss, [row["loss"] for row in val if "loss" in row])
+
+
+def _leave_out_the_start(axis: Axes, loss: NDArray[np.float64], val: Sequence[float]) -> None:
+    """The first steps fall so far that all later ones would be a flat line: they may begin above the picture."""
+    start = len(loss) // _START if len(loss) >= 2 * _START else 0
+    later = np.array([*loss[start:], *val])
+    later = later[np.isfinite(later)]
+    if start and len(later):
+        low, high = float(later.min()), float(later.max())
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        if np.nanmax(np.where(np.isfinite(loss), loss, np.nan)) > high + 0.25 * (high - low):
+            axis.set_ylim(low - margin, high + margin)
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -46,6 +46,8 @@ def test_a_perfect_prediction_of_pixels_gives_the_image_back() -> None:
     np.put_along_axis(hidden, batch.inputs["ids_mask"][:, :, None], True, 1)
     grey = unpatchify(np.where(hidden, np.uint8(128), patchify(batch.images, 4)), model)
     np.testing.assert_array_equal(painted.masked, grey)
+    opposite = unpatchify(np.where(hidden, patchify(batch.images, 4), np.uint8(128)), model)
+    np.testing.assert_array_equal(painted.painted, opposite)
 
 
 def test_normalized_patches_get_brightness_and_contrast_from_the_visible_ones() -> None:

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from unmask.errors import UnmaskError
-from unmask.report.log import RunLog
-from unmask.report.pictures import curves, reconstruction_grid
+from unmask.report.log import RunLog, read_log
+from unmask.report.pictures import _draw_loss, _title, contact_sheet, curves, reconstruction_grid
 
 
 def run_with(folder: Path, steps: int, *, evaluated: bool) -> Path:
@@ -33,6 +34,38 @@ def test_accuracy_gets_its_own_panel_only_when_there_is_one(tmp_path: Path) -> N
 
 def test_a_run_of_one_step_can_be_drawn(tmp_path: Path) -> None:
     assert curves(run_with(tmp_path, 1, evaluated=False)).exists()
+
+
+def test_the_title_tells_run_epochs_and_accuracy(tmp_path: Path) -> None:
+    folder = run_with(tmp_path, 120, evaluated=True)
+    rows = read_log(folder / "metrics.jsonl")
+    train, val = ([row for row in rows if row["split"] == split] for split in ("train", "val"))
+    name = tmp_path.name
+    assert _title(folder, train, val) == f"{name}  ·  120 steps  ·  accuracy 100.0%"
+    (folder / "run.yaml").write_text("config: {train: {epochs: 2.5}}")
+    assert _title(folder, train, val) == f"{name}  ·  2.5 epochs  ·  120 steps  ·  accuracy 100.0%"
+
+
+def test_the_start_of_a_run_does_not_squash_the_rest() -> None:
+    steps = np.arange(1, 1001)
+    falling = 0.5 + 0.1 * np.exp(-steps / 300) + 5 * np.exp(-steps / 5)
+    for loss, low, high in ((falling, 0.4, 0.7), (falling[:30], 0, 6), (falling[100:], 0.4, 0.7)):
+        axis = Figure().subplots()
+        _draw_loss(axis, [{"step": step, "loss": float(value)} for step, value in enumerate(loss, 1)], [])
+        bottom, top = axis.get_ylim()
+        assert low < bottom < loss.min() < top < high
+        assert top > loss[len(loss) // 20 :].max()
+
+
+def test_of_a_name_too_wide_the_middle_is_left_out(tmp_path: Path) -> None:
+    black = np.zeros((1, 160, 160, 1), np.uint8)
+    sheets = [
+        np.asarray(Image.open(contact_sheet(black, tmp_path / "sheet.png", captions=[text]))).copy()
+        for text in ("a" * 200, "a" * 400, "a" * 200 + "b", "a")
+    ]
+    assert np.array_equal(sheets[0], sheets[1])
+    assert not np.array_equal(sheets[0], sheets[2])
+    assert (sheets[0][168:, 168:] == 255).all(), "nothing beside the picture"
 
 
 def test_a_run_without_a_log_is_refused(tmp_path: Path) -> None:
