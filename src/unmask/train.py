@@ -11,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, launched, versions
 from unmask.errors import ConfigError, DataError, TrainingError
 from unmask.evaluate.features import features_by
-from unmask.evaluate.measure import measure
+from unmask.evaluate.measure import measure, shown
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.files import RunLock, gone_if_unused, write_text
 from unmask.interchange.hub import pinned
@@ -440,7 +440,8 @@ class _Loop:
         """
         values: dict[str, float] = {}
         if self.val is not None and self.plan.is_due(self.plan.eval_every, step):
-            values = measure(self.engine, self.objective, self._val_batches(self.val))
+            with self._val_batches(self.val) as batches:
+                values = measure(self.engine, self.objective, batches)
             values.pop("count")
         if self.features is not None and self.plan.is_due(self.plan.features_every, step):
             values |= self.features()
@@ -487,8 +488,8 @@ class _Loop:
         task = self.objective.section.task
         return task if task == "pretrain" else "fine-tune" if self.config.init else "from scratch"
 
-    def _val_batches(self, val: Source) -> Iterator[Batch]:
-        return eval_batches(
+    def _val_batches(self, val: Source) -> AbstractContextManager[Iterator[Batch]]:
+        batches = eval_batches(
             val,
             needs=self.objective.needs(training=False),
             model=self.config.model,
@@ -499,6 +500,7 @@ class _Loop:
             world=self.world,
             timeout=self.config.train.process_timeout,
         )
+        return shown(batches, "validation", -(-len(val) // self.world))
 
 
 def _told(config: Config) -> dict[str, Any]:

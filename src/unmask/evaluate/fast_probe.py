@@ -11,7 +11,7 @@ the classes apart does: docs/log.md, "The probe".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,12 @@ def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHea
     rows = np.flatnonzero(train.labels >= 0)
     if missing := sorted({*range(classes)} - {*train.labels[rows].tolist()}):
         raise DataError(f"train: class {missing[0]} has no readable image; a linear probe needs one of each class")
-    with progress("fit the probe", total=len(STRENGTHS) + 1, unit="strength") as bar:
-        tried: list[Tried] = []
-        for one in _cross_validated(train, rows, classes, seed):
-            tried.append(one)
-            bar.update()
+    held_out = folds_to_hold_out(train.labels, rows, seed)
+    with progress("fit the probe", total=len(STRENGTHS) * len(held_out) + 1, unit="fit") as bar:
+        tried = list(_cross_validated(train, rows, classes, held_out, bar.update))
         best = min(tried, key=lambda one: one.loss, default=Tried(ONE_LABEL, np.nan, np.nan, 1.0))
         head = LinearHead.fit(train, rows, classes, best.strength)
-        bar.update(len(STRENGTHS) + 1 - len(tried))
+        bar.update((len(STRENGTHS) - len(tried)) * len(held_out) + 1)
     return head.made_certain(best.certainty), best.strength, tuple(tried)
 
 
@@ -200,19 +198,27 @@ class LinearHead:
         return {"head.weight": weight_DC.T.astype(np.float32), "head.bias": bias_C.astype(np.float32)}
 
 
-def _cross_validated(features: Features, rows: NDArray[np.int64], classes: int, seed: int) -> Iterator[Tried]:
+def _cross_validated(
+    features: Features,
+    rows: NDArray[np.int64],
+    classes: int,
+    held_out: Sequence[NDArray[np.int64]],
+    fitted: Callable[[], object],
+) -> Iterator[Tried]:
     """The strengths from the strongest on, each fold's fit starting from its last; none where nothing can be held out.
 
-    It ends when weaker ones have become worse: they take longest.
+    It ends when weaker ones have become worse: they take longest. `fitted` is called after each fit.
     """
-    held_out = folds_to_hold_out(features.labels, rows, seed)
+
+    def fit(held: NDArray[np.int64], strength: float, start: LinearHead | None) -> LinearHead:
+        head = LinearHead.fit(features, np.setdiff1d(rows, held), classes, strength, start)
+        fitted()
+        return head
+
     heads: list[LinearHead | None] = [None] * len(held_out)
     best, worse = np.inf, 0
     for strength in STRENGTHS if held_out else ():
-        heads = [
-            LinearHead.fit(features, np.setdiff1d(rows, held), classes, strength, head)
-            for held, head in zip(held_out, heads, strict=True)
-        ]
+        heads = [fit(held, strength, head) for held, head in zip(held_out, heads, strict=True)]
         found = [
             part for held, head in zip(held_out, heads, strict=True) if head for part in head.logits(features, held)
         ]

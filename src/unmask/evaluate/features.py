@@ -22,6 +22,7 @@ from unmask.engines.base import Engine
 from unmask.errors import DataError
 from unmask.evaluate.bad_images import check_bad
 from unmask.evaluate.inference import Images, Model, Pool, as_source
+from unmask.evaluate.measure import shown
 from unmask.evaluate.resumable import Records, collect
 from unmask.report.progress import say
 
@@ -124,12 +125,13 @@ def features_by(
         rank=rank,
         world=world,
     )
-    for batch in batches:
-        valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
-        computed = engine.output("features", batch)
-        values = np.zeros((len(source), computed.shape[1])) if values is None else values
-        values[batch.index[valid]] = computed[valid]
-        found[batch.index[valid]] = 1
+    with shown(batches, "embed", -(-len(source) // world)) as counted:
+        for batch in counted:
+            valid = np.ones(len(batch), bool) if batch.valid is None else batch.valid
+            computed = engine.output("features", batch)
+            values = np.zeros((len(source), computed.shape[1])) if values is None else values
+            values[batch.index[valid]] = computed[valid]
+            found[batch.index[valid]] = 1
     if values is None:
         raise DataError("there are no images to compute features of")
     values, found = engine.sum(values), engine.sum(found)

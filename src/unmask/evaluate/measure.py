@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -10,6 +11,20 @@ from unmask.data.batch import Batch
 from unmask.engines.base import Engine
 from unmask.errors import ConfigError, DataError
 from unmask.objectives.base import Objective
+from unmask.report.progress import progress
+
+
+@contextmanager
+def shown(batches: Iterable[Batch], title: str, images: int) -> Generator[Iterator[Batch]]:
+    """The same, with a bar that counts their images."""
+    with progress(title, total=images, unit="image") as bar:
+
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                yield batch
+                bar.update(int(np.count_nonzero(batch.index >= 0)))
+
+        yield counted()
 
 
 def measure(engine: Engine, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:

@@ -15,7 +15,6 @@ from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features, labelled
 from unmask.evaluate.knn import knn_of
 from unmask.metrics import effective_rank
-from unmask.report.progress import without_bars
 
 _RANKED = 2048
 """Images whose features' effective rank is taken; it cannot be larger than their number or width."""
@@ -55,12 +54,11 @@ class FeatureEvaluation:
             return {"effective_rank": _rank_of(self.embed(self.unlabelled))}
         train, val = (self.embed(source) for source in self.labelled)
         classes = len(self.labelled[0].class_names or ())
-        with without_bars():  # the run's own is shown
-            return {
-                "effective_rank": _rank_of(val),
-                "knn_top1": knn_of(train, val, classes)["top1"],
-                "probe_top1": fit_probe(train, val, classes, seed=self.seed).accuracy,
-            }
+        return {
+            "effective_rank": _rank_of(val),
+            "knn_top1": knn_of(train, val, classes)["top1"],
+            "probe_top1": fit_probe(train, val, classes, seed=self.seed).accuracy,
+        }
 
 
 def _rank_of(features: Features) -> float:

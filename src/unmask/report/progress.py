@@ -18,6 +18,7 @@ from unmask.environment import launched
 
 _silenced: ContextVar[bool] = ContextVar("silenced", default=False)
 _speaks: ContextVar[bool] = ContextVar("speaks", default=False)
+_shown: ContextVar[Bar | None] = ContextVar("shown", default=None)
 
 PLAIN_LINE_SECONDS = 10.0
 """Least time between two progress lines where there is no terminal."""
@@ -53,7 +54,11 @@ def table(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> None:
 class Bar:
     """Counts units of work and shows how far along they are. Made by `progress`."""
 
-    def __init__(self, title: str, total: int, done: int, unit: str, images_per_unit: int, terminal: bool) -> None:
+    def __init__(
+        self, title: str, total: int, done: int, unit: str, images_per_unit: int, terminal: bool, outer: Bar | None
+    ) -> None:
+        self._outer = outer
+        self._within = ""
         self._title, self._unit, self._images_per_unit = title, unit, images_per_unit
         self._plain = not terminal
         self._last_line, self._unsaid = time.monotonic(), True
@@ -76,13 +81,30 @@ class Bar:
         self._rich.update(self._task.id, advance=n)
         self._rich.update(self._task.id, text=self._text())
         self._unsaid = True
-        if self._plain and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+        self._say_now_and_then()
+        if self._outer is not None:
+            self._outer.show_within(f"{self._title} {self._task.percentage:.0f}%")
+
+    def show_within(self, text: str) -> None:
+        """Tell of work within the unit that is being done."""
+        self._within = text
+        self._rich.update(self._task.id, text=self._text())
+        self._say_now_and_then()
+
+    def _say_now_and_then(self) -> None:
+        if self._plain and self._outer is None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._say_line()
 
     def start(self) -> None:
-        self._rich.start()
+        if self._outer is None:
+            self._rich.start()
+        else:
+            self._outer.show_within(f"{self._title} …")
 
     def stop(self) -> None:
+        if self._outer is not None:
+            self._outer.show_within("")
+            return
         self._rich.stop()
         if self._plain and self._unsaid:
             self._say_line()
@@ -101,7 +123,8 @@ class Bar:
             parts.append(f"{rate:.0f} {counted}s/s" if rate >= 100 else f"{rate:.3g} {counted}s/s")
         if task.time_remaining:
             parts.append(f"{_clock(task.time_remaining)} left")
-        return "  ".join(parts + [f"{name} {value}" for name, value in self._figures.items()])
+        parts += [f"{name} {value}" for name, value in self._figures.items()]
+        return "  ".join([*parts, self._within] if self._within else parts)
 
 
 @contextmanager
@@ -109,19 +132,23 @@ def progress(title: str, *, total: int, done: int = 0, unit: str = "step", image
     """Show the progress of `total` units, `done` of which were done before.
 
     On a terminal this is a bar; elsewhere plain lines, at most one every 10 seconds and always the last. With
-    `images_per_unit` (the batch size, where the unit is a step) the rate is given in images per second.
+    `images_per_unit` (the batch size, where the unit is a step) the rate is given in images per second. While another
+    bar is shown, there is a word at its end.
 
         with progress("pretrain", total=800, images_per_unit=256) as bar:
             bar.update(1, loss=0.51)
     """
-    bar = Bar(title, total, done, unit, images_per_unit, terminal=sys.stdout.isatty())
+    outer = _shown.get()
+    bar = Bar(title, total, done, unit, images_per_unit, terminal=sys.stdout.isatty(), outer=outer)
     if _silenced.get():
         yield bar
         return
     bar.start()
+    _shown.set(outer or bar)
     try:
         yield bar
     finally:
+        _shown.set(outer)
         bar.stop()
 
 

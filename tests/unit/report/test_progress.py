@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from unmask.errors import DataError
 from unmask.report import progress as module
 from unmask.report.progress import progress, say, table
 
@@ -86,3 +87,26 @@ def test_a_table_on_a_terminal_stays_in_its_width() -> None:
     assert shown[0].split() == ["name", "images"]
     assert max(map(len, shown)) <= 40
     assert sum(line.count("a") for line in shown[1:]) == 30
+
+
+def test_work_within_work_is_a_word_at_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with progress("pretrain", total=2) as bar:
+        bar.update(loss=0.5)
+        with pytest.raises(DataError), progress("validation", total=40, unit="image") as inner:  # noqa: PT012
+            for _ in range(3):
+                now += 6.0
+                inner.update(10)
+            raise DataError("it does not end well")
+        bar.update()
+    with progress("embed", total=1) as bar:
+        bar.update()
+    lines = [re.sub(r"  \S+ steps/s|  \S+ left", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "pretrain   50%  1/2 steps  loss 0.5  validation 50%",
+        "pretrain  100%  2/2 steps  loss 0.5",
+        "embed  100%  1/1 steps",
+    ]
