@@ -94,6 +94,15 @@ def test_evaluate_writes_everything(
     assert [int(row["images"]) for row in per_class] == confusion.sum(1).tolist()
     assert [float(row["recall"]) for row in per_class] == pytest.approx(np.diag(confusion) / confusion.sum(1), abs=1e-6)
     assert numbers["top1"] == pytest.approx((predicted == source.labels).mean())
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row["file"] for row in rows] == [source.name(i) for i in range(len(source))]
+    assert [int(row["true"]) for row in rows] == source.labels.tolist()
+    assert [int(row["predicted"]) for row in rows] == predicted.tolist()
+    shares = model.predict(val)
+    assert [float(row["probability"]) for row in rows] == pytest.approx(shares.max(1), abs=1e-5)
+    assert [float(row["loss"]) for row in rows] == pytest.approx(
+        -np.log(shares[np.arange(len(rows)), source.labels]), abs=1e-4
+    )
     for name in ("confusion.png", "worst.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 400, name
@@ -195,7 +204,7 @@ def test_two_processes_evaluate_as_one(classifier: Path, val: Path, tmp_path: Pa
     assert together.stdout.count("accuracy=") == 1
     numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together")]
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
-    for name in ("confusion.csv", "per_class.csv", "worst.png"):
+    for name in ("confusion.csv", "per_class.csv", "predictions.csv", "worst.png"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes(), name
 
 
@@ -238,11 +247,36 @@ def test_batches_from_the_middle_are_those_of_the_whole(classifier: Path, val: P
 def test_predictions_as_parquet_are_those_of_the_model(classifier: Path, val: Path, tmp_path: Path) -> None:
     assert main(["predict", str(classifier), str(val), "--top", "2", "--out", str(tmp_path / "p.parquet")]) == 0
     table = pq.read_table(tmp_path / "p.parquet")
-    assert table.column_names == ["file", "class_1", "probability_1", "class_2", "probability_2"]
+    assert table.column_names == ["file", "true", "class_1", "probability_1", "class_2", "probability_2"]
+    assert table["true"].to_pylist() == [name.partition("/")[0] for name in table["file"].to_pylist()]
+    assert main(["predict", str(classifier), str(next(val.glob("*/*.png"))), "--out", str(tmp_path / "one.jsonl")]) == 0
+    assert json.loads((tmp_path / "one.jsonl").read_text()).keys() == {"file", "predictions"}, "no folder tells it"
     probabilities = unmask.load(classifier).predict(val)
     order = np.argsort(-probabilities, axis=1)
     assert table["class_1"].to_pylist() == [str(c) for c in order[:, 0]]
     np.testing.assert_allclose(table["probability_2"].to_numpy(), np.sort(probabilities, axis=1)[:, -2], rtol=1e-5)
+
+
+def test_embeddings_have_a_map_neighbours_paths_and_classes(mae: Path, val: Path, tmp_path: Path) -> None:
+    """What Embedding Atlas and Spotlight ask for; .npy has the same vectors."""
+    for name in ("e.parquet", "e.npy", "patches.parquet"):
+        pool = ["--pool", "patches"] if name == "patches.parquet" else []
+        assert main(["embed", str(mae), str(val), *pool, "--out", str(tmp_path / name)]) == 0
+    table = pq.read_table(tmp_path / "e.parquet")
+    assert table.column_names == ["file", "path", "class", "x", "y", "neighbors", "embedding"]
+    vectors = np.stack(table["embedding"].to_numpy(zero_copy_only=False))
+    np.testing.assert_array_equal(vectors, np.load(tmp_path / "e.npy"))
+    files = [str((val / file).resolve()) for file in table["file"].to_pylist()]
+    assert table["path"].to_pylist() == files
+    assert table["class"].to_pylist() == [file.partition("/")[0] for file in table["file"].to_pylist()]
+    assert np.abs(np.stack([table["x"].to_numpy(), table["y"].to_numpy()])).max() == pytest.approx(1)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T
+    np.fill_diagonal(distance, np.inf)
+    for row, near in enumerate(table["neighbors"].to_pylist()):
+        np.testing.assert_allclose(near["distances"], np.sort(distance[row])[:12], atol=1e-5)
+        np.testing.assert_allclose(distance[row][near["ids"]], near["distances"], atol=1e-5)
+    assert pq.read_schema(tmp_path / "patches.parquet").names == ["file", "path", "class", "embedding"]
 
 
 def test_another_result_is_not_gone_on_with(

@@ -152,7 +152,7 @@ def test_folders_of_others_are_not_written_to(
     assert main(["embed", str(classifier), str(photos), *MODEL, "--out", str(tmp_path)]) == 2
     assert "is not empty and holds no embeddings" in capsys.readouterr().err
     assert main(["embed", str(classifier), str(photos), *MODEL, "--out", str(tmp_path / "e.txt")]) == 2
-    assert "must end in .parquet, .npy" in capsys.readouterr().err
+    assert "must end in .parquet, .csv, .npy" in capsys.readouterr().err
     assert main(["stats", str(photos), "--out", str(tmp_path / "mine.txt")]) == 2
     assert "no result of `unmask stats`" in capsys.readouterr().err
     assert contents(tmp_path) == {"mine.txt": b"mine"}

@@ -40,6 +40,10 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
+TABLES = [line for block in blocks("bash", "docs/tables.md") for line in block.splitlines()]
+"""What the page about tables shows, with the models of the README."""
+
+
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders the README speaks of."""
@@ -53,12 +57,19 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("images")
 def test_every_unmask_command_runs() -> None:
-    ours = [shlex.split(line)[1:] for line in commands() if line.startswith("unmask ")]
+    ours = [shlex.split(line)[1:] for line in [*commands(), *TABLES] if line.startswith("unmask ")]
     assert {words[0] for words in ours} >= {"pretrain", "finetune", "evaluate", "predict", "embed", "reconstruct"}
     for words in ours:
         small = [f"{key}={value}" for key, value in SMALL.items()] if words[0] in ("pretrain", "finetune") else []
         assert main([*words, *small]) == 0, words
-    for out in ("reconstruction.png", "embeddings.parquet", "predictions.csv", "mae.pth", "mae-for-transformers"):
+    for out in (
+        "reconstruction.png",
+        "embeddings.parquet",
+        "predictions.csv",
+        "mae.pth",
+        "mae-for-transformers",
+        "map.csv",
+    ):
         assert Path(out).exists()
 
 
@@ -96,6 +107,7 @@ def test_every_link_and_recipe_exists() -> None:
 def test_both_languages_show_the_same_code() -> None:
     for language in ("bash", "python", "text"):
         assert blocks(language) == blocks(language, "README.zh-CN.md")
+        assert blocks(language, "docs/tables.md") == blocks(language, "docs/tables.zh-CN.md")
 
 
 def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,8 @@ def _add_evaluate(commands: Commands) -> None:
         "--out",
         type=kinds.place,
         metavar="FOLDER",
-        help="write metrics.json, per_class.csv, confusion.csv, confusion.png and worst.png there",
+        help="write metrics.json there; of a classifier also predictions.csv, per_class.csv, confusion.csv, .png and "
+        "worst.png",
     )
 
 
@@ -125,8 +126,8 @@ def _add_embed(commands: Commands) -> None:
         "--out",
         required=True,
         metavar="OUT",
-        help="FILE.parquet, or .npy with the names beside, or a folder or URL for many Parquet files; interrupted, the "
-        "same command goes on",
+        help="FILE.parquet or .csv, with a map and neighbours; .npy with the names beside; or a folder or URL for many "
+        "Parquet files; interrupted, the same command goes on",
     )
     shared.add_share(sub)
 

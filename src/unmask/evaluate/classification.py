@@ -22,12 +22,16 @@ _LOSS, _INDEX, _TRUE, _PREDICTED, _CONFIDENCE = range(5)
 
 
 class Tally:
-    """What is counted while the batches go by: a few arrays whose size does not depend on the number of images.
+    """What is counted while the batches go by: a few arrays whose size, but for `each`, does not depend on the number
+    of images.
 
     They are sums, so several processes, each with its share of the images, add theirs up (`over_processes`).
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, images: int = 0) -> None:
+        """`images`: keep what is said of each, of so many."""
+        self.each: Floats = np.full((images, 4), np.nan)
+        """By position: true class, predicted class and its probability, loss; NaN for images that were not counted."""
         self.confusion: Floats = np.zeros((classes, classes))
         """Images by true class and predicted class."""
         self.sums: Floats = np.zeros(2)
@@ -52,12 +56,17 @@ class Tally:
         self.sums += [loss.sum(), (rank_of_true(logits, labels) < 5).sum()]
         which = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], ...
         np.add.at(self.bins, which, np.stack([np.ones(len(rows)), confidence, predicted == labels], axis=1))
+        if len(self.each):
+            self.each[index] = np.stack([labels, predicted, confidence, loss], axis=1)
         found: Floats = np.stack([loss, index, labels, predicted, confidence], axis=1, dtype=np.float64)
         self.worst = _highest(np.concatenate([self.worst, found]))
 
     def over_processes(self, sum: Callable[[Floats], Floats], rank: int, size: int) -> None:
         """Make this the tally of all images, the same in every process; `sum` adds an array up over them."""
         self.confusion, self.sums, self.bins = (sum(array) for array in (self.confusion, self.sums, self.bins))
+        if len(self.each):
+            counted = sum((~np.isnan(self.each[:, :1])).astype(np.float64))
+            self.each = np.where(counted > 0, sum(np.nan_to_num(self.each)), np.nan)
         gathered = np.zeros((size, WORST, 5))  # each process fills its own part: the sum is all of them
         gathered[rank, : len(self.worst)] = self.worst
         gathered[rank, len(self.worst) :, _LOSS] = -1
@@ -104,6 +113,8 @@ class ClassificationReport:
             for row in tally.worst
         ]
         """At most WORST images, highest loss first."""
+        self.each = tally.each
+        """(images, 4) true class, predicted class and its probability, loss of each, if they were kept: see `Tally`."""
         self.bins = tally.bins
         """(BINS, 3) by confidence: images, sum of their confidences, images classified correctly."""
         self._sums = tally.sums

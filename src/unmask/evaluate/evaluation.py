@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ import numpy as np
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
+from unmask.data.spreadsheets import EVALUATED, csv_file, csv_rows
 from unmask.evaluate.bad_images import check_bad
 from unmask.evaluate.classification import ClassificationReport
+from unmask.evaluate.formats import Labels
 from unmask.evaluate.inference import Images, Model
 from unmask.evaluate.result import writing
 from unmask.files import write_text, written_aside
@@ -33,13 +35,17 @@ def write_evaluation(
 ) -> dict[str, float]:
     """What `Model.evaluate` returns, shown, and written to the folder `out` as `metrics.json`.
 
-    For a classifier also `per_class.csv`; `confusion.csv` and `confusion.png`, a row for each true class and a column
-    for each predicted one, of those that occur; and `worst.png`, the images of highest loss as the model sees them.
+    For a classifier also `predictions.csv`, of each image its class, the one it is taken for, the probability of that
+    and the loss, empty where it could not be decoded; `per_class.csv`; `confusion.csv` and `confusion.png`, a row for
+    each true class and a column for each predicted one, of those that occur; and `worst.png`, the images of highest
+    loss as the model sees them.
     """
     labelled = model.config.objective.labelled
     source, report = model.source(images, labels=labelled), None
     if "logits" in model.objective.outputs and source.labels is not None:
-        report = model.classification_report(source, class_map=class_map, label_offset=label_offset)
+        report = model.classification_report(
+            source, class_map=class_map, label_offset=label_offset, each=out is not None
+        )
     values = report.metrics() if report else model.evaluate(source, class_map=class_map, label_offset=label_offset)
     if model.rank == 0:
         if out is not None:
@@ -59,41 +65,58 @@ def _write_evaluation(
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
         if report is not None:
+            _write_predictions(report, source, out / "predictions.csv")
             _write_per_class(report, out / "per_class.csv")
             _write_confusion(report, out)
             _write_worst(report, model, source, out / "worst.png")
     say(f"evaluation in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
+def _write_predictions(report: ClassificationReport, source: Source, out: Path) -> None:
+    labels, names = Labels(source), [printable(name) for name in report.class_names]
+
+    def row(index: int, said: list[float]) -> list[object]:
+        true, predicted, probability, loss = said
+        if np.isnan(true):
+            return [labels.name(index), None, None, None, None]
+        return [labels.name(index), names[int(true)], names[int(predicted)], f"{probability:.6f}", f"{loss:.6f}"]
+
+    with written_aside(out) as aside, csv_file(aside, chain(names, labels.texts())) as file:
+        csv_rows(file, [EVALUATED])
+        csv_rows(file, (row(index, said) for index, said in enumerate(map(np.ndarray.tolist, report.each))))
+
+
 def _write_per_class(report: ClassificationReport, out: Path) -> None:
-    each = report.per_class()
-    with written_aside(out) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "images", "precision", "recall", "f1"])
-        columns = (report.class_names, each.support, each.precision, each.recall, each.f1)
-        for name, support, *shares in zip(*columns, strict=True):
+    each, names = report.per_class(), [printable(name) for name in report.class_names]
+    with written_aside(out) as aside, csv_file(aside, names) as file:
+        csv_rows(file, [["class", "images", "precision", "recall", "f1"]])
+        for name, support, *shares in zip(names, each.support, each.precision, each.recall, each.f1, strict=True):
             cells = ("" if np.isnan(share) else f"{share:.6f}" for share in shares)
-            writer.writerow([printable(name), int(support), *cells])
+            csv_rows(file, [[name, int(support), *cells]])
 
 
 def _write_confusion(report: ClassificationReport, folder: Path) -> None:
     occurs = np.flatnonzero(report.confusion.any(0) | report.confusion.any(1))
     counts, names = report.confusion[np.ix_(occurs, occurs)], [printable(report.class_names[i]) for i in occurs]
-    with written_aside(folder / "confusion.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-    confusion_chart(counts, names, folder / "confusion.png")
+    with written_aside(folder / "confusion.csv") as aside, csv_file(aside, names) as file:
+        csv_rows(file, [["true \\ predicted", *names]])
+        csv_rows(file, ([name, *row] for name, row in zip(names, counts.tolist(), strict=True)))
+    confusion_chart(counts, names, folder / "confusion.png", title=_title(report))
+
+
+def _title(report: ClassificationReport) -> str:
+    return f"{report.count:,} images, accuracy {report.metrics()['top1']:.1%}"
 
 
 def _write_worst(report: ClassificationReport, model: Model, source: Source, out: Path) -> None:
     names = [printable(name) for name in report.class_names]
     crops = model.center_crops(SubsetSource(source, np.array([mistake.index for mistake in report.worst])))
     captions = [
+        f"{printable(source.name(m.index).rpartition('/')[2])}\n"
         f"is {names[m.true]}\ntaken for {names[m.predicted]} ({m.confidence:.0%})\nloss {m.loss:.2f}"
         for m in report.worst
     ]
-    contact_sheet(crops, out, captions=captions)
+    contact_sheet(crops, out, captions=captions, title=f"highest loss of {_title(report)}")
 
 
 def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
@@ -106,7 +129,7 @@ def write_reconstruction(model: Model, images: Images, out: Path, count: int) ->
         note += "; brightness and contrast of masked patches estimated from the visible ones"
     bad = len(source) - len(painted.original)
     with _aside(out) as path:
-        reconstruction_grid(painted.original, painted.masked, painted.reconstruction, painted.pasted, path, note=note)
+        reconstruction_grid(painted.original, painted.masked, painted.painted, painted.pasted, path, note=note)
     say(f"{len(painted.original)} reconstructions in {out}")
     check_bad(model, source, bad, f"{out} is written, but ")
 

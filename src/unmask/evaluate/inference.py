@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from unmask.engines.base import Engine, EngineState, Tensors
 from unmask.errors import ConfigError, DataError
 from unmask.evaluate.class_names import head_classes
 from unmask.evaluate.classification import ClassificationReport, Tally
-from unmask.evaluate.measure import measure
+from unmask.evaluate.measure import measure, shown
 from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 from unmask.interchange import read_model
 from unmask.interchange.completion import at_size_of, config_of, how_to_tell
@@ -177,19 +177,22 @@ class Model:
         """
         if "logits" not in self.objective.outputs:
             self._check_painting_told()
-            return measure(self.engine, self.objective, self._share(self.source(images)))
+            with self._share(self.source(images)) as batches:
+                return measure(self.engine, self.objective, batches)
         source = self.source(images, labels=True)
         if source.labels is not None:
             return self.classification_report(source, class_map=class_map, label_offset=label_offset).metrics()
         numbers = self.numbers_of_classes(source, class_map, label_offset)
         if not np.array_equal(numbers, np.arange(self.config.model.num_classes or 0)):
             raise DataError("images of several classes need exactly the classes of the model, in its order")
-        return measure(self.engine, self.objective, self._share(source))
+        with self._share(source) as batches:
+            return measure(self.engine, self.objective, batches)
 
     def classification_report(
-        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None
+        self, images: Images, *, class_map: Path | None = None, label_offset: int | None = None, each: bool = False
     ) -> ClassificationReport:
-        """Everything about how well the classifier does on images with labels, such as class folders.
+        """Everything about how well the classifier does on images with labels, such as class folders; `each`: also what
+        it says of every single one.
 
         The classes must be those of the model; `class_map` (a file) and `label_offset` are for others, see
         `unmask.evaluate.class_names`. Raises DataError, with the difference, if they do not fit, and ConfigError
@@ -201,12 +204,13 @@ class Model:
             raise DataError("the report needs images of one class each")
         numbers = self.numbers_of_classes(source, class_map, label_offset)
         names, classes = source.class_names or (), self.config.model.num_classes or 0
-        tally = Tally(classes)
-        for batch in self._share(source):
-            logits, labels = self.engine.output("logits", batch), batch.labels
-            rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
-            if labels is not None and len(rows):
-                tally.add(batch.index[rows], numbers[labels[rows]], logits[rows])
+        tally = Tally(classes, len(source) if each else 0)
+        with self._share(source) as batches:
+            for batch in batches:
+                logits, labels = self.engine.output("logits", batch), batch.labels
+                rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
+                if labels is not None and len(rows):
+                    tally.add(batch.index[rows], numbers[labels[rows]], logits[rows])
         tally.over_processes(self.engine.sum, self.rank, self.world)
         known = dict(enumerate(self.class_names) if self.class_names else zip(numbers.tolist(), names, strict=True))
         return ClassificationReport(tally, tuple(known.get(number, str(number)) for number in range(classes)))
@@ -266,8 +270,8 @@ class Model:
         ]
         return visible(np.concatenate(crops), data.mean, data.std)
 
-    def source(self, images: Images, *, labels: bool = False) -> Source:
-        """Images in any accepted form as a source, for this model.
+    def source(self, images: Images, *, labels: bool | None = False) -> Source:
+        """Images in any accepted form as a source, for this model; `labels` as for `to_source`.
 
         Raises DataError if there are none, and ConfigError if none of those looked at fits the model.
         """
@@ -275,9 +279,10 @@ class Model:
         check_images(source, "images", self.config.model.channels, self.config.data)
         return source
 
-    def _share(self, source: Source) -> Iterator[Batch]:
-        """The batches of this process."""
-        return self.batches(source, rank=self.rank, world=self.world)
+    def _share(self, source: Source) -> AbstractContextManager[Iterator[Batch]]:
+        """The batches of this process, with a bar."""
+        batches = self.batches(source, rank=self.rank, world=self.world)
+        return shown(batches, "evaluate", -(-len(source) // self.world))
 
     def numbers_of_classes(self, source: Source, class_map: Path | None, label_offset: int | None) -> NDArray[np.int64]:
         """The class of the head that each class of the images is. Raises DataError as `classification_report`."""
@@ -386,7 +391,7 @@ def load(
     )
 
 
-def as_source(images: Images, *, dtype: str, labels: bool = False) -> Source:
+def as_source(images: Images, *, dtype: str, labels: bool | None = False) -> Source:
     """Images in any form that `to_source` takes, for a model of this `data.dtype`. Raises DataError."""
     return to_source(images, key="images", labels=labels, dtype=dtype)
 

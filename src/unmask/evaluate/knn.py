@@ -66,7 +66,8 @@ def nearest(
     """
     similarity = np.full((len(queries), k), -np.inf, np.float32)
     index = np.zeros((len(queries), k), np.int64)
-    with progress("nearest neighbours", total=len(database), unit="image") as bar:
+    blocks = -(-len(database) // _DATABASE) * -(-len(queries) // _QUERIES)
+    with progress("nearest neighbours", total=blocks, unit="block") as bar:
         for first in range(0, len(database), _DATABASE):
             block = _normalized(database[first : first + _DATABASE])
             ignored = None if valid is None else ~valid[first : first + _DATABASE]
@@ -76,9 +77,19 @@ def nearest(
                 if ignored is not None:
                     found[:, ignored] = -np.inf
                 _merge(similarity[rows], index[rows], found, first)
-            bar.update(len(block))
+                bar.update()
     order = np.lexsort((index, -similarity), axis=1)
     return np.take_along_axis(similarity, order, 1), np.take_along_axis(index, order, 1)
+
+
+def nearest_others(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(N, at most k) cosine similarities, highest first, and positions of the most similar other rows of each row."""
+    k = max(0, min(k, len(features) - 1))
+    similarity, index = nearest(features, features, k + 1)
+    other = index != np.arange(len(features))[:, None]
+    other[other.all(1), -1] = False  # one of several copies, which come before it
+    shape = (len(features), k)
+    return similarity[other].reshape(shape), index[other].reshape(shape)
 
 
 def vote(

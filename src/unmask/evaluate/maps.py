@@ -1,7 +1,8 @@
-"""Features of images as places on a plane."""
+"""Features of images as places on a plane, and which are next to which."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.environment import cores
+from unmask.evaluate.knn import nearest_others
 from unmask.report.progress import say
 
 _KEPT = 50
@@ -17,6 +19,38 @@ _SMALL = 2_000
 """Images up to which threads cost more than they save."""
 _LEAST = 12
 """Images below which a map by t-SNE says nothing."""
+NEIGHBOURS = 12
+MOST = 50_000
+"""Images up to which `neighbourhood` takes minutes at most."""
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Where each image is among all others, by its features; rows of NaN and -1 where it could not be decoded."""
+
+    places: NDArray[np.float32]
+    """(N, 2) on a map, between -1 and 1."""
+    index: NDArray[np.int64]
+    """(N, k) of the most similar other images, the nearest first; k is NEIGHBOURS, or what there are."""
+    distance: NDArray[np.float32]
+    """(N, k) one minus the cosine similarity."""
+
+
+def neighbourhood(features: NDArray[np.float32], valid: NDArray[np.bool_]) -> Neighbourhood | None:
+    """Of (N, width) features; None where those that are `valid` are none, or more than MOST."""
+    rows = np.flatnonzero(valid)
+    if not 0 < len(rows) <= MOST:
+        return None
+    known, count = np.ascontiguousarray(features[rows]), len(features)
+    similarity, index = nearest_others(known, NEIGHBOURS)
+    found = Neighbourhood(
+        np.full((count, 2), np.nan, np.float32),
+        np.full((count, index.shape[1]), -1, np.int64),
+        np.full((count, index.shape[1]), np.nan, np.float32),
+    )
+    found.places[rows] = next(iter(maps_of(known).values()))
+    found.index[rows], found.distance[rows] = rows[index], 1 - similarity
+    return found
 
 
 def maps_of(features: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:

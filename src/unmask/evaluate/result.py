@@ -38,8 +38,8 @@ class Result:
     dtype: np.dtype[np.void]
     suffixes: tuple[str, ...]
     compute: Callable[[Sequence[range]], Iterator[Records]]
-    save: Callable[[Path, str, int, Iterable[Records]], None]
-    """Write to a path, as a file of this suffix, the records from an image on."""
+    save: Callable[[Path, str, int, Iterable[Records], Records | None], None]
+    """Write to a path, as a file of this suffix, the records from an image on; last, all of them if it is one file."""
 
 
 def write_result(model: Model, source: Source, result: Result, out: str, share: Share) -> bool:
@@ -117,7 +117,7 @@ class _WholeFile(_Output):
     def _complete(self, parts: Parts, records: Records, manifest: Path) -> None:
         out, source = Path(self.out), self.source
         with parts.written(self.out) as path:
-            self.result.save(path, out.suffix, 0, _chunks(records))
+            self.result.save(path, out.suffix, 0, _chunks(records), records)
             facts = {"name": out.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
         if out.suffix == ".npy":
             parts.write_lines(str(_names_of(out)), (printable(source.name(i)) for i in range(len(source))))
@@ -164,7 +164,7 @@ class _Folder(_Output):
                 yield records
 
         with parts.part(number, f"part-{number:06}.parquet") as (aside, facts):
-            self.result.save(aside, ".parquet", start, _gathered(counted()))
+            self.result.save(aside, ".parquet", start, _gathered(counted()), None)
             facts["bad"] = bad
 
     def _complete(self, parts: Parts, manifest: str) -> None:

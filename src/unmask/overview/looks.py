@@ -14,8 +14,8 @@ from unmask.data.sources.subset import SubsetSource, spread
 from unmask.errors import DataError
 from unmask.evaluate.classification import ClassificationReport, Tally
 from unmask.evaluate.inference import Model
-from unmask.evaluate.knn import nearest
-from unmask.evaluate.maps import maps_of
+from unmask.evaluate.knn import nearest_others
+from unmask.evaluate.maps import NEIGHBOURS, maps_of
 from unmask.evaluate.reconstruct import visible
 from unmask.metrics import log_softmax
 from unmask.report.atlas import Atlas
@@ -23,7 +23,6 @@ from unmask.report.page import Blobs
 from unmask.report.pictures import to_rgb
 from unmask.report.progress import progress
 
-NEIGHBOURS = 12
 RECONSTRUCTIONS = 8
 _LARGEST = 512
 """Pixels of the longer side of a picture that is shown by itself."""
@@ -97,14 +96,9 @@ class _Seen:
 
 def _neighbours(features: NDArray[np.float32], blobs: Blobs) -> dict[str, Any] | None:
     """The most similar of the other images, for each."""
-    k = min(NEIGHBOURS, len(features) - 1)
-    if k < 1:
-        return None
-    similarity, index = nearest(features, features, k + 1)
-    other = index != np.arange(len(features))[:, None]
-    other[other.all(1), -1] = False  # one of several copies, which come before it
-    places, likeness = index[other].reshape(-1, k), similarity[other].reshape(-1, k)
-    return {"k": k, "index": blobs.array(places, "<u4"), "similarity": blobs.array(likeness, "<f4")}
+    likeness, places = nearest_others(features, NEIGHBOURS)
+    k = places.shape[1]
+    return {"k": k, "index": blobs.array(places, "<u4"), "similarity": blobs.array(likeness, "<f4")} if k else None
 
 
 def _classified(model: Model, source: Source, seen: _Seen, blobs: Blobs) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def progress(title: str, *, total: int, done: int = 0, unit: str = "step", image
         with progress("pretrain", total=800, images_per_unit=256) as bar:
             bar.update(1, loss=0.51)
     """
-    outer = _shown.get()
+    outer = None if _silenced.get() else _shown.get()
     bar = Bar(title, total, done, unit, images_per_unit, terminal=sys.stdout.isatty(), outer=outer)
     if _silenced.get():
         yield bar

@@ -63,7 +63,7 @@ _COLUMNAR = (".parquet", ".arrow")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
 
 
-def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
+def to_source(images: Images, *, key: str, labels: bool | None, dtype: str) -> Source:
     """The images in `images`, which is one of:
 
     - all that `open_source` takes, as a text or a path, or the path of one image file;
@@ -73,14 +73,17 @@ def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
     - a data set with `__len__` and `__getitem__`, whose items are images or (image, label), see `Dataset`;
     - a source, which is returned as it is.
 
-    `key` is what messages call them. `labels`: whether each image must have a class; single images have none, which
-    is for the caller to refuse. `dtype` is `data.dtype` of the run, see `unmask.data.sources.in_memory.stored_image`.
+    `key` is what messages call them. `labels`: whether each image must have a class; None: those of what `open_source`
+    takes are read where it tells them. Single images have none, which is for the caller to refuse. `dtype` is
+    `data.dtype` of the run, see `unmask.data.sources.in_memory.stored_image`.
     Raises DataError for anything else, and where there are no images.
     """
     given: Any = images
     if isinstance(given, str | Path):
         if Path(given).suffix.lower() in _IMAGES and Path(given).is_file():
             return InMemorySource([given], key=key, dtype=dtype)
+        if labels is None:
+            return open_with_labels_if_any(str(given), key=key)[0]
         return open_source(str(given), key=key, labels=labels)
     if _is_source(given):
         return given
@@ -91,7 +94,7 @@ def to_source(images: Images, *, key: str, labels: bool, dtype: str) -> Source:
     if isinstance(given, list | tuple) and not any(isinstance(image, tuple) for image in given[:1]):
         return InMemorySource(given, key=key, dtype=dtype)
     if hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, Mapping):
-        return DatasetSource(given, key=key, labels=labels, dtype=dtype)
+        return DatasetSource(given, key=key, labels=bool(labels), dtype=dtype)
     raise DataError(
         f"{key} is a {type(given).__name__}; give {FORMS}, several of these as a list, an array (N, H, W, C), a torch "
         "tensor (N, C, H, W), or a data set with __len__ and __getitem__"

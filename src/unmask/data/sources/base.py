@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,8 +52,34 @@ def whole(source: Any) -> Any:
 def printable(name: str) -> str:
     """`name` on one line: line breaks, control characters, undecodable bytes and backslashes are escaped.
 
-    So two names never look alike. On Windows, where a backslash is between folders, it stays as it is.
+    So two names never look alike: `\xe9` is a byte, `\u00a0` a character. On Windows, where a backslash is between
+    folders, it stays as it is.
     """
     raw = name.encode("utf-8", "surrogateescape")
     text = (raw if os.sep == "\\" else raw.replace(b"\\", b"\\\\")).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return f"\\u{ord(character):04x}" if "\x80" <= character <= "\xff" else character.encode("unicode_escape").decode()
+
+
+def from_printable(text: str) -> str:
+    """The name that `printable` made `text` of, except on Windows, where that is not certain."""
+    return text if os.sep == "\\" else _ESCAPE.sub(_meant, text)
+
+
+_ESCAPE = re.compile(r"(?:\\x[89a-f][0-9a-f])+|\\(?:x[0-7][0-9a-f]|u[0-9a-f]{4}|U[0-9a-f]{8}|[\\nrt])")
+
+
+def _meant(found: re.Match[str]) -> str:
+    text = found[0]
+    if re.match(r"\\x[89a-f]", text):  # bytes that are no UTF-8
+        return bytes.fromhex(text.replace("\\x", "")).decode("utf-8", "surrogateescape")
+    return text.encode().decode("unicode_escape")
+
+
+def place_of(source: Source, index: int) -> str | None:
+    """The path or URL of the file that an image is; None where it is within another file, or was given as an object."""
+    place: Callable[[int], str | None] | None = getattr(source, "place", None)
+    return None if place is None else place(index)

@@ -71,10 +71,13 @@ class FolderSource:
         size = int(self.index.columns["size"][index])
         # Ranges are kept in the cache of what is remote; here the file is what it is now.
         length = size if size and files.is_remote(self.root) else None
-        return files.read(f"{self.root}/{self.name(index)}", 0, length)
+        return files.read(self.place(index), 0, length)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
+
+    def place(self, index: int) -> str:
+        return f"{self.root}/{self.name(index)}"
 
     def fingerprint(self) -> str:
         return self.index.fingerprint("size")  # labels are part of the paths

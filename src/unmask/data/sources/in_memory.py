@@ -61,6 +61,10 @@ class InMemorySource:
         image = self._images[index]
         return str(image) if isinstance(image, Path) else f"image {index}"
 
+    def place(self, index: int) -> str | None:
+        image = self._images[index]
+        return str(image.absolute()) if isinstance(image, Path) else None
+
     def fingerprint(self) -> str:
         """SHA-256 over the names of all images and the content of a few."""
         digest = hashlib.sha256("\0".join(self.name(i) for i in range(len(self))).encode("utf-8", "replace"))

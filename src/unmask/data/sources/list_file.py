@@ -2,7 +2,8 @@
 
 - Text: one path per line; a label may follow after a tab or, if the path ends in an image extension, after a space.
 - CSV (RFC 4180; commas, semicolons, tabs or bars): a header with a column `file`, `path`, `image` or `filename`, and
-  `label` or `class` if there are labels.
+  `label` or `class` if there are labels. In a table that `predict`, `embed` or `evaluate` wrote, names are what they
+  were, though it writes some otherwise, see `unmask.data.spreadsheets`.
 - JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …};
   {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are in it; mmpretrain's
   annotation files.
@@ -31,6 +32,7 @@ from unmask.data.sources.base import printable
 from unmask.data.sources.image_names import EXTENSIONS
 from unmask.data.sources.labels import TableLabels, in_order, numbered
 from unmask.data.sources.table import Table, TableBuilder, cached
+from unmask.data.spreadsheets import is_ours, name_in
 from unmask.errors import DataError
 
 SUFFIXES = (".txt", ".lst", ".csv", ".tsv", ".json")
@@ -87,10 +89,13 @@ class ListFileSource(TableLabels):
         return len(self.index)
 
     def read(self, index: int) -> bytes:
-        return files.read(files.beside(f"{self.root}/", self.name(index)))
+        return files.read(self.place(index))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
+
+    def place(self, index: int) -> str:
+        return files.beside(f"{self.root}/", self.name(index))
 
     def fingerprint(self) -> str:
         return self.index.fingerprint("label", "label_end")
@@ -167,6 +172,7 @@ def _csv(text: str, file_names: Names, label_names: Names, what: str) -> Iterato
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header = [name.strip() for name in next(rows, [])]
         columns = {name.lower(): number for number, name in reversed(list(enumerate(header)))}
+        meant = name_in if is_ours(header) else str.strip
         file = _column(columns, file_names, header, what)
         label = _column(columns, label_names, header, what, needed=len(label_names) == 1)
         if file is None:
@@ -179,7 +185,7 @@ def _csv(text: str, file_names: Names, label_names: Names, what: str) -> Iterato
                 continue
             if len(row) != len(header):
                 raise DataError(f"{what}: line {rows.line_num} has {len(row)} fields, the header {len(header)}")
-            yield row[file].strip(), "" if label is None else row[label].strip()
+            yield meant(row[file]), "" if label is None else meant(row[label])
     except csv.Error as error:
         raise DataError(f"{what} is not CSV: {error}") from None
 
