@@ -48,13 +48,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def readme(name: str) -> str:
     text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"\[([^\]]*)\]\((?:src/[^)]*|CONTRIBUTING\.md)\)", r"\1", text)
+    text = re.sub(r"^\[!\[.*\n", "", text, flags=re.M)  # badges come from other hosts
+    return re.sub(r"\[([^\]]*)\]\((?:src/[^)]*|CONTRIBUTING\.md|CITATION\.cff|LICENSE)\)", r"\1", text)
 
 
 def commands() -> str:
-    from unmask.cli import _parser  # pyright: ignore[reportPrivateUsage]
+    from unmask.cli import grammar
 
-    _, found = _parser(False)
+    _, found = grammar()
     parts = ["# Command line\n\nEvery command answers `--help` with what stands here.\n"]
     for name, command in found.named.items():
         command.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=100)
@@ -82,8 +83,7 @@ def python() -> str:
     import unmask
 
     names = [name for name in unmask.__all__ if not name.startswith("_") and name not in ("Config", "errors")]
-    homes = unmask._HOME  # pyright: ignore[reportPrivateUsage]
-    return "# Python\n\n" + "\n".join(f"::: unmask.{homes[name]}.{name}\n" for name in names)
+    return "# Python\n\n" + "\n".join(f"::: unmask.{unmask.HOMES[name]}.{name}\n" for name in names)
 
 
 def exit_codes() -> str:

@@ -48,7 +48,7 @@ __all__ = [
     "write_report",
 ]
 
-_HOME = {
+HOMES = {
     "Config": "config.schema",
     "Model": "evaluate.inference",
     "Run": "api",
@@ -64,6 +64,7 @@ _HOME = {
     "write_predictions": "evaluate.output",
     "write_report": "overview",
 }
+"""Where each public name is defined, below `unmask.`."""
 
 
 def __getattr__(name: str) -> Any:
@@ -72,11 +73,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("unmask")
-    if name not in _HOME:
+    if name not in HOMES:
         raise AttributeError(f"module 'unmask' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"unmask.{_HOME[name]}"), name)
+    return getattr(import_module(f"unmask.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

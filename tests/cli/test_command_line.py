@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from runs import TINY_MODEL
-from unmask.cli import _parser, main
+from unmask.cli import grammar, main
 from unmask.config.load import load_config, recipe_names, to_dict
 from unmask.config.reference import as_markdown, as_recipe, every_key
 
@@ -54,11 +54,11 @@ WORDS: dict[str, tuple[list[str], list[list[str]]]] = {
 
 
 def parsed(name: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    options, rest = _parser(flat=False)[1].named[name].parse(words)
+    options, rest = grammar()[1].named[name].parse(words)
     return vars(options), rest
 
 
-@pytest.mark.parametrize("name", _parser(flat=False)[1].named)
+@pytest.mark.parametrize("name", grammar()[1].named)
 def test_options_and_settings_stand_in_any_order(name: str) -> None:
     words, options = WORDS[name]
     flat = [word for option in options for word in option]

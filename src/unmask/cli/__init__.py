@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # A file of the MindSpore model zoo comes with `--key value` for any of its keys, which argparse cannot know.
     flat = any(argument.partition("=")[0] == "--config_path" for argument in arguments)
-    parser, commands = _parser(flat)
+    parser, commands = grammar(flat)
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next: see `unmask completion`
         from argcomplete import autocomplete
 
@@ -74,8 +74,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser(flat: bool) -> tuple[argparse.ArgumentParser, Commands]:
-    """The grammar of the command line; `flat` where --config_path takes the place of RECIPE or MODEL."""
+def grammar(flat: bool = False) -> tuple[argparse.ArgumentParser, Commands]:
+    """The command line, and its commands by name; `flat` where --config_path takes the place of RECIPE or MODEL."""
     parser = argparse.ArgumentParser(
         prog="unmask",
         description="Masked-autoencoder pretraining of Vision Transformers and everything after it.",
