@@ -1,0 +1,113 @@
+"""Each example is run, on images made here and a model that was trained for two epochs."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pages import ROOT, SMALL
+from unmask.cli import main
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Blue pictures with a red square, and green ones with a red disc; masks; a pretrained model, a classifier."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    folder = tmp_path_factory.mktemp("examples")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:48, :48]
+    for kind, background in (("square", (30, 60, 200)), ("disc", (40, 180, 60))):
+        for part, count in (("labelled", 6), ("unlabelled", 8)):
+            for i in range(count):
+                cy, cx = rng.integers(14, 34, 2)
+                inside = (np.maximum(abs(y - cy), abs(x - cx)) if kind == "square" else np.hypot(y - cy, x - cx)) < 10
+                pixels = np.where(inside[:, :, None], (210, 40, 40), background) + rng.integers(-20, 20, (48, 48, 3))
+                name = f"{part}/{kind}/{i}.png" if part == "labelled" else f"{part}/{kind}{i}.png"
+                for root, image in ((folder, pixels.clip(0, 255)), (folder / "masks", inside)):
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(image.astype(np.uint8)).save(root / name)
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    data = f"data.train={folder}/labelled"
+    assert main(["pretrain", "mae-vit-tiny", data, *small, f"output={folder}/mae"]) == 0
+    probe = ["objective.head=probe", f"init={folder}/mae", data, *small, "train.epochs=0"]
+    assert main(["finetune", "finetune-vit-tiny", *probe, f"output={folder}/round1"]) == 0
+    return folder
+
+
+def run(name: str, *words: object, at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(at)
+    monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_an_image_is_its_own_nearest(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time from what was kept
+        words = ["mae", "unlabelled", "--like", "unlabelled/disc3.png", "--top", 3]
+        run("search.py", *words, at=work, monkeypatch=monkeypatch)
+        lines = capsys.readouterr().out.splitlines()[-3:]
+        assert lines[0].split() == ["1.000", "disc3.png"]
+
+
+def test_what_to_label_next(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run("label_next.py", "round1", "unlabelled", "--count", 4, at=work, monkeypatch=monkeypatch)
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert len({name for name, *_ in rows}) == 4
+    assert {guess for _, guess, _ in rows} <= {"square?", "disc?"}
+    choose = runpy.run_path(str(EXAMPLES / "label_next.py"))["choose"]
+    probabilities = np.array([[0.9, 0.1], [0.51, 0.49], [0.52, 0.48], [0.5, 0.5]], np.float32)
+    features = np.array([[1, 0], [1, 0.01], [0, 1], [1, 0]], np.float32)
+    assert choose(probabilities, features, 2) == [3, 2]  # the least certain, and what is least like it
+
+
+def test_masks_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("square", "disc"):
+        words = ["mae", f"labelled/{kind}", f"masks/labelled/{kind}", "unlabelled", "--out", f"found-{kind}"]
+        run("segment.py", *words, at=work, monkeypatch=monkeypatch)
+        names = [path.name for path in (work / f"found-{kind}").iterdir() if path.name.startswith(kind)]
+        found, true = (np.stack([np.asarray(Image.open(folder / name)) for name in names]) for folder in (
+            work / f"found-{kind}", work / "masks" / "unlabelled"
+        ))  # fmt: skip
+        assert len(names) == 8
+        assert (found & true).sum() / (found | true).sum() > 0.4
+
+
+def test_a_detector_learns(work: Path) -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    import torch
+
+    import unmask
+
+    detector = runpy.run_path(str(EXAMPLES / "detection.py"))["detector"]
+    with unmask.load(work / "mae") as loaded:
+        network = loaded.module
+    torch.manual_seed(0)
+    model = detector(network, 2, image_size=32, mean=[0.5] * 3, std=[0.25] * 3)
+    images = [torch.rand(3, 32, 32) for _ in range(2)]
+    targets = [{"boxes": torch.tensor([[8.0, 8, 24, 24]]), "labels": torch.tensor([1])} for _ in images]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(4):
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert network.pos_embed.grad is not None
+    boxes = model.eval()(images)[0]["boxes"]
+    assert boxes.shape[1] == 4
+
+
+def test_every_example_is_listed() -> None:
+    listed = re.findall(r"\]\(([\w./-]+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
+    assert {path.name for path in EXAMPLES.iterdir()} - {"README.md"} <= {Path(name).parts[0] for name in listed}
