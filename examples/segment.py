@@ -2,7 +2,8 @@
 
     python examples/segment.py runs/mae train train-masks new --out masks
 
-`train-masks` holds a mask for each image of `train`, of the same name and size, as PNG: each pixel the number of a class. How good that is on masks set aside, `unmask probe --segment` tells, with a classifier that is fitted with more care.
+`train-masks` holds a PNG for each image of `train`, of the same name and size: each pixel the number of its class. How
+good that is on masks set aside, `unmask probe --segment` tells, with a classifier that is fitted with more care.
 """
 
 from __future__ import annotations
