@@ -20,7 +20,14 @@ import yaml
 ROOT = Path(__file__).parents[2]
 ADDRESS = "https://example.org/owner/unmask"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BUILD = "import sys; from setuptools import build_meta as b; b.build_sdist(sys.argv[1]); b.build_wheel(sys.argv[1])"
+BUILD = """
+import sys
+from setuptools import build_meta
+folder = sys.argv[1]
+build_meta.build_sdist(folder)
+build_meta.build_wheel(folder)
+"""
+"""setuptools changes sys.argv as it goes."""
 
 
 @pytest.fixture(scope="module")
