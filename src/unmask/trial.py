@@ -138,7 +138,7 @@ def _set_aside(source: Source, seed: int) -> list[NDArray[np.int64]]:
 def _on(config: Config, more: float, epochs: float, output: Path) -> Config:
     """The run on part of the images, whose whole number is `more` times that: with as many updates."""
     changes: dict[str, dict[str, Any]] = {
-        "data": {"train": None, "val": None, "unlabelled": None, "exclude": None, "labels_per_class": None},
+        "data": dict.fromkeys(("train", "val", "val_group", "unlabelled", "exclude", "labels_per_class")),
         "evaluate": {"every": None, "train": None, "val": None},
         "objective": {"head": "probe"},
         "optimizer": {"warmup_epochs": config.optimizer.warmup_epochs * more},
