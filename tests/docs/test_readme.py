@@ -16,7 +16,6 @@ from pages import ROOT, SMALL, blocks, commands
 from unmask.cli import main
 from unmask.interchange import StoredModel, write_model
 
-
 TABLES = commands("docs/tables.md")
 """What the page about tables shows, with the models of the README."""
 
