@@ -79,6 +79,9 @@ class FakeEngine:
         bias = (self.ema or self.weights)["decoder_pred.bias"]
         return np.broadcast_to(bias, (len(batch), self.config.model.num_patches, len(bias))).copy()
 
+    def is_as_before(self, error: Exception) -> bool:
+        return False
+
     def state(self) -> EngineState:
         def copy(tensors: Tensors) -> Tensors:
             return {name: array.copy() for name, array in tensors.items()}

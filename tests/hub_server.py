@@ -83,6 +83,8 @@ class Hub(http.server.ThreadingHTTPServer):
         """METHOD /path of each."""
         self.break_after: list[int] = []
         """For each of the next downloads of a large file, after how many bytes the connection breaks."""
+        self.full = ""
+        """What is answered with 507, insufficient storage, such as `PUT /large/`: the begin of METHOD /path."""
 
     @property
     def url(self) -> str:
@@ -151,6 +153,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             (r"POST /api/validate-yaml", self._validate),
         ]
         try:
+            if self.server.full and f"{self.command} {path}".startswith(self.server.full):
+                raise _RefusedError(507, "", "no space left")
             for pattern, act in routes:
                 if match := re.fullmatch(pattern, f"{self.command} {path}"):
                     parts = {name: part and unquote(part) for name, part in match.groupdict().items()}

@@ -203,7 +203,9 @@ def run(
         from unmask.evaluate.evaluation import write_reconstruction
 
         pictures.append(folder / "reconstruction.png")
-        with load(folder, engine=config.engine, device=config.device) as model:
+        # The checkpoint may be of an earlier call, which allowed fewer.
+        allowed = {"data.max_bad_share": config.data.max_bad_share}
+        with load(folder, engine=config.engine, device=config.device, settings=allowed) as model:
             write_reconstruction(model, shown, pictures[-1], count=8)
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     if pictures:

@@ -76,6 +76,8 @@ class Findings:
     """Groups of copies or alike ones that are in several classes: one of them is mislabelled."""
     leaks: NDArray[np.int64]
     """Images that are, or are like, one of the other set."""
+    unseen: NDArray[np.int64]
+    """Of the other set, cannot be decoded: what is like them is not among the leaks."""
 
 
 def check(
@@ -111,11 +113,12 @@ def check(
     if records is None or (other is not None and others is None):
         return None
     with speaking():
-        return _find(source, records, others, smallest, job, out, against, data)
+        return _find(source, other, records, others, smallest, job, out, against, data)
 
 
 def _find(
     source: Source,
+    other: Source | None,
     records: Records,
     others: Records | None,
     smallest: int,
@@ -129,10 +132,10 @@ def _find(
     findings = _findings(records, thumbs, source.labels, theirs, smallest)
     excluded = _excluded(findings)
     try:
-        _write(source, records, findings, excluded, job, out, against, data)
+        _write(source, other, records, findings, excluded, job, out, against, data)
     except OSError as error:
         raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
-    _tell(source, records, findings, len(excluded), out)
+    _tell(source, other, records, findings, len(excluded), out)
     for folder in _PARTIAL:
         shutil.rmtree(out / folder, ignore_errors=True)
     return findings
@@ -218,7 +221,8 @@ def _findings(
     leaks = np.zeros(0, np.int64) if others is None else _leaks(records, thumbs, clear, seen, *others)
     nodata = good & (records["nodata"] > 0.5)
     broken, blank, tiny, nodata = (np.flatnonzero(found) for found in (~good, blank, tiny, nodata))
-    return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks)
+    unseen = np.zeros(0, np.int64) if others is None else np.flatnonzero(others[0]["broken"])
+    return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks, unseen)
 
 
 def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -258,6 +262,7 @@ def _excluded(findings: Findings) -> NDArray[np.int64]:
 
 def _write(
     source: Source,
+    other: Source | None,
     records: Records,
     findings: Findings,
     excluded: NDArray[np.int64],
@@ -280,10 +285,12 @@ def _write(
     content = {
         "images": len(source),
         "against": against,
+        "images_of_against": 0 if other is None else len(other),
         "left_out": LeftOut.of(source).counts(),
         **{key: named(getattr(findings, key)) for key in ("broken", "blank", "tiny", "nodata", "leaks")},
         **{key: make() for key, make in groups.items()},
-        "reasons": {name(row): reason_of(source, row, data) for row in findings.broken.tolist()},
+        "reasons": _reasons(source, findings.broken, data),
+        "broken_in_against": {} if other is None else _reasons(other, findings.unseen, data),
         "classes": _balance(source),
         **sides,
         "job": job,
@@ -316,6 +323,10 @@ def _quantiles(sides: NDArray[np.int32]) -> dict[str, int]:
     return {"min": low, "median": median, "max": high}
 
 
+def _reasons(source: Source, rows: NDArray[np.int64], data: DataConfig) -> dict[str, str]:
+    return {printable(source.name(row)): reason_of(source, row, data) for row in rows.tolist()}
+
+
 def reason_of(source: Source, row: int, data: DataConfig) -> str:
     """Why an image cannot be decoded."""
     try:
@@ -338,8 +349,8 @@ def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path, data: 
     contact_sheet(pictures, out, captions=names)
 
 
-def _tell(source: Source, records: Records, findings: Findings, excluded: int, out: Path) -> None:
-    def some(rows: Sequence[int]) -> str:
+def _tell(source: Source, other: Source | None, records: Records, findings: Findings, excluded: int, out: Path) -> None:
+    def some(rows: Sequence[int], source: Source = source) -> str:
         shown = ", ".join(printable(source.name(row)) for row in rows[:3])
         return shown + (", …" if len(rows) > 3 else "")
 
@@ -354,6 +365,8 @@ def _tell(source: Source, records: Records, findings: Findings, excluded: int, o
         rows.append(
             [what, sum(len(group) - 1 for group in groups), some([row for g in groups[:2] for row in g[:2].tolist()])]
         )
+    if other is not None:
+        rows.append(["broken in --against", len(findings.unseen), some(findings.unseen.tolist(), other)])
     table([row for row in rows if row[1]] or [["nothing found", 0, ""]], ["", "images", "such as"])
     classes = Counter(_balance(source))
     if classes:

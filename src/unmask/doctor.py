@@ -21,7 +21,7 @@ from unmask.config.schema import Config
 from unmask.data.decode.dicom import unread
 from unmask.engines import engine_kind, fast_precision
 from unmask.environment import cores, versions
-from unmask.errors import UnmaskError
+from unmask.errors import EngineError, UnmaskError
 from unmask.launch.plan import account_of, blank_batches
 from unmask.objectives.lejepa import AgreementSection
 from unmask.report.progress import progress, say, table
@@ -99,7 +99,10 @@ def tune(recipe: str, settings: Sequence[str], seconds: float = SECONDS) -> str:
     with progress("tune", total=len(counts) + len(sizes) - 1, unit="trial") as bar:
         best, threads = 0.0, counts[0]
         for count in counts:
-            rate = trial(count, sizes[0])
+            try:
+                rate = trial(count, sizes[0])
+            except (BrokenProcessPool, RuntimeError) as error:  # such as a lack of memory
+                raise EngineError(f"not even micro-batches of {sizes[0]} can be computed here: {_why(error)}") from None
             if rate > best * (PAYS if best else 1):
                 best, threads = rate, count
             bar.update()
@@ -112,7 +115,7 @@ def tune(recipe: str, settings: Sequence[str], seconds: float = SECONDS) -> str:
             try:
                 rate = trial(threads, size)
             except (UnmaskError, BrokenProcessPool, RuntimeError) as error:
-                say(f"micro-batches of {size}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                say(f"micro-batches of {size}: {_why(error)}")
                 break
             bar.update()
             if rate < best * PAYS:
@@ -157,6 +160,10 @@ def _apart(recipe: str, settings: Sequence[str], threads: int, seconds: float) -
     """`bench_step` in a process that begins with so many threads."""
     with _threads_set(threads), ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _hush) as pool:
         return pool.submit(bench_step, recipe, list(settings), seconds).result()
+
+
+def _why(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextmanager

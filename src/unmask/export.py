@@ -24,7 +24,7 @@ from unmask.engines.base import GraphRunner
 from unmask.errors import ConfigError, DataError, EngineError, UnmaskError
 from unmask.evaluate.bad_images import check_bad
 from unmask.evaluate.inference import Model, load
-from unmask.files import ASIDE, cause
+from unmask.files import ASIDE, cause, check_free
 from unmask.objectives.base import valid_rows
 
 OUTPUTS = ("logits", "features", "patch_features", "reconstruction")
@@ -78,8 +78,8 @@ def export(
     only): images on which a graph with int8 weights is compared with the fp32 one; the int8 one is written.
     `checkpoint` of a run, `settings`: see `load`.
 
-    Raises ConfigError for another suffix or output; EngineError without the engine that writes it, or if the file does
-    not give what the engine gives; the errors of `load`.
+    Raises ConfigError for another suffix or output, or where one of the two files is there already; EngineError without
+    the engine that writes it, or if the file does not give what the engine gives; the errors of `load`.
     """
     kinds = {name: engine_kind(name) for name in plugins.names(plugins.ENGINES)}
     writers = {suffix: (name, write) for name, kind in kinds.items() for suffix, write in kind.exports.items()}
@@ -89,6 +89,8 @@ def export(
         raise ConfigError(f"{out}: --int8 is for a name that ends in .onnx")
     if dtype not in (None, "uint8", "float32"):
         raise ConfigError(f"dtype={dtype} is none of uint8, float32")
+    described = out.with_suffix(".json")
+    check_free(out, described)
     engine, write = writers[out.suffix]
     with load(model, checkpoint, engine=engine, device="cpu", settings=settings) as loaded:
         chosen = _outputs(loaded, outputs)
@@ -110,7 +112,7 @@ def export(
                 folder = quantized.parent
             description = _description(loaded, first[1], run(first[1]), int8=int8 is not None)
             text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-            (folder / f"{out.stem}.json").write_text(text, encoding="utf-8")
+            (folder / described.name).write_text(text, encoding="utf-8")
             for written in folder.iterdir():  # weights beyond 2 GB have a file of their own
                 written.replace(out.with_name(written.name))
     return cost

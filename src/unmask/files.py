@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from unmask.errors import CheckpointError
+from unmask.errors import CheckpointError, ConfigError
 
 ASIDE = ".tmp-"
 """How the name of anything begins that is being written, or was when its process was killed."""
@@ -81,6 +82,29 @@ def written_aside(path: Path, *, cache: bool = False) -> Generator[Path]:
 
 
 @contextmanager
+def folder_written_aside(path: Path) -> Generator[Path]:
+    """A new folder beside `path` to write files to, which becomes `path`, durable, at the end; gone after an error.
+
+    `path` is not there yet, or an empty folder. Raises OSError, with the name of `path`.
+    """
+    there = aside(path)
+    try:
+        with naming(path):
+            shutil.rmtree(there, ignore_errors=True)  # left by a process that was killed
+            there.mkdir(parents=True)
+            yield there
+            for file in there.iterdir():
+                fsync(file)
+            fsync(there)
+            if path.is_dir():
+                path.rmdir()
+            there.replace(path)
+            fsync(path.parent)
+    finally:
+        shutil.rmtree(there, ignore_errors=True)
+
+
+@contextmanager
 def naming(path: Path) -> Generator[None]:
     """An OSError from within says that it is about `path`: the system names no file when it cannot write to one."""
     try:
@@ -88,6 +112,13 @@ def naming(path: Path) -> Generator[None]:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
+
+
+def check_free(*paths: Path) -> None:
+    """Raise ConfigError where one of these is there already, but for an empty folder: nothing is overwritten."""
+    for path in paths:
+        if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+            raise ConfigError(f"{path} is there already; name another, or remove it")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ from unmask.data.sources.subset import BothSource
 from unmask.engines import create_engine, joined, with_precision
 from unmask.engines.base import Engine, StepResult
 from unmask.environment import git_state, launched, versions
-from unmask.errors import ConfigError, DataError, TrainingError
+from unmask.errors import CheckpointError, ConfigError, DataError, TrainingError
 from unmask.evaluate.features import features_by
 from unmask.evaluate.measure import measure, shown
 from unmask.evaluate.online import FeatureEvaluation
@@ -199,6 +199,7 @@ def train(
                 config.evaluate, embed, val or source, dtype=config.data.dtype, seed=config.seed
             )
         skipped = 0 if checkpoint is None else checkpoint.meta.get("skipped_in_a_row", 0)
+        unevaluated = checkpoint is not None and checkpoint.meta.get("unevaluated", False)
         return _Loop(
             config,
             objective,
@@ -216,6 +217,7 @@ def train(
             rank,
             world,
             skipped,
+            unevaluated,
         ).run(start)
 
 
@@ -258,6 +260,8 @@ class _Loop:
     world: int
     skipped_in_a_row: int
     """Updates up to here that were skipped for a gradient that was not finite."""
+    unevaluated: bool
+    """An evaluation was due where an earlier call ended, which did not come to it."""
 
     def __post_init__(self) -> None:
         self.unread: list[tuple[int, float, StepResult]] = []
@@ -272,6 +276,7 @@ class _Loop:
         self.data_wait = self.between = 0.0
         self.waits = np.zeros((2, self.world))
         self.steps_heard = self.done = self.saved = 0
+        self.metric: float | None = None
 
     def run(self, start: int) -> dict[str, float]:
         with ExitStack() as stack:
@@ -282,28 +287,11 @@ class _Loop:
             batches = stack.enter_context(closing(self.batches(start_step=start, stop_step=stop)))
             self.read_at = self.step_ended = time.monotonic()
             self.done = self.saved = start
-            for step, micro_batches in enumerate(self._waited_for(batches, bar), start + 1):
-                self._step(step, micro_batches)
-                evaluate = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
-                evaluate = evaluate or self.plan.is_due(self.plan.features_every, step)
-                save = evaluate or self.plan.is_due(self.plan.checkpoint_every, step)
-                read = save or len(self.unread) >= self.config.train.log_every or step == start + 1 or self._is_time()
-                if read:
-                    self._read(bar)
-                metric = self._evaluate(step) if evaluate else None
-                self._say_to_others(request)
-                stop = len(self.said) > self.delay and self._hear(request)
-                if stop and not read:
-                    self._read(bar)
-                if save or stop:
-                    self._save(step, metric=metric)
-                if stop:
-                    break
-            if not self.plan.total:
-                has_figures = self.val is not None or self.features is not None
-                self._save(0, metric=self._evaluate(0) if has_figures else None)
-            while self.said:
-                self._hear(request)
+            try:
+                self._steps(start, batches, bar, request)
+            except Exception as error:
+                self._keep(error, bar)
+                raise
             if self.output is not None:
                 self.output.store.wait()
             self.gaps.tell()
@@ -312,6 +300,38 @@ class _Loop:
             else:
                 say(_IS_SAVED)
         return self.latest
+
+    def _steps(self, start: int, batches: Iterator[list[Batch]], bar: Bar, request: interrupts.Request) -> None:
+        if self.unevaluated and self._is_evaluated(start):
+            self._evaluate(start)
+            self._save(start, replace=True)
+        for step, micro_batches in enumerate(self._waited_for(batches), start + 1):
+            self._step(step, micro_batches)
+            self.unevaluated = self._is_evaluated(step)
+            save = self.unevaluated or self.plan.is_due(self.plan.checkpoint_every, step)
+            read = save or len(self.unread) >= self.config.train.log_every or step == start + 1 or self._is_time()
+            if read:
+                self._read(bar)
+            if self.unevaluated:
+                self._evaluate(step)
+            self._say_to_others(request)
+            stop = len(self.said) > self.delay and self._hear(request)
+            if stop and not read:
+                self._read(bar)
+            if save or stop:
+                self._save(step)
+            if stop:
+                break
+        if not self.plan.total:
+            if self.val is not None or self.features is not None:
+                self._evaluate(0)
+            self._save(0)
+        while self.said:
+            self._hear(request)
+
+    def _is_evaluated(self, step: int) -> bool:
+        by_val = self.val is not None and self.plan.is_due(self.plan.eval_every, step)
+        return by_val or self.plan.is_due(self.plan.features_every, step)
 
     def _is_time(self) -> bool:
         """Whether nothing was read for a while, so that what is shown moves however long a step takes.
@@ -369,28 +389,30 @@ class _Loop:
         self.unread.append((step, lr, self.engine.train_step(micro_batches, hyper)))
         self.step_ended, self.done = time.monotonic(), step
 
-    def _waited_for(self, batches: Iterator[list[Batch]], bar: Bar) -> Iterator[list[Batch]]:
+    def _waited_for(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
         begun = time.monotonic()
-        try:
-            for micro_batches in batches:
-                self.data_wait = time.monotonic() - begun
-                yield micro_batches
-                begun = time.monotonic()
-        except DataError:
-            self._keep(bar)
-            raise
+        for micro_batches in batches:
+            self.data_wait = time.monotonic() - begun
+            yield micro_batches
+            begun = time.monotonic()
 
-    def _keep(self, bar: Bar) -> None:
-        """Save what was computed, for a run whose images cease to come.
+    def _keep(self, error: Exception, bar: Bar) -> None:
+        """Save what was computed, for a run that ends because images cease to come, or another process is lost.
 
-        Of several processes the others are in the next step already, and would not take part.
+        Of several processes the others are in the next step already, or gone: the first saves alone, what is whole
+        in it. Where the network is shared out that is nothing.
         """
-        if self.world == 1 and self.done > self.saved:
+        images_ended = isinstance(error, DataError) and not (self.world > 1 and self.config.train.shard)
+        if self.output is None or self.done <= self.saved or not (images_ended or self.engine.is_as_before(error)):
+            return
+        try:
             if self.unread:
                 self._read(bar)
             self._save(self.done)
-            if self.output is not None:
-                self.output.store.wait()
+            self.output.store.wait()
+        except CheckpointError as failed:  # what ended the run comes first
+            say(f"not saved: {failed}")
+        else:
             say(_IS_SAVED)
 
     def _read(self, bar: Bar) -> None:
@@ -433,8 +455,8 @@ class _Loop:
                 "train.precision=fp32, and start anew with another output=FOLDER"
             )
 
-    def _evaluate(self, step: int) -> float | None:
-        """Log the numbers on data.val and of the features; returns the one by which a checkpoint is the best.
+    def _evaluate(self, step: int) -> None:
+        """Log the numbers on data.val and of the features; `metric` is the one by which a checkpoint is the best.
 
         Higher is better: accuracy, else the negative loss on data.val, else the accuracy of k-NN.
         """
@@ -452,8 +474,10 @@ class _Loop:
         say(f"step {step}: " + "  ".join(f"val {name} {value:.4f}" for name, value in values.items()))
         self._call_back(step, named)
         if "loss" in values:
-            return values.get("top1", -values["loss"])
-        return values.get("knn_top1") if self.val is None else None
+            self.metric = values.get("top1", -values["loss"])
+        elif self.val is None:
+            self.metric = values.get("knn_top1")
+        self.unevaluated = False
 
     def _mean_waits(self) -> dict[str, list[float]]:
         """Seconds a step since the last look that each process waited: for its data, and for the others to be ready.
@@ -468,8 +492,9 @@ class _Loop:
         for callback in self.callbacks:
             self.enough |= bool(callback(step, values))
 
-    def _save(self, step: int, *, metric: float | None = None) -> None:
+    def _save(self, step: int, *, replace: bool = False) -> None:
         state, self.saved = self.engine.state(), step
+        metric, self.metric = self.metric, None
         if self.output is None:
             return
         meta = {
@@ -479,9 +504,9 @@ class _Loop:
             "skipped_in_a_row": self.skipped_in_a_row,
             "versions": versions(),
             "log": self.output.log.written(),
-        }
+        } | ({"unevaluated": True} if self.unevaluated else {})
         self.output.log.flush()
-        self.output.store.save(Checkpoint(step, state, meta), metric=metric)
+        self.output.store.save(Checkpoint(step, state, meta), metric=metric, replace=replace)
         self.read_at = time.monotonic()
 
     def _title(self) -> str:

@@ -149,11 +149,15 @@ def test_reconstruct_draws_a_grid(mae: Path, photos: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("to", "name"), [("facebook", "mae.pth"), ("transformers", "mae")])
-def test_convert_and_use_the_result(mae: Path, photos: Path, tmp_path: Path, to: str, name: str) -> None:
+def test_convert_and_use_the_result(
+    mae: Path, photos: Path, tmp_path: Path, to: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["convert", str(mae), str(tmp_path / name), "--to", to]) == 0
     settings = {"data.mean": [0.1307], "data.std": [0.3081]}
     converted = unmask.load(tmp_path / name, device="cpu", settings=settings)
     np.testing.assert_allclose(converted.embed(photos), unmask.load(mae, device="cpu").embed(photos), atol=1e-5)
+    assert main(["convert", str(mae), str(tmp_path / name), "--to", to]) == 2, "nothing is overwritten"
+    assert f"{name} is there already; name another, or remove it" in capsys.readouterr().err
 
 
 def test_any_checkpoint_of_a_run_is_used(

@@ -121,6 +121,16 @@ def test_mistakes_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("there", ["m.onnx", "m.json"])
+def test_nothing_is_overwritten(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    (tmp_path / there).write_text("mine")
+    assert main(["export", str(classifier), str(tmp_path / "m.onnx")]) == 2
+    assert f"{there} is there already; name another, or remove it" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(there, "mine")]
+
+
 @pytest.mark.parametrize(
     ("recipe", "output", "shape"), [("mae-vit-tiny", "features", 32), ("finetune-vit-tiny", "logits", 10)]
 )

@@ -225,6 +225,23 @@ def test_what_cannot_be_written_is_one_line(
     assert not uploads(hub)
 
 
+def test_an_upload_that_fails_midway_leaves_nothing_half_there(
+    hub: Hub, mae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, hub.full in (("someone/one", "PUT /large/"), ("someone/two", "POST /api/models/someone/two/commit/")):
+        assert main(["push", str(mae), f"hf://{name}"]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(rf"hf://{name} cannot be written: .*507.*the same command fills it$", line), line
+        assert hub.repos[name].messages == ["first"]
+    hub.full = ""
+    assert main(["push", str(mae), "hf://someone/two"]) == 0
+    hub.full = "POST /api/models/someone/two/commit/"
+    before = hub.repos["someone/two"].branches["main"]
+    assert main(["push", str(mae), "hf://someone/two", "--to", "facebook"]) == 4
+    assert "is empty" not in capsys.readouterr().err
+    assert hub.repos["someone/two"].branches["main"] == before
+
+
 def test_a_model_that_a_format_has_no_place_for(hub: Hub, mae: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--set", "model.patch_size=14"]
     assert main(["push", str(mae), "hf://someone/digits", "--to", "transformers", *settings]) == 4

@@ -59,8 +59,8 @@ def test_a_classifier_without_its_data_has_a_thousand_classes(capsys: pytest.Cap
         (["mae-vit-tiny", *SMALL, "model.dept=3", "--check", "1x8"], "did you mean model.depth"),
         (["probe-vit-tiny", *SMALL, "--check", "1x8"], "trains its head on the host; it cannot be planned"),
         (
-            ["mae-vit-tiny", *SMALL[:-3], "model.width=2048", "train.batch_size=2097152", "--check", "1x8"],
-            "set train.activation_checkpointing=true or train.accumulate=2 or train.shard=true",
+            ["mae-vit-tiny", *SMALL[:-3], "model.width=65536", "train.batch_size=8", "--check", "1x1"],
+            "no setting makes it fit; take more cards",
         ),
     ],
 )
@@ -69,3 +69,12 @@ def test_what_cannot_be_is_one_line(words: list[str], message: str, capsys: pyte
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_step_that_does_not_fit_fits_with_the_settings_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "mae-vit-tiny", *SMALL[:-3], "model.width=2048", "train.batch_size=786432", "--check", "1x3"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    advice = error.partition("a tenth of it kept free: set ")[2].split()
+    assert "train.activation_checkpointing=true" in advice, error
+    assert main([*words, *advice]) == 0, capsys.readouterr().err

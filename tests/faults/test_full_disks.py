@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -136,6 +138,18 @@ def victim(folder: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
+def push(folder: Path) -> dict[str, Any]:
+    """To a hub on loopback, with what is sent put together on a full disk."""
+    from hub_server import TOKEN, connect, serving
+
+    with pytest.MonkeyPatch.context() as patch, serving(folder / "hub") as hub, Disk(8192):
+        connect(patch, hub, folder / "cache")
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr(tempfile, "tempdir", "small")
+        found = run(["push", "mae", "hf://someone/new"])
+        return {**found, "left": sorted(path.name for path in Path("small").iterdir()), "repos": list(hub.repos)}
+
+
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -158,6 +172,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(names: Sequence[str], tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    pushed = found.pop("push")
+    assert pushed["code"] == 4, pushed
+    assert re.search("No space left on device.*TMPDIR=FOLDER names another place", pushed["err"]), pushed
+    assert pushed["err"].count("\n") == 1, pushed
+    assert (pushed["left"], pushed["repos"]) == (["earlier"], []), pushed
     for name in names:
         whole, *full = found[name]
         assert whole["code"] == 0, whole
@@ -183,7 +202,7 @@ def script(folder: Path, names: Sequence[str]) -> None:
         ["finetune", "finetune-vit-tiny", *TRAIN, "augment.policy=null", "output=classifier"],
     ):
         assert run(words)["code"] == 0
-    print(json.dumps({name: victim(folder, name) for name in names}))
+    print(json.dumps({**{name: victim(folder, name) for name in names}, "push": push(folder)}))
 
 
 if __name__ == "__main__":

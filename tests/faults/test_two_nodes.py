@@ -113,7 +113,7 @@ def test_a_node_that_is_cut_off_is_found_and_the_run_goes_on_exactly(
     again = [node.launch(engine, *cut, cwd=tmp_path / node.name) for node in nodes]
     said = [ranks.end() for ranks in again]
     assert [ranks.launcher.returncode for ranks in again] == [0, 0], said
-    assert re.search(r"2 processes, resumed after step \d*[02468]0\n", "".join(said)), said
+    assert re.search(r"2 processes, resumed after step \d+\n", "".join(said)), said
     (whole := tmp_path / "whole").mkdir()
     ranks = launch(engine, *run, "output=run", f"engine={engine}", cwd=whole)
     said = ranks.end()

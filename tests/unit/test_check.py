@@ -63,7 +63,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_fault_is_found_and_nothing_else(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(photos), "--out", str(tmp_path / "out")]) == 0
+    assert main(["check", str(photos), "--out", str(tmp_path / "out"), "--set", "data.max_bad_share=0.1"]) == 0
     found = json.loads((tmp_path / "out" / "check.json").read_text("utf-8"))
     assert found["images"] == 28
     assert found["broken"] == ["b/broken.jpg", "b/text.png"]

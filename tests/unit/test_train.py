@@ -22,8 +22,16 @@ from unmask.checkpoint.store import CheckpointStore, load_newest
 from unmask.config.load import check_config, to_dict
 from unmask.config.schema import Config
 from unmask.data.loader.spikes import Spikes
-from unmask.data.sources import open_source
-from unmask.errors import CheckpointError, ConfigError, DataError, EngineError, TrainingError, UnmaskError
+from unmask.data.sources import Source, open_source
+from unmask.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EngineError,
+    StorageError,
+    TrainingError,
+    UnmaskError,
+)
 from unmask.files import RunLock
 from unmask.interrupts import Interrupted, command_line
 from unmask.report.log import read_log
@@ -373,8 +381,56 @@ def test_too_many_bad_files_stop_the_run_and_are_listed(photos: Path, tmp_path: 
     with pytest.raises(DataError, match=r"bad_files\.txt"):
         train(make_config(photos), tmp_path / "run")
     assert (tmp_path / "run" / "bad_files.txt").read_text().startswith("cat/3.png\t")
-    train(make_config(photos, data={"max_bad_share": 0.1}), tmp_path / "other")
+    logged = len(read_log(tmp_path / "run" / "metrics.jsonl"))
+    with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
+        assert store.steps() == [logged], "what was computed is saved"
+    allowed = make_config(photos, data={"max_bad_share": 0.1})
+    train(allowed, tmp_path / "other")
     assert read_log(tmp_path / "other" / "metrics.jsonl")[-1]["step"] == 10
+    train(allowed, tmp_path / "run")
+    assert files_of(tmp_path / "run", "metrics.jsonl") == files_of(tmp_path / "other", "metrics.jsonl")
+
+
+class Unreliable:
+    """Images of a disk that fails when it is told to."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.fails = source, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Any:
+        if self.fails:
+            raise StorageError("the disk is gone")
+        return self.source.read(index)
+
+
+def files_of(run: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.glob(pattern) if path.is_file()}
+
+
+def test_an_evaluation_that_fails_is_made_up_for(photos: Path, tmp_path: Path) -> None:
+    config = make_config(photos, "classify", train={"eval_every": 1})
+    val = Unreliable(open_source(str(photos), key="data.val", labels=True))
+    train(config, tmp_path / "whole", val_images=val)
+
+    def fail(step: int, values: Mapping[str, float]) -> None:
+        val.fails = step == 4
+
+    with pytest.raises(StorageError, match="the disk is gone"):
+        train(config, tmp_path / "run", val_images=val, callbacks=[fail])
+    with CheckpointStore(tmp_path / "run" / "checkpoints", keep=2) as store:
+        assert store.steps()[-1] == 4, "what was computed is saved"
+    with pytest.raises(StorageError, match="the disk is gone"):
+        train(config, tmp_path / "run", val_images=val)
+    val.fails = False
+    train(config, tmp_path / "run", val_images=val)
+    for pattern in ("metrics.jsonl", "checkpoints/*/*"):
+        assert files_of(tmp_path / "run", pattern) == files_of(tmp_path / "whole", pattern)
 
 
 def test_features_are_judged_while_pretraining(photos: Path, tmp_path: Path) -> None:

@@ -56,15 +56,16 @@ class CheckpointStore:
         for left_over in root.glob(f"{ASIDE}*"):
             shutil.rmtree(left_over, ignore_errors=True)
 
-    def save(self, checkpoint: Checkpoint, *, metric: float | None = None) -> None:
+    def save(self, checkpoint: Checkpoint, *, metric: float | None = None, replace: bool = False) -> None:
         """Write a checkpoint in the background; the arrays of its state must not change any more.
 
-        metric: higher is better; the best is never pruned. A step that is there already, undamaged, stays as it is.
+        metric: higher is better; the best is never pruned. A step that is there already, undamaged, stays as it is,
+        unless `replace`.
         Raises CheckpointError for the previous save.
         """
         state_json = encode_state(checkpoint, metric)
         self.wait()
-        self._pending = self._writer.submit(self._write, checkpoint.step, checkpoint.state, state_json)
+        self._pending = self._writer.submit(self._write, checkpoint.step, checkpoint.state, state_json, replace)
 
     def wait(self) -> None:
         """Return when all is durable. Raises the CheckpointError of the last save, once."""
@@ -94,11 +95,11 @@ class CheckpointStore:
         self.wait()
         return load_newest(self.root)
 
-    def _write(self, step: int, state: EngineState, state_json: bytes) -> None:
+    def _write(self, step: int, state: EngineState, state_json: bytes, replace: bool) -> None:
         folder = self.root / folder_name(step)
         unfinished = aside(folder)
         try:
-            if not _is_good(folder):
+            if replace or not _is_good(folder):
                 if unfinished.exists():
                     shutil.rmtree(unfinished)
                 write_folder(unfinished, state, state_json)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from unmask.data.stats import Stats
 
 STATS = ["channel", "mean", "std"]
-STATS_KEYS = ("model.channels", "data.dtype", "data.range", "data.nodata", "data.frame", "data.max_pixels")
-CHECK_KEYS = ("data.nodata", "data.frame", "data.max_pixels")
-PACK_KEYS = CHECK_KEYS
+PACK_KEYS = ("data.nodata", "data.frame", "data.max_pixels")
+CHECK_KEYS = (*PACK_KEYS, "data.max_bad_share")
+STATS_KEYS = ("model.channels", "data.dtype", "data.range", *CHECK_KEYS)
 """What `--set` may name where there is no model."""
 
 
@@ -85,8 +85,8 @@ def _add_stats(commands: Commands) -> None:
     sub.add_argument("images", metavar="FOLDER", help="or anything else that data.train may name")
     shared.add_set(
         sub,
-        "model.channels, data.dtype (default: those of the first image), data.range, data.nodata, data.frame or "
-        "data.max_pixels",
+        "model.channels, data.dtype (default: those of the first image), data.range, data.nodata, data.frame, "
+        "data.max_pixels or data.max_bad_share",
     )
     sub.add_argument("--out", metavar="FILE.json", help="keep the result; interrupted, the same command goes on")
     shared.add_share(sub)
@@ -94,6 +94,7 @@ def _add_stats(commands: Commands) -> None:
 
 def stats(options: Namespace) -> dict[str, Any] | None:
     from unmask.config.load import read_settings
+    from unmask.data.loader.bad_files import check_share
     from unmask.data.sources import open_source
     from unmask.data.stats import measure
     from unmask.report.progress import speaking
@@ -115,6 +116,7 @@ def stats(options: Namespace) -> dict[str, Any] | None:
         return None
     with speaking():
         _tell_stats(found, data)
+    check_share(len(found.bad), found.count + len(found.bad), data.max_bad_share, lambda: found.bad[0])
     names = ("channels", "dtype", "count", "mean", "std", "lowest", "highest", "nodata_share", "heights", "widths")
     return {name: getattr(found, name) for name in names} | {"bad": found.bad, "mostly_nodata": found.mostly_nodata}
 
@@ -165,7 +167,7 @@ def _add_check(commands: Commands) -> None:
         metavar="PIXELS",
         help="a shorter side below this is tiny (default 32)",
     )
-    shared.add_set(sub, "data.nodata, data.frame or data.max_pixels")
+    shared.add_set(sub, "data.nodata, data.frame, data.max_pixels or data.max_bad_share")
     sub.add_argument(
         "--out",
         type=kinds.place,
@@ -180,16 +182,26 @@ def check(options: Namespace) -> dict[str, Any] | None:
     from unmask.check import CHECK
     from unmask.check import check as look_at_all
     from unmask.config.load import read_settings
+    from unmask.data.loader.bad_files import check_share
 
+    data = read_settings(options.set, CHECK_KEYS, "unmask check")[0].data
     found = look_at_all(
         options.images,
         options.out,
         against=options.against,
         smallest=options.smallest,
-        data=read_settings(options.set, CHECK_KEYS, "unmask check")[0].data,
+        data=data,
         share=options.share,
     )
-    return None if found is None else json.loads((options.out / CHECK).read_text(encoding="utf-8"))
+    if found is None:
+        return None
+    known = json.loads((options.out / CHECK).read_text(encoding="utf-8"))
+    for images, why, where in (("images", "reasons", ""), ("images_of_against", "broken_in_against", "--against: ")):
+        broken = known[why]
+        such_as = [f"{name}: {reason}" for name, reason in broken.items()][:1]
+        said = f"{options.out} is written, but {where}"
+        check_share(len(broken), known[images], data.max_bad_share, lambda such=such_as: such[0], said)
+    return known
 
 
 COMMANDS = (_add_pack, _add_stats, _add_check)

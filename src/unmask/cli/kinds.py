@@ -71,6 +71,8 @@ def positive(text: str) -> float:
 
 
 def place(text: str) -> Path:
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name that a file can have")
     if "://" in text:
         raise argparse.ArgumentTypeError(f"{text} is a URL; name a file or folder here, and copy it")
     return Path(text)

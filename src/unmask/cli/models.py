@@ -19,10 +19,12 @@ def _add_convert(commands: Commands) -> None:
 
 
 def convert(options: Namespace) -> None:
+    from unmask.files import check_free
     from unmask.interchange import read_model, write_model
     from unmask.interchange.completion import completed
     from unmask.report.progress import say
 
+    check_free(options.out)
     found = completed(read_model(options.model, options.checkpoint), options.model, options.set)
     write_model(options.to, options.out, found)
     say(f"{options.model} ({found.format}) -> {options.out} ({options.to}), {found.kind}")

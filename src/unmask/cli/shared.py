@@ -10,7 +10,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.cli import kinds
@@ -207,7 +206,7 @@ def add_labelled(sub: ArgumentParser) -> None:
     add_flip(sub)
     sub.add_argument(
         "--cache",
-        type=Path,
+        type=kinds.place,
         metavar="FOLDER",
         help="keep the features there, for the same command when interrupted and for others on the same images",
     )

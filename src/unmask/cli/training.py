@@ -85,7 +85,7 @@ def _add_replay(commands: Commands) -> None:
     sub.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, which is only read")
     sub.add_argument("--step", type=kinds.count, required=True, metavar="N", help="counted from 1, as in metrics.jsonl")
     sub.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
+        "--out", type=kinds.place, metavar="FOLDER", help="for step.json, images.txt, batch.png (default RUN/replay-N)"
     )
 
 

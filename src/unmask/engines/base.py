@@ -121,6 +121,11 @@ class Engine(Protocol):
         """As `sum`, but only begun: what is returned waits for it and gives it. Sums end in the order they begin."""
         ...
 
+    def is_as_before(self, error: Exception) -> bool:
+        """Whether `error`, out of a step or a sum, is the loss of another process, and what this process holds is still
+        the whole state of the last step that was done."""
+        ...
+
     def state(self) -> EngineState:
         """A copy on the host; later steps do not change it. Of several processes each must call this, and the first
         gets it; what the others get is empty."""

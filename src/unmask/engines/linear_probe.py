@@ -77,6 +77,9 @@ class LinearProbeEngine:
 
     # --- state ---
 
+    def is_as_before(self, error: Exception) -> bool:
+        return False  # the statistics may have followed the step
+
     def state(self) -> EngineState:
         tensors = self.backbone | {name: tensor.copy() for name, tensor in self.head.items()}
         return EngineState(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from unmask.data.decode.raster import why_bad
+from unmask.data.loader.bad_files import check_share
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
-from unmask.errors import DataError
 from unmask.evaluate.inference import Model
 
 
 def check_bad(model: Model, source: Source, bad: int, said: str = "") -> None:
     """Raise DataError where more images could not be decoded than `data.max_bad_share` allows. `said` comes first."""
-    most = model.config.data.max_bad_share
-    if bad > most * len(source):
-        raise DataError(
-            f"{said}{bad} of {len(source)} images ({bad / len(source):.2%}) cannot be decoded, more than "
-            f"data.max_bad_share={most}{_such_as(model, source)}; --set data.max_bad_share=1 accepts any number"
-        )
+    check_share(bad, len(source), model.config.data.max_bad_share, lambda: _such_as(model, source), said)
 
 
 def line_of(model: Model, source: Source, index: int) -> str:
@@ -27,7 +22,7 @@ def line_of(model: Model, source: Source, index: int) -> str:
 def _such_as(model: Model, source: Source) -> str:
     for index in range(len(source)):
         if why := _why(model, source, index):
-            return f", such as {printable(source.name(index))}: {why}"
+            return f"{printable(source.name(index))}: {why}"
     return ""
 
 

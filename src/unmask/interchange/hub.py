@@ -138,23 +138,26 @@ def check_upload(name: str, *, private: bool) -> frozenset[str] | None:
     return frozenset(file.rfilename for file in info.siblings or [])
 
 
-def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
-    """Send all files of `folder` in one commit, creating the repository where there is none; returns the commit.
+def upload(folder: Path, name: str, *, create: bool, private: bool, message: str) -> str:
+    """Send all files of `folder` in one commit, to a repository that is to be created or there; returns the commit.
 
     What is in the repository under other names stays there. A file that the hub has is not sent again. Raises
-    CheckpointError.
+    CheckpointError; what was sent by then belongs to no commit, and nobody sees it.
     """
     place, api = _repository(name), _api(name)
     from huggingface_hub import CommitOperationAdd
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    left = ""
     try:
-        api.create_repo(place.repo, private=private or None, exist_ok=True)
+        if create:
+            api.create_repo(place.repo, private=private or None, exist_ok=True)
+            left = "; the repository was created and is empty, and the same command fills it"
         operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
         with _bars_on_terminals_alone():
             return api.create_commit(place.repo, operations, commit_message=message, revision=place.revision).oid
     except Exception as error:
-        raise CheckpointError(f"{place} cannot be written: {_reason(place, error, write=True)}") from error
+        raise CheckpointError(f"{place} cannot be written: {_reason(place, error, write=True)}{left}") from error
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from safetensors import SafetensorError
+
 from unmask.checkpoint.folder import CHECKSUMS, folder_step, read_meta
 from unmask.checkpoint.store import Choice, read_chosen
 from unmask.config.load import Settings
@@ -56,7 +58,8 @@ def push(
             (folder / CARD).write_text(text, encoding="utf-8")
         else:
             say(f"{place} has a {CARD}, which stays as it is; --overwrite-card replaces it")
-        commit = upload(folder, name, private=private, message=message or f"Add {found.kind} ({format})")
+        message = message or f"Add {found.kind} ({format})"
+        commit = upload(folder, name, create=there is None, private=private, message=message)
     return str(HubName(place.repo, commit, file)), format
 
 
@@ -91,6 +94,10 @@ def _write(folder: Path, model: StoredModel, formats: Sequence[Format], source: 
         try:
             write_model(format, inside / _FILES.get(format, ""), model)
         except CheckpointError as error:
+            if isinstance(error.__cause__, OSError | SafetensorError | RuntimeError):  # not that it has no place
+                raise CheckpointError(
+                    f"{error}; what is sent is put together there, and TMPDIR=FOLDER names another place"
+                ) from error
             refused.append(f"{format}: {error}")
         else:
             return format, inside

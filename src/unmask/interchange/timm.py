@@ -20,7 +20,7 @@ from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, read_bytes, write_text, written_aside
+from unmask.files import cause, folder_written_aside, parse_json, read_bytes
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
@@ -141,10 +141,9 @@ def write_timm(folder: Path, model: StoredModel) -> None:
             "%s: timm itself opens images of 8 bits and 1 or 3 channels, not %s of %d", folder, dtype, checked.channels
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder / "model.safetensors") as aside:
-            write_tensors(aside, _theirs(checked, weights), metadata={"format": "pt"})
-        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        with folder_written_aside(folder) as aside:
+            write_tensors(aside / "model.safetensors", _theirs(checked, weights), metadata={"format": "pt"})
+            (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8", newline="\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
 

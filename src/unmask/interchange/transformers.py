@@ -20,7 +20,7 @@ from unmask.checkpoint.tensors import read_tensors, write_tensors
 from unmask.config.schema import ModelConfig
 from unmask.engines.base import Tensors
 from unmask.errors import CheckpointError
-from unmask.files import cause, parse_json, read_bytes, write_text, written_aside
+from unmask.files import cause, folder_written_aside, parse_json, read_bytes
 from unmask.interchange.adapt import interpolate_position_embedding
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
@@ -149,14 +149,13 @@ def write_transformers(folder: Path, stored: StoredModel) -> None:
     if unsaid:
         log.warning("%s: %s", folder / FILE, unsaid if processor else f"not written: {unsaid}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder / "model.safetensors") as aside:
-            write_tensors(aside, tensors, metadata={"format": "pt"})  # from_pretrained asks for it
-        for name, content in (("config.json", config), (FILE, processor)):
-            if content is None:
-                (folder / name).unlink(missing_ok=True)
-                continue
-            write_text(folder / name, json.dumps(content, indent=2) + "\n")
+        with folder_written_aside(folder) as aside:
+            # from_pretrained asks for the metadata.
+            write_tensors(aside / "model.safetensors", tensors, metadata={"format": "pt"})
+            for name, content in (("config.json", config), (FILE, processor)):
+                if content is not None:
+                    text = json.dumps(content, indent=2) + "\n"
+                    (aside / name).write_text(text, encoding="utf-8", newline="\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {cause(error)}") from error
 

@@ -7,7 +7,7 @@ names; measure one step on one card, give its share with `mfu`, and the rest of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,11 +126,10 @@ def plan(
         say(f"not {', '.join(impossible)}: train.batch_size={train.batch_size} cannot be shared among so many")
     for line in _assumptions(config, card, asked, mfu):
         say(line)
-    needed, there = asked.account.peak_bytes / 1e9, CARDS[card].memory / 1e9
-    if needed > (1 - RESERVE) * there:
+    if not _fits(asked.account, card):
         raise ConfigError(
-            f"a step takes {needed:.1f} GB of a card, {card} has {there:.0f}, a tenth of it kept free: "
-            f"set {' or '.join(_remedies(config))}"
+            f"a step takes {asked.account.peak_bytes / 1e9:.1f} GB of a card, {card} has "
+            f"{CARDS[card].memory / 1e9:.0f}, a tenth of it kept free: {_remedy(config, asked.world, card)}"
         )
 
 
@@ -292,9 +291,31 @@ def _assumptions(config: Config, card: str, asked: Step, mfu: float) -> list[str
     ]
 
 
-def _remedies(config: Config) -> list[str]:
-    """Settings that take less memory and are not set."""
-    ways = [] if config.train.activation_checkpointing else ["train.activation_checkpointing=true"]
-    ways += [f"train.accumulate={2 * config.train.accumulate}"]
-    ways += [] if config.train.shard else ["train.shard=true"]
-    return ways
+def _fits(account: Account, card: str) -> bool:
+    return account.peak_bytes <= (1 - RESERVE) * CARDS[card].memory
+
+
+def _remedy(config: Config, world: int, card: str) -> str:
+    """What to do about a step that does not fit: settings that take less memory, as few as make it fit."""
+    settings: dict[str, Any] = {}
+    for key, value in _savings(config, world):
+        settings[key] = value
+        train = config.train.model_copy(update=settings)
+        saving = config.model_copy(update={"train": train})
+        if _fits(account_of(saving, blank_batches(saving, world), world), card):
+            return "set " + " ".join(f"train.{name}={str(value).lower()}" for name, value in settings.items())
+    return "no setting makes it fit; take more cards, cards with more memory or a smaller model"
+
+
+def _savings(config: Config, world: int) -> Iterator[tuple[str, Any]]:
+    """Fields of `train` that take less memory, those that cost the least time first."""
+    if config.engine == "torch":  # the only one that has them
+        if world > 1:
+            yield "shard", True
+        yield "activation_checkpointing", True
+    accumulate = 2 * config.train.accumulate
+    while _is_shared(
+        config.model_copy(update={"train": config.train.model_copy(update={"accumulate": accumulate})}), world
+    ):
+        yield "accumulate", accumulate
+        accumulate *= 2

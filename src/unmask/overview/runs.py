@@ -93,13 +93,20 @@ def _read(path: Path, name: str, settings: Sequence[str]) -> RunFolder:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last part of each path, with the parts before it where that does not tell them apart."""
-    resolved = [path.resolve() for path in paths]
+    resolved = [_resolved(path) for path in paths]
     if len(set(resolved)) < len(resolved):
         raise ConfigError("a run is named twice; name each once")
     length = 1
     while len({path.parts[-length:] for path in resolved}) < len(resolved):
         length += 1
     return [printable("/".join(path.parts[-length:])) for path in resolved]
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, links in a circle
+        raise ConfigError(f"{printable(str(path))} is no run folder: {error}") from None
 
 
 def _texts(config: Config) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unmask.checkpoint.store import Choice
+from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, EngineError
 from unmask.evaluate.inference import load
 from unmask.report.progress import say
@@ -74,9 +75,10 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host.strip("[]"), port))
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # a name may be no name at all
         made.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ConfigError(
-            f"--host {host} --port {port}: {error.strerror or error}; name another (--port 0: any that is free)"
+            f"--host {printable(host)} --port {port}: {reason}; name another (--port 0: any that is free)"
         ) from None
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import unmask
+from unmask.cli import main
 from unmask.data.sources import open_source
 from unmask.errors import DataError
 
@@ -100,6 +102,47 @@ def check(tmp_path: Path, seed: int, count: int) -> None:
 
 def test_no_damage_crashes_or_escapes(tmp_path: Path) -> None:
     check(tmp_path, 0, 25)
+
+
+def test_a_damaged_row_group_is_counted_named_and_told_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "set.parquet"
+    whole = make(tmp_path)["snappy.parquet"]
+    path.write_bytes(whole)
+    group = pq.ParquetFile(path).metadata.row_group(3)
+    pages = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "image.bytes")
+    damaged = bytearray(whole)
+    begin = pages.dictionary_page_offset if pages.has_dictionary_page else pages.data_page_offset
+    damaged[begin : begin + 200] = b"\xff" * 200
+    path.write_bytes(damaged)
+
+    out = tmp_path / "stats.json"
+    for line in (
+        ["stats", str(path)],
+        ["stats", str(path), "--out", str(out)],
+        ["stats", str(path), "--out", str(out)],
+    ):
+        assert main(line) == 3
+        said = capsys.readouterr()
+        assert "6 images were left out" in said.out
+        assert "6 of 24 images (25.00%) cannot be decoded, more than data.max_bad_share=0.001, such as" in said.err
+        assert "set.parquet/18: its row group cannot be read" in said.err
+    assert json.loads(out.read_text())["bad"] == 6
+    assert main(["stats", str(path), "--set", "data.max_bad_share=0.25"]) == 0
+
+    check = ["check", str(path), "--out", str(tmp_path / "check"), "--smallest", "1"]
+    assert main(check) == 3
+    assert "check is written, but 6 of 24 images" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "check" / "check.json").read_text())["reasons"]) == 6
+    assert main([*check, "--set", "data.max_bad_share=0.25"]) == 0
+    assert main(["check", str(tmp_path / "seeds.npy"), "--out", str(tmp_path / "other")]) == 3  # is not there
+    np.save(tmp_path / "sound.npy", np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), np.uint8))
+    against = ["check", str(tmp_path / "sound.npy"), "--against", str(path), "--out", str(tmp_path / "against")]
+    assert main(against) == 3
+    assert "against is written, but --against: 6 of 24 images" in capsys.readouterr().err
+    assert main([*against, "--set", "data.max_bad_share=1"]) == 0
 
 
 @pytest.mark.campaign

@@ -272,7 +272,7 @@ def test_a_body_that_never_ends_is_ended(
     assert web.sent < remote.ATTEMPTS * 2 * 10**7  # what the buffers of the system hold, each time
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["a range", "whole"])
+@pytest.mark.parametrize("what", ["a range", "whole", "a copy"])
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -282,10 +282,11 @@ def test_a_body_that_never_ends_is_ended(
     ],
 )
 def test_a_body_of_an_object_store_that_never_ends_is_ended(
-    web: Web, how: str, message: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    web: Web, how: str, message: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    content = np.random.default_rng(0).bytes(100_000)
     (tmp_path / "bucket").mkdir()
-    (tmp_path / "bucket/x").write_bytes(bytes(100_000))
+    (tmp_path / "bucket/x").write_bytes(content)
     web.root = tmp_path
     for name, value in (("ACCESS_KEY_ID", "someone"), ("SECRET_ACCESS_KEY", "secret"), ("ENDPOINT_URL", web.url)):
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -294,9 +295,20 @@ def test_a_body_of_an_object_store_that_never_ends_is_ended(
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     s3fs.S3FileSystem.clear_instance_cache()
     web.fail = [how] * 100
+    monkeypatch.setattr(remote, "_RANGE", 30_000)
+    act = {
+        "a range": lambda: files.read("s3://bucket/x", 0, 50_000),
+        "whole": lambda: files.read("s3://bucket/x"),
+        "a copy": lambda: remote.fetch("s3://bucket/x", tmp_path / "copy"),
+    }[what]
     with pytest.raises(StorageError, match=rf"s3://bucket/x cannot be read, 2 attempts: .*{message}"):
-        files.read("s3://bucket/x", 0, None if whole else 50_000)
-    assert web.sent < 2 * 2 * 10**7
+        act()
+    assert web.sent < 2 * 2 * 10**7 * (remote._RANGES if what == "a copy" else 1)
+    if what == "a copy":
+        assert (tmp_path / "copy").stat().st_size <= 100_000
+        web.fail.clear()
+        remote.fetch("s3://bucket/x", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == content
 
 
 @pytest.mark.parametrize("how", ["slow", "endless"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,8 +98,9 @@ def test_what_is_in_the_cache_is_not_downloaded_again(hub: Hub, repo: Repo):
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub, repo: Repo):
     first = repo.branches["main"]
-    write_model("transformers", repo.commit("better"), stored(1))
-    write_model("transformers", repo.commit("other", branch="pr/7"), stored(2))
+    for number, folder in enumerate((repo.commit("better"), repo.commit("other", branch="pr/7")), 1):
+        shutil.rmtree(folder, ignore_errors=True)
+        write_model("transformers", folder, stored(number))
     assert same(read_model("hf://someone/vit"), 1)
     assert same(read_model(f"hf://someone/vit@{first}"), 0)
     assert same(read_model("hf://someone/vit@pr%2F7"), 2)

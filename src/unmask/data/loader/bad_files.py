@@ -11,6 +11,20 @@ from unmask.errors import DataError
 from unmask.files import naming
 
 
+def check_share(bad: int, images: int, most: float, such_as: Callable[[], str], said: str = "") -> None:
+    """Raise DataError where more than the share `most` of the images, `data.max_bad_share`, could not be decoded.
+
+    For commands that look at images once. `said` comes first; `such_as` gives one of them, and why.
+    """
+    if bad > most * images:
+        example = such_as().rstrip(".")
+        named = f", such as {example}" if example else ""
+        raise DataError(
+            f"{said}{bad} of {images} images ({bad / images:.2%}) cannot be decoded, more than "
+            f"data.max_bad_share={most}{named}; --set data.max_bad_share=1 accepts any number"
+        )
+
+
 class BadFiles:
     """Lists bad images in a file of the run folder and stops the run when they become too many."""
 

@@ -11,6 +11,8 @@ UNMASK_REMOTE_CACHE_GB=20 keeps up to 20 GB of what was read below UNMASK_CACHE,
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import os
 import secrets
@@ -40,8 +42,11 @@ _MOST_BYTES = 2**30
 """Of a file that is read whole without being asked for its size: a list, an image."""
 _PIECE = 2**18
 """Bytes of an answer looked at at a time."""
+_RANGE, _RANGES = 2**24, 4
+"""Bytes of a copy that are asked for at a time, and how many times at once."""
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "generation", "md5Hash", "blob_id")
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _DRAWERS = 256
 """Folders of the cache; each is kept below its share of the limit, so that none needs to know the others."""
 
@@ -129,13 +134,37 @@ async def _s3_body(fs: Any, path: str, start: int, length: int | None) -> bytes:
     return bytes(data)
 
 
+async def _s3_copy(fs: Any, there: str, path: Path, size: int) -> None:
+    """In ranges, some at a time. Of a range that s3fs copies it would take all that comes."""
+    starts = iter(range(0, size, _RANGE))
+    with path.open("wb") as file:
+
+        async def take() -> None:
+            for start in starts:
+                data = await _s3_body(fs, there, start, min(_RANGE, size - start))
+                file.seek(start)
+                file.write(data)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_RANGES):
+                    group.create_task(take())
+        except BaseExceptionGroup as failed:  # one is enough, and tells what the others do
+            raise failed.exceptions[0] from None
+
+
 def fetch(url: str, path: Path) -> None:
     """The file at `url`, of any size, as `path`. Raises DataError; OSError when `path` cannot be written."""
-    path.write_bytes(b"")  # what cannot be written here is no failure of the store
+    path.write_bytes(b"")
 
     def copy(fs: Any, there: str) -> None:
         size = fs.info(there, **_within(fs))["size"]
-        fs.get_file(there, str(path), callback=_pace(size))
+        if "s3" in fs.protocol:
+            from fsspec.asyn import sync
+
+            sync(fs.loop, _s3_copy, fs, there, path, size, **_within(fs, size))
+        else:
+            fs.get_file(there, str(path), callback=_pace(size))
         if (found := path.stat().st_size) != size:
             raise ConnectionError(f"{found} of {size} bytes came")
 
@@ -149,6 +178,8 @@ def send(path: Path, url: str) -> None:
     def copy(fs: Any, there: str) -> None:
         fs.put_file(str(path), there)
         if (found := fs.info(there)["size"]) < size:
+            with suppress(Exception):  # half a file must not look like one
+                fs.rm_file(there)
             raise ConnectionError(f"{found} of {size} bytes came")
 
     _attempt(url, copy, "written")
@@ -194,6 +225,8 @@ def _attempt(url: str, act: Callable[[Any, str], T], done: str = "read") -> T:
             raise
         except Exception as raised:  # the stores' libraries share no base class
             error = _cause(raised)
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+                raise error from None  # what cannot be written here is no failure of the store
             if _final(error):
                 raise StorageError(f"{printable(url)} cannot be {done}: {_reason(error)}") from None
             if attempt == ATTEMPTS:

@@ -136,6 +136,9 @@ class MindSporeEngine:
 
     # --- state ---
 
+    def is_as_before(self, error: Exception) -> bool:
+        return False  # MindSpore says later what went wrong, and msrun ends the others within a second
+
     def state(self) -> EngineState:
         if self.world > 1 and get_rank() != 0:
             return EngineState({})

@@ -65,11 +65,12 @@ def connect(device: str, timeout: float) -> Generator[None]:
         store, rank, world = _meet(wait)
         # The launcher's store outlives a restart, and has the addresses of those who are gone.
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _stores.append(store)
         dist.init_process_group(BACKENDS[kind], store=store, rank=rank, world_size=world, timeout=wait)
         yield
         dist.destroy_process_group()  # not after an error: it would wait for the others, whom the launcher ends
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not any(word in str(error).lower() for word in _OF_GLOO):
+        if not is_loss(error):
             raise
         with interrupts.ignored():  # the launcher, which has noticed too, need not ask
             lost = _missing(store) if store is not None and dist.is_initialized() else "another"
@@ -77,6 +78,27 @@ def connect(device: str, timeout: float) -> Generator[None]:
             f"{lost} ended or did not answer within train.process_timeout={timeout:g} s ({_reason(error)}); "
             "all end, and the same command goes on from the last checkpoint"
         ) from error
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether this is what is heard of the loss of another process."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _OF_GLOO)
+
+
+_stores: list[Any] = []
+"""Of the connection, the last one."""
+
+
+def answer() -> None:
+    """Be there in the roll call of those who find that another is lost, before something that takes long."""
+
+    def call() -> None:
+        with suppress(RuntimeError):
+            _stores[-1].set(f"here/{dist.get_rank()}", "")
+
+    threading.Thread(target=call, daemon=True).start()  # a store behind a cut link never answers
 
 
 def _missing(store: Any) -> str:
