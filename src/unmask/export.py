@@ -176,6 +176,8 @@ def _compare(
     agreed, right, count = 0.0, [0, 0], 0
     for batch in model.batches(images):
         arrays, rows = _arrays(outputs, batch, dtype), valid_rows(batch)
+        if not rows.any():
+            continue
         values: list[NDArray[np.float32]] = []
         for i, graph in enumerate(graphs):
             begun = time.perf_counter()

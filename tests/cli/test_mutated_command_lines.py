@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 
 from runs import TINY_MODEL
+from unmask.bench import bench_step
 from unmask.cli import main
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("uvicorn", reason="unmask[serve] is not installed")
 
 TRAIN = [*TINY_MODEL, "train.batch_size=4", "train.epochs=1", "optimizer.warmup_epochs=0"]
 CODES = {0, 1, 2, 3, 4, 5, 6, 7}
@@ -158,6 +161,17 @@ COMMANDS: list[list[str]] = [
         "--steps",
         "1",
     ],
+    ["report", "run", "--images", "2", "--out", "r.html", "--device", "cpu", "--set", "data.val=photos"],
+    ["report", "run", "classifier", "--images", "0", "--out", "both.html"],
+    ["serve", "run", "--images", "photos", "--most", "3", "--host", "127.0.0.1", "--port", "0", "--device", "cpu"],
+    ["export", "classifier", "c.onnx", "--outputs", "features", "--dtype", "uint8", "--int8", "photos"],
+    ["bench", "mae-vit-tiny", "data.train=photos", *TRAIN, "--seconds", "1"],
+    ["doctor", "--tune", "mae-vit-tiny", "data.train=photos", *TRAIN],
+    ["config", "mae-vit-tiny", "data.train=photos", *TRAIN, "--json"],
+    ["recipes", "--json"],
+    ["replay", "run", "--step", "1", "--out", "again"],
+    ["check", "photos", "--against", "photos", "--smallest", "8", "--set", "data.nodata=0", "--out", "checked"],
+    ["check", "photos", "--share", "1/2", "--out", "parts"],
 ]
 
 
@@ -183,6 +197,21 @@ def mutated(rng: random.Random) -> list[str]:
         if len(line) == 1:
             break
     return line
+
+
+def one_step(steps: Iterator[object], size: int, window: float) -> float:
+    next(steps)
+    return 1.0
+
+
+@pytest.fixture(autouse=True)
+def _shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What measures, measures one step, here; what serves, stops when it could begin."""
+    monkeypatch.setattr("unmask.bench._rate", one_step)
+    monkeypatch.setattr(
+        "unmask.doctor._apart", lambda recipe, settings, threads, seconds: bench_step(recipe, settings, seconds)
+    )
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
 
 
 def check(
