@@ -188,7 +188,7 @@ def test_any_checkpoint_of_a_run_is_used(
         (["finetune", "finetune-vit-tiny", "data.train=bundled:mnist5k", "init=gone", *TINY_MODEL], 4, "gone"),
         (["embed", "nowhere", "x.png", "--out", "e.npy"], 4, "nowhere does not exist"),
         (["predict", "MAE", "x.png"], 2, "no classification head"),
-        (["embed", "MAE", "x.png", "--out", "e.txt"], 2, "must end in .parquet, .npy"),
+        (["embed", "MAE", "x.png", "--out", "e.txt"], 2, "must end in .parquet, .csv, .npy"),
         (["embed", "MAE", "x.png", "--out", "e.npy", "--checkpoint", "best"], 2, "none is the best"),
         (["embed", "MAE", "nothing-here", "--out", "e.npy"], 3, "nothing-here"),
     ],
