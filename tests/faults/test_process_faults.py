@@ -144,7 +144,8 @@ def test_a_process_without_memory_ends_all_and_what_was_computed_is_saved(tmp_pa
         time.sleep(1)  # until the last process of it is gone
         group.rmdir()
     assert re.search("process 1 ended or did not answer", said), said
-    assert_kept(tmp_path, said)
+    # Saved for the launcher's SIGTERM or for the loss, whichever the first process hears of first.
+    assert checkpoints(tmp_path) == [len(records(tmp_path))], said
 
 
 @pytest.mark.parametrize("processes", COUNTS)
