@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from little_memory import little_memory
 from ranks import ENGINES, agree, launch, records
 from runs import TINY_MODEL, unmask
 
@@ -120,29 +121,14 @@ def test_a_lost_loader_of_one_process_ends_all_and_what_was_computed_is_saved(ra
 
 @pytest.mark.campaign
 def test_a_process_without_memory_ends_all_and_what_was_computed_is_saved(tmp_path: Path) -> None:
-    """The kernel kills it: it is put into a group of 12 MB, and a picture has 48."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    own = [line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line]
-    group = Path(f"/sys/fs/cgroup/memory{own[0]}/unmask-test-{os.getpid()}") if own else Path("/nowhere/group")
-    try:
-        group.mkdir()
-    except OSError:
-        pytest.skip("no group with a limit of memory can be made here")
-    try:
-        (group / "memory.limit_in_bytes").write_text(str(12 << 20))
-        (tmp_path / "large").mkdir()
-        for number in range(8):
-            Image.fromarray(np.zeros((4000, 4000, 3), np.uint8)).save(tmp_path / f"large/{number}.png")
+    with little_memory(tmp_path / "large") as confine:
         ranks = launch("torch", *RUN, "data.train=large", "train.batch_size=4", "train.epochs=100", cwd=tmp_path)
         ranks.until_step(2)
         pids = ranks.pids
-        (group / "cgroup.procs").write_text(str(pids[1]))
+        confine(pids[1])
         end(pids, seconds=60)
         said = ranks.end()
-        assert "oom_kill 1" in (group / "memory.oom_control").read_text()
-    finally:
-        time.sleep(1)  # until the last process of it is gone
-        group.rmdir()
     assert re.search("process 1 ended or did not answer", said), said
     # Saved for the launcher's SIGTERM or for the loss, whichever the first process hears of first.
     assert checkpoints(tmp_path) == [len(records(tmp_path))], said
