@@ -18,7 +18,7 @@ from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.split import split
-from unmask.data.sources.subset import subset, without
+from unmask.data.sources.subset import rest_of, subset, without
 from unmask.engines.base import Engine, Tensors
 from unmask.errors import ConfigError
 from unmask.evaluate.fast_probe import fit_head
@@ -45,15 +45,18 @@ def open_sources(
         source = open_source(config.data.train, key="data.train", labels=labels)
     source, held = parts_of(source, config)
     val = held if val is None else val
-    if config.objective.unlabelled_images:
+    takes_unlabelled = bool(config.objective.unlabelled_images or config.objective.teachers)
+    if takes_unlabelled:
         unlabelled = _unlabelled(config, source) if unlabelled is None else unlabelled
     elif unlabelled is not None or config.data.unlabelled is not None:
         raise ConfigError(
             f"data.unlabelled is of no use to objective.name={config.objective.name}; leave it out, or set "
-            "objective.name=semi"
+            "objective.name=semi, or objective.teacher"
         )
     if config.data.labels_per_class is not None:
-        source = subset(source, config.data.labels_per_class, config.seed)
+        whole, source = source, subset(source, config.data.labels_per_class, config.seed)
+        if unlabelled is whole and config.objective.teachers:
+            unlabelled = rest_of(source)
     if val is None and config.data.val is not None:
         val = open_source(config.data.val, key="data.val", labels=labels)
     if labels and val is not None:
@@ -78,8 +81,9 @@ def _unlabelled(config: Config, train: Source) -> Source:
     if config.data.unlabelled is not None:
         return open_source(config.data.unlabelled, key="data.unlabelled", labels=False)
     if config.data.labels_per_class is None:
+        what = "teacher" if config.objective.teachers else f"name={config.objective.name}"
         raise ConfigError(
-            f"objective.name={config.objective.name} also trains on images without labels: name them in "
+            f"objective.{what} is for training on images without labels too: name them in "
             "data.unlabelled=FOLDER, or set data.labels_per_class to take few labels of data.train"
         )
     return train
@@ -120,7 +124,10 @@ def complete(config: Config, source: Source, architecture: dict[str, Any]) -> Co
 def batches_of(
     config: Config, source: Source, unlabelled: Source | None = None, rank: int = 0, world: int = 1
 ) -> Callable[..., Generator[list[Batch]]]:
-    """The micro-batches of a run's steps, as `train_batches` makes them, from `start_step` up to `stop_step`."""
+    """The micro-batches of a run's steps, as `train_batches` makes them, from `start_step` up to `stop_step`.
+
+    `unlabelled`: of use where the objective asks for images beside each labelled one.
+    """
     return partial(
         train_batches,
         source,
@@ -133,7 +140,7 @@ def batches_of(
         accumulate=config.train.accumulate,
         rank=rank,
         world=world,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled if config.objective.unlabelled_images else None,
         timeout=config.train.process_timeout,
     )
 

@@ -52,6 +52,7 @@ from unmask.preparation import batches_of, complete, earlier, open_sources, prob
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import Bar, progress, say
 from unmask.schedules import learning_rate, peak_lr
+from unmask.teacher import taught
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOOK_SECONDS = 5.0
@@ -112,22 +113,27 @@ def train(
     source, val, unlabelled = open_sources(config, images, val_images, unlabelled_images)
     start_model, architecture = read_start(config, folder)
     config = with_precision(complete(config, source, architecture), earlier(folder).get("train", {}).get("precision"))
-    objective, plan = create_objective(config), Plan.of(config, len(source))
+    objective = create_objective(config)
     if val is not None and objective.evaluated is None:
         raise ConfigError(
             f"objective.name={config.objective.name} has no loss for single images: leave out data.val, and give "
             "labelled images to evaluate.train and evaluate.val, with evaluate.every"
         )
     rank, world = launched()
-    batches = batches_of(config, source, unlabelled, rank, world)
-    batches(start_step=0, stop_step=0).close()  # batches that are not possible are refused before any work
+    # Batches that are not possible are refused before any work.
+    batches_of(config, source, unlabelled, rank, world)(start_step=0, stop_step=0).close()
     with ExitStack() as stack:
         stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))
         if rank == 0:
             stack.enter_context(gone_if_unused(folder))
             stack.enter_context(RunLock(folder))
-        engine.sum(np.zeros(1))  # the others wait until the folder is ours
+        meet = partial(engine.sum, np.zeros(1))
+        meet()  # the others wait until the folder is ours
+        left_out, labelled = LeftOut.of(source).counts(), source
+        if config.objective.teachers and unlabelled is not None:
+            source, unlabelled = taught(config, source, unlabelled, folder, meet, rank, world), None
+        plan, batches = Plan.of(config, len(source)), batches_of(config, source, unlabelled, rank, world)
         rank_log = stack.enter_context(RankLog(folder, rank)) if world > 1 else None
         store = stack.enter_context(
             closing(CheckpointStore(folder / "checkpoints", keep=config.train.keep, saved=saved))
@@ -156,7 +162,7 @@ def train(
         else:
             engine.load(state := starting_state(objective, config, start_model))
             if config.objective.starts_at_probe:
-                head = probed_head(engine, config, embed(source), source.class_names or (), rank)
+                head = probed_head(engine, config, embed(labelled), source.class_names or (), rank)
                 engine.load(replace(state, weights={**state.weights, **head}))
         del start_model
         # For the record, the commit of what was loaded: a name of the hub may mean another model tomorrow.
@@ -165,7 +171,7 @@ def train(
         output = None
         if rank == 0:
             given = {"data.train": images, "data.val": val_images, "data.unlabelled": unlabelled_images}
-            _describe(config, data, LeftOut.of(source).counts(), folder, given)
+            _describe(config, data, left_out, folder, given)
             write_images(source, data["fingerprint"], folder)
             known = None if checkpoint is None else checkpoint.meta.get("log")
             log = stack.enter_context(closing(RunLog(folder, resume_step=start, known=known, **_told(config))))

@@ -169,8 +169,8 @@ class DataConfig(Section):
     """Where `val` is a share: a regular expression, and images in whose names it finds the same stay together, such
     as `patient(\\d+)`, or `^[^/]*/[^/]*` for the first two folders."""
     unlabelled: str | None = None
-    """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too
-    (`semi`); None: all of `train`, of which `labels_per_class` has few to be looked at."""
+    """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too (`semi`,
+    or one with a teacher); None: those of `train`, of which `labels_per_class` has few to be looked at."""
     exclude: str | None = None
     """A text file with the names of images of `train` to do without, one a line: `unmask check` writes such a list."""
     allow_change: bool = False
@@ -422,6 +422,11 @@ class ObjectiveSection(Section):
     def unlabelled_images(self) -> int:
         """How many images without labels come with each training image."""
         return 0
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Who tells the classes of images without labels, which are then trained on as those with labels are."""
+        return ()
 
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections do not go with this objective."""

@@ -6,6 +6,8 @@ blocks of 2 x 2 cells; and of each of 4 x 4 fields the mean and deviation of eve
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,24 +31,31 @@ Floats = NDArray[np.float32]
 
 def handmade_features(source: Source, config: Config, title: str) -> Features:
     """Of the images of a source with labels, cut and resized as for evaluation; broken ones have the label -1."""
+    rows: list[Floats] = []
+    valid: list[NDArray[np.bool_]] = []
+    with progress(title, total=len(source), unit="image") as bar:
+        for values, readable in described(source, config, _BATCH):
+            rows.append(values)
+            valid.append(readable)
+            bar.update(len(values))
+    labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
+    return Features(np.concatenate(rows), np.where(np.concatenate(valid), labels, -1))
+
+
+def described(source: Source, config: Config, batch_size: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
+    """The same batch by batch, in order: features, and which of the images could be decoded."""
     batches = eval_batches(
         source,
         needs=Needs(),
         model=config.model,
         data=config.data.model_copy(update={"workers": 0}),
         seed=config.seed,
-        batch_size=min(_BATCH, len(source)),
+        batch_size=min(batch_size, len(source)),
     )
-    rows: list[Floats] = []
-    valid: list[NDArray[np.bool_]] = []
-    with progress(title, total=len(source), unit="image") as bar:
-        for batch in batches:
-            there = batch.index >= 0
-            rows.append(describe(batch.images[there].astype(np.float32) / FULL_RANGE[config.data.dtype]))
-            valid.append(np.ones(there.sum(), bool) if batch.valid is None else batch.valid[there])
-            bar.update(int(there.sum()))
-    labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    return Features(np.concatenate(rows), np.where(np.concatenate(valid), labels, -1))
+    for batch in batches:
+        there = batch.index >= 0
+        valid = np.ones(there.sum(), bool) if batch.valid is None else batch.valid[there]
+        yield describe(batch.images[there].astype(np.float32) / FULL_RANGE[config.data.dtype]), valid
 
 
 def describe(images_BHWC: Floats) -> Floats:

@@ -33,6 +33,11 @@ def class_targets(labels: NDArray[Any], num_classes: int, smoothing: float) -> N
     return targets
 
 
+def smoothed(probabilities: NDArray[np.float32], smoothing: float) -> NDArray[np.float32]:
+    """(B, classes), the share `smoothing` of each row spread over all classes."""
+    return probabilities * np.float32(1 - smoothing) + np.float32(smoothing / probabilities.shape[1])
+
+
 @dataclass(frozen=True)
 class Mixing:
     """Mixup and cutmix of consecutive samples."""

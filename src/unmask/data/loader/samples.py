@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.augment.crop import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
-from unmask.data.augment.mixing import Mixing, class_targets
+from unmask.data.augment.mixing import Mixing, class_targets, smoothed
 from unmask.data.batch import FULL_RANGE, Arrays, ClassTargets, Needs
 from unmask.data.decode.picture import Picture
 from unmask.data.decode.raster import Raster, open_image, to_dtype
 from unmask.data.loader.order import sample_at, unlabelled_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
+from unmask.data.sources.taught import TaughtSource
 from unmask.errors import ConfigError, DataError, StorageError
 
 _REPLACEMENTS = 20
@@ -168,8 +169,9 @@ class TrainSamples(Samples):
         """Raises ConfigError when the classes of the model, of `source` and of the class weights do not match."""
         if bool(self.needs.unlabelled) != (self.unlabelled is not None):
             raise ValueError("images without labels go with an objective that asks for them")
-        if self.needs.targets is not None and (labels := self._labels(np.zeros(1, np.int64))) is not None:
-            self._targets(labels, self.needs.targets)
+        first = np.zeros(1, np.int64)
+        if self.needs.targets is not None and (labels := self._labels(first)) is not None:
+            self._targets(first, labels, self.needs.targets)
 
     def __call__(self, positions: range, out: NDArray[Any] | None = None) -> Arrays:
         """Raises DataError when too many images in a row cannot be decoded."""
@@ -191,16 +193,19 @@ class TrainSamples(Samples):
         arrays: Arrays = {"images": images, "index": shown, "bad": np.array(bad, np.int64)}
         arrays |= self._inputs(keys) | valid.arrays(as_input=self.needs.valid_pixels)
         if self.needs.targets is not None and (labels := self._labels(shown)) is not None:
-            arrays |= {"labels": labels, "targets": self._targets(labels, self.needs.targets)}
+            arrays |= {"labels": labels, "targets": self._targets(shown, labels, self.needs.targets)}
             if self.augment.mixes:
                 labelled = images[:, 0] if several else images
                 Mixing(self.augment, self.seed, self.batch_size)(positions, labelled, arrays["targets"])
         return arrays
 
-    def _targets(self, labels: NDArray[Any], wanted: ClassTargets) -> NDArray[np.float32]:
+    def _targets(self, index: NDArray[np.int64], labels: NDArray[Any], wanted: ClassTargets) -> NDArray[np.float32]:
         if wanted.num_classes is None:
             raise ConfigError("model.num_classes is not set")
-        targets = class_targets(labels, wanted.num_classes, self.augment.label_smoothing)
+        if isinstance(self.source, TaughtSource):
+            targets = smoothed(self.source.probabilities[index], self.augment.label_smoothing)
+        else:
+            targets = class_targets(labels, wanted.num_classes, self.augment.label_smoothing)
         return targets if self._class_weights is None else targets * self._class_weights
 
     @cached_property

@@ -47,8 +47,8 @@ class SubsetSource:
 class BothSource:
     """The images of one source and then those of another, without labels."""
 
-    labels = None
-    class_names = None
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, first: Source, second: Source) -> None:
         self.first, self.second = first, second
@@ -125,6 +125,12 @@ def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:
             )
         chosen.append(generator(seed, 0, label, Op.SUBSET).permutation(members)[:labels_per_class])
     return SubsetSource(source, np.sort(np.concatenate(chosen)))
+
+
+def rest_of(subset: SubsetSource) -> SubsetSource:
+    """The images of the other source that are not in `subset`."""
+    others = np.setdiff1d(np.arange(len(subset.parent)), subset.indices)
+    return SubsetSource(subset.parent, others)
 
 
 def without(source: Source, path: str) -> Source:

@@ -47,6 +47,15 @@ class ClassifySection(HeadSection):
     name: str = "classify"
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Against soft targets; bce: a yes or no to each class, averaged over the classes."""
+    teacher: tuple[str, ...] = ()
+    """Who tells the classes of images without labels (`data.unlabelled`; by default those of `data.train` that
+    `data.labels_per_class` leaves out), which are then trained on beside the others: [handmade], a linear classifier on
+    gradients and colours that is fitted to the labelled images, or classifiers, such as [runs/first]; of several the
+    mean. They are asked once, before the first step."""
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return self.teacher
 
     @property
     def takes_several_classes(self) -> bool:
@@ -56,6 +65,8 @@ class ClassifySection(HeadSection):
         super().check(config)
         if self.head == "probe" and self.loss == "bce":
             raise ValueError("objective.head=probe is for objective.loss=cross_entropy; set it to drawn")
+        if self.teacher and self.loss == "bce":
+            raise ValueError("objective.teacher is for objective.loss=cross_entropy; leave it out")
         if self.class_weights is not None and self.loss == "bce":
             raise ValueError("objective.class_weights is for objective.loss=cross_entropy; leave it out")
 

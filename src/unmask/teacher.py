@@ -1,0 +1,138 @@
+"""Images without labels learnt from as a teacher sees them: pseudo-labels (Lee 2013), or the distillation of
+classifiers (Hinton et al. 2015) into a network that is trained on crops, colours and mixtures the teacher never looked
+at, which can make it better than its teacher (Xie et al. 2020, arXiv 1911.04252).
+
+With few labels the best teacher may be one that nobody trained: a linear classifier on gradients and colours needs a
+hundred images where a network needs thousands (docs/few-labels.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unmask.config.load import to_dict
+from unmask.config.schema import Config
+from unmask.data.parts import Share
+from unmask.data.sources import Source
+from unmask.data.sources.same_classes import check_same_classes
+from unmask.data.sources.subset import SpansSource
+from unmask.data.sources.taught import TaughtSource
+from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluate.fast_probe import fit_head
+from unmask.evaluate.features import Features
+from unmask.evaluate.handmade import described, handmade_features
+from unmask.evaluate.inference import Model, load
+from unmask.evaluate.resumable import Records, collect
+from unmask.metrics import log_softmax
+from unmask.report.progress import say
+
+HANDMADE = "handmade"
+TEACHER = "teacher"
+"""The folder in that of a run where the answers are kept."""
+_BATCH = 64
+_LOOKED_AT = ("dtype", "range", "nodata", "frame", "eval_crop", "interpolation", "mean")
+"""Keys of `data` that decide what a teacher sees."""
+
+
+def taught(
+    config: Config,
+    labelled: Source,
+    others: Source,
+    folder: Path,
+    wait: Callable[[], object] = lambda: None,
+    rank: int = 0,
+    world: int = 1,
+) -> TaughtSource:
+    """`labelled` images, and `others` with what `objective.teacher` says of them, which is kept in the run's `folder`.
+
+    The teachers are asked once: a run that goes on finds what they said, and does not need them any more. Of several
+    processes each asks about a share; `wait` is for all of them to come to the same place. Raises ConfigError for a
+    teacher that is no classifier, DataError for one of other classes, and what reading images and models raises.
+    """
+    names, data = labelled.class_names or (), to_dict(config)["data"]
+    job = {
+        "settings": {"command": TEACHER, "teacher": list(config.objective.teachers), "seed": config.seed},
+        "model": {"image_size": list(config.model.image_size), "channels": config.model.channels},
+        "data": {key: data[key] for key in _LOOKED_AT},
+        "labelled": {"images": len(labelled), "fingerprint": labelled.fingerprint()},
+        "source": {"images": len(others), "fingerprint": others.fingerprint()},
+    }
+    name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+    record = np.dtype([("probability", "<f4", (len(names),))])
+
+    def compute(spans: Sequence[range]) -> Iterator[Records]:
+        for probabilities in _mean_of_all(config, labelled, others, spans):
+            records = np.empty(len(probabilities), record)
+            records["probability"] = probabilities
+            yield records
+
+    def ask(share: Share) -> Records | None:
+        batch_size, title = min(_BATCH, len(others)), "ask the teacher"
+        return collect(
+            folder / TEACHER / name, job, record, len(others), compute, batch_size=batch_size, title=title, share=share
+        )
+
+    answers = ask(Share(rank, world))
+    for turn in range(2) if world > 1 else ():
+        wait()  # first until all shares are there, then until one process has joined them
+        if rank == 0 or turn == 1:
+            answers = ask(Share(rank, world)) if answers is None else answers
+    assert answers is not None, "no part is missing"
+    source = TaughtSource(labelled, others, np.array(answers["probability"]))
+    certain = float(source.probabilities[len(labelled) :].max(1).mean())
+    say(f"{' and '.join(config.objective.teachers)} of {len(others)} images without labels: sure to {certain:.0%}")
+    return source
+
+
+def _mean_of_all(
+    config: Config, labelled: Source, others: Source, spans: Sequence[range]
+) -> Iterator[NDArray[np.float32]]:
+    """(B, classes) of each batch of the spans; the same for all classes where an image cannot be decoded, for then
+    another is trained on in its place."""
+    with ExitStack() as stack:
+        teachers = [
+            _handmade(config, labelled, others, spans)
+            if teacher == HANDMADE
+            else _classifier(stack.enter_context(_loaded(teacher, config)), teacher, labelled, others, spans)
+            for teacher in config.objective.teachers
+        ]
+        for answers in zip(*teachers, strict=True):
+            mean = np.stack(answers).mean(0)
+            yield np.where(np.isfinite(mean), mean, 1 / len(labelled.class_names or ())).astype(np.float32)
+
+
+def _handmade(config: Config, labelled: Source, others: Source, spans: Sequence[range]) -> Iterator[NDArray[Any]]:
+    features = handmade_features(labelled, config, "describe the labelled images")
+    head, _, _ = fit_head(features, len(labelled.class_names or ()), seed=config.seed)
+    for values, valid in described(SpansSource(others, spans), config, min(_BATCH, len(others))):
+        logits, _ = next(head.logits(Features(values, np.zeros(len(values), np.int64)), np.arange(len(values))))
+        yield np.where(valid[:, None], np.exp(log_softmax(logits)), np.nan)
+
+
+def _loaded(teacher: str, config: Config) -> Model:
+    try:
+        return load(teacher, engine=config.engine, device=config.device, batch_size=_BATCH)
+    except CheckpointError as error:
+        raise CheckpointError(f"objective.teacher={teacher}: {error}") from None
+
+
+def _classifier(
+    model: Model, teacher: str, labelled: Source, others: Source, spans: Sequence[range]
+) -> Iterator[NDArray[Any]]:
+    if model.class_names is not None:
+        check_same_classes(model.class_names, labelled.class_names or (), f"objective.teacher={teacher}", "data.train")
+    elif model.config.model.num_classes != len(labelled.class_names or ()):
+        raise ConfigError(
+            f"objective.teacher={teacher} tells {model.config.model.num_classes or 'no'} classes, but data.train has "
+            f"{len(labelled.class_names or ())}"
+        )
+    for rows in model.predict_batches(others, spans):
+        yield rows.values
