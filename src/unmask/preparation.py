@@ -57,6 +57,10 @@ def open_sources(
         whole, source = source, subset(source, config.data.labels_per_class, config.seed)
         if unlabelled is whole and config.objective.teachers:
             unlabelled = rest_of(source)
+            if not len(unlabelled):
+                raise ConfigError(
+                    "objective.teacher: data.labels_per_class leaves no image of data.train without label"
+                )
     if val is None and config.data.val is not None:
         val = open_source(config.data.val, key="data.val", labels=labels)
     if labels and val is not None:

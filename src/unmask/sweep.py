@@ -15,7 +15,7 @@ import numpy as np
 from unmask.api import run
 from unmask.config.load import Settings, load_config, to_dict
 from unmask.config.schema import Config
-from unmask.data.sources import Source
+from unmask.data.sources import Source, open_source
 from unmask.data.sources.files import is_remote
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import SubsetSource, subset
@@ -26,15 +26,17 @@ from unmask.evaluate.features import embed_labelled, labelled
 from unmask.evaluate.handmade import handmade_features
 from unmask.evaluate.inference import load
 from unmask.files import write_text, written_aside
+from unmask.objectives.classify import ClassifySection
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
+from unmask.teacher import HANDMADE
 
-ARMS = ("pretrained", "probe", "attentive", "semi", "scratch", "cnn", "handmade")
+ARMS = ("pretrained", "probe", "attentive", "semi", "scratch", "taught", "cnn", "handmade")
 """Fine-tuned from `init`; a linear classifier on its features, or one that learns where to look (`attentive`);
 fine-tuned on images without labels too; and what a person would do without `init`: train the same network from scratch,
-train a small residual network (`convnet`), or fit a linear classifier to features that nobody trained
-(`evaluate.handmade`)."""
+also on what the last arm says of the images without labels (`taught`), train a small residual network (`convnet`), or
+fit a linear classifier to features that nobody trained (`evaluate.handmade`)."""
 SEMI = "cifar10-semi"
 """The recipe of how the arm `semi` differs from `pretrained`."""
 CNN_STEPS = 1500
@@ -66,7 +68,7 @@ def sweep_labels(
     `recipe` and `settings` as for `finetune`, with `init`, `data.train`, `data.val` and `output`. The seed draws the
     labelled images, the same for all arms, and everything else that is random in a run. A batch is never larger than
     the labelled set; its learning rate follows, as always. `steps`: updates of each run of the recipe, in place of
-    `train.epochs`, which is in epochs of the labelled images; warmup keeps its share.
+    `train.epochs`, which is in epochs of the images that are trained on; warmup keeps its share.
 
     Writes a run folder for each below `config.output`, and there `few-labels.csv` and `few-labels.png`. Called again,
     it goes on: finished runs are not repeated. Raises ConfigError when a setting is missing, DataError when a class has
@@ -78,14 +80,25 @@ def sweep_labels(
         raise ConfigError(f"output={config.output}: a sweep needs a folder here; copy it when it has ended")
     folder = Path(config.output or "")
     subsets = {(n, seed): subset(train, n, seed) for n in sorted(set(labels)) for seed in sorted(set(seeds))}
-    semi, config = _semi(config), _labelled_alone(config)
     scratch = config.model_copy(update={"init": None})
-    trained = {"pretrained": config, "semi": semi, "scratch": scratch, "cnn": _cnn(config)}
+    alone = _labelled_alone(scratch)
+    trained = {
+        "pretrained": _labelled_alone(config),
+        "semi": _semi(config),
+        "scratch": alone,
+        "taught": _taught(scratch),
+        "cnn": _cnn(alone),
+    }
+    given = config.data.unlabelled
+    others = None if given is None else len(open_source(given, key="data.unlabelled", labels=False))
     results: list[Result] = []
     for arm in (arm for arm in ARMS if arm in arms):
         if arm in trained:
             for (n, seed), images in subsets.items():
-                fewer = _with_labels(trained[arm], n, seed, len(images), CNN_STEPS if arm == "cnn" else steps)
+                shown = len(images)
+                if arm == "taught":
+                    shown += len(train) - shown if others is None else others
+                fewer = _with_labels(trained[arm], n, seed, shown, CNN_STEPS if arm == "cnn" else steps)
                 output = folder / f"{arm}-{n}-labels-seed-{seed}"
                 results.append(
                     Result(arm, n, seed, _finished(fewer.model_copy(update={"output": str(output)}), output))
@@ -110,10 +123,19 @@ def _semi(config: Config) -> Config:
 
 
 def _labelled_alone(config: Config) -> Config:
-    """For the arms that do not look at images without labels."""
+    """For the arms that do not look at images without labels, but for a recipe that does by itself."""
     if config.objective.unlabelled_images:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"unlabelled": None})})
+    changes: dict[str, Any] = {"data": config.data.model_copy(update={"unlabelled": None})}
+    if config.objective.teachers:
+        changes["objective"] = config.objective.model_copy(update={"teacher": ()})
+    return config.model_copy(update=changes)
+
+
+def _taught(config: Config) -> Config:
+    """As `config`, from scratch, with handmade features as the teacher, unless it names one."""
+    objective = config.objective if config.objective.teachers else ClassifySection(teacher=(HANDMADE,))
+    return config.model_copy(update={"objective": objective})
 
 
 def _cnn(config: Config) -> Config:

@@ -345,7 +345,7 @@ def test_the_sweep_over_labels(
         (arm, n, "7") for arm in ARMS for n in "24"
     }
     assert (output / "few-labels.png").stat().st_size > 5000
-    assert out.count("images, 3 steps") == 6, "whatever the number of labels"
+    assert out.count("images, 3 steps") == 8, "whatever the number of labels"
     assert out.count("whose labels are not looked at, 3 steps") == 2
     for row in rows:
         if row["arm"] not in ("probe", "attentive", "handmade"):
@@ -358,7 +358,7 @@ def test_the_sweep_over_labels(
     interrupted.unlink()
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished: accuracy") == 7
+    assert out.count("is finished: accuracy") == 9
     assert interrupted.exists()
     assert (output / "few-labels.csv").read_bytes() == expected
 

@@ -52,10 +52,11 @@ def _add_sweep_labels(commands: Commands) -> None:
     sub.add_list("--seeds", type=kinds.seed, default=[0, 1, 2], metavar="N", help="default 0 1 2")
     sub.add_list(
         "--arms",
-        choices=("pretrained", "probe", "attentive", "semi", "scratch", "cnn", "handmade"),
+        choices=("pretrained", "probe", "attentive", "semi", "scratch", "taught", "cnn", "handmade"),
         metavar="ARM",
         help="of pretrained, probe, attentive (a probe that learns where to look), semi (images without labels too), "
-        "scratch, cnn (a small residual network) and handmade (gradients and colours); default all",
+        "scratch, taught (from scratch, on what handmade says of the images without labels), cnn (a small residual "
+        "network) and handmade (gradients and colours); default all",
     )
     sub.add_argument(
         "--steps",
