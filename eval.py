@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # also where unmask is not installed, as on ModelArts
 
-from unmask.cli import main
+from unmask.cli import program
 
 if __name__ == "__main__":  # loader processes import this file
-    sys.exit(main(["evaluate", "--config_path=eval.yaml", *sys.argv[1:]]))
+    program(["evaluate", "--config_path=eval.yaml", *sys.argv[1:]])

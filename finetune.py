@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))  # also where unmask is not installed, as on ModelArts
 
-from unmask.cli import main
+from unmask.cli import program
 
 if __name__ == "__main__":  # loader processes import this file
-    sys.exit(main(["finetune", "--config_path=finetune-vit-base-p16.yaml", *sys.argv[1:]]))
+    program(["finetune", "--config_path=finetune-vit-base-p16.yaml", *sys.argv[1:]])

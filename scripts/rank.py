@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from unmask.cli import main
+from unmask.cli import program
 
 if __name__ == "__main__":  # loader processes import this file
     logs, *arguments = sys.argv[1:]
@@ -19,4 +19,4 @@ if __name__ == "__main__":  # loader processes import this file
         with log.open("wb") as file:
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(file.fileno(), stream.fileno())
-    sys.exit(main(arguments))
+    program(arguments)

@@ -1,7 +1,5 @@
 """`python -m unmask`."""
 
-import sys
+from unmask.cli import program
 
-from unmask.cli import main
-
-sys.exit(main())
+program()

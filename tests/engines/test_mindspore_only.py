@@ -163,7 +163,7 @@ def test_pynative_mode_gives_the_numbers_of_graph_mode() -> None:
     results: list[tuple[dict[str, float], EngineState]] = []
     for compile in (True, False):  # one after the other: the mode is the process's
         train = {"ema_decay": 0.9, "compile": compile}
-        config = make_config(model={"depth": 1, "decoder_depth": 1}, train=train, optimizer={"clip_grad": 0.1})
+        config = make_config(train=train, optimizer={"clip_grad": 0.1})
         engine = make_engine(config)
         assert (ms.get_context("mode") == ms.GRAPH_MODE) == compile
         step = engine.train_step([make_batch(config, size=2, index=10 * i) for i in range(2)], LR)
@@ -184,3 +184,24 @@ def test_it_runs_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+ENDING = """
+import atexit
+import mindspore
+from unmask.cli import program
+
+class Kept:
+    def __del__(self):
+        print("torn down")
+
+mindspore.kept = Kept()
+atexit.register(print, "leave is taken")
+program(["stats", "nowhere"])
+"""
+
+
+def test_a_command_ends_without_tearing_down_what_mindspores_threads_may_use() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "leave is taken\n"), done.stderr
+    assert "no such folder" in done.stderr

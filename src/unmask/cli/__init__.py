@@ -7,10 +7,13 @@ the command that runs pays.
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
+from typing import NoReturn
 
 from unmask import interrupts
 from unmask.cli import about, data, jobs, models, pages, readouts, shared, training
@@ -18,6 +21,23 @@ from unmask.cli.shared import Commands
 from unmask.errors import ProcessError, UnmaskError
 
 _GROUPS = (training, readouts, data, models, pages, jobs, about)
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as all that this process does.
+
+    With MindSpore it ends without tearing down the interpreter: MindSpore 2.10 has threads that outlive the objects
+    they use, which kills one of many finished runs (signal 11), and msrun calls all of them failed. What it registered
+    with `atexit` takes leave of msrun's scheduler, and all the rest is the system's to free.
+    """
+    code = main(arguments)
+    if "mindspore" in sys.modules:
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody reads it
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
