@@ -22,6 +22,7 @@ LAYERS = [
     ["interchange"],
     ["evaluate"],
     ["export", "preparation"],
+    ["teacher"],
     ["train"],
     ["overview", "trial"],
     ["api"],
