@@ -76,3 +76,17 @@ def test_they_tell_stripes_apart(tmp_path: Path) -> None:
     )
     assert (train.labels == -1).sum() == 1
     assert fit_probe(train, val, 3).accuracy > 0.9
+
+
+def test_an_image_and_its_mirror_image_are_the_same_where_left_and_right_mean_nothing(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "0.png")
+    Image.fromarray(pixels[:, ::-1].copy()).save(tmp_path / "a" / "1.png")
+    source = open_source(str(tmp_path), key="x", labels=True)
+    model = {"image_size": 24, "patch_size": 8, "channels": 1}
+    for flip, same in ((0.5, True), (0.0, False)):
+        data = {"mean": [0.5], "std": [0.5], "flip": flip, "eval_crop": 1}
+        config = check_config({"task": "finetune", "model": model, "data": data})
+        one, other = handmade_features(source, config, "").values
+        assert np.allclose(one, other, atol=1e-6) == same
