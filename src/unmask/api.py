@@ -20,6 +20,7 @@ from unmask.errors import ConfigError, DataError
 from unmask.evaluate.inference import Model, load
 from unmask.files import expanded
 from unmask.interchange.beside import write_beside
+from unmask.loop import Callback
 from unmask.modelzoo import modelarts
 from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
@@ -27,7 +28,7 @@ from unmask.overview import write_report
 from unmask.preparation import open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
-from unmask.train import Callback, train
+from unmask.train import train
 from unmask.trial import with_head
 
 
@@ -68,7 +69,7 @@ def pretrain(
     `recipe` is a name or a YAML file; `settings` has dotted keys: `{"data.train": "photos", "train.epochs": 100}`.
     `train` and `val` take the place of `data.train` and `data.val`: also objects, such as a data set of torchvision's
     (`__len__`, and `__getitem__` that gives an image or an image and its class). `callbacks` are called with the
-    step and its numbers, and may stop the run: see `unmask.train.Callback`.
+    step and its numbers, and may stop the run: see `unmask.loop.Callback`.
 
     Raises the errors of `unmask.errors`; KeyboardInterrupt after Ctrl-C, once the step is finished and saved.
     """

@@ -21,7 +21,7 @@ LAYERS = [
     ["modelzoo"],
     ["interchange"],
     ["evaluate"],
-    ["export", "preparation"],
+    ["export", "loop", "preparation"],
     ["teacher"],
     ["train"],
     ["overview", "trial"],

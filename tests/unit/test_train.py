@@ -34,8 +34,9 @@ from unmask.errors import (
 )
 from unmask.files import RunLock
 from unmask.interrupts import Interrupted, command_line
+from unmask.loop import Callback, Plan
 from unmask.report.log import read_log
-from unmask.train import Callback, Plan, train
+from unmask.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +144,7 @@ def test_what_is_shown_moves_by_time_where_steps_are_slow(
 
     def late(seconds: float, run: Path) -> list[int]:
         """How many steps were begun beyond each, when it was told of."""
-        monkeypatch.setattr("unmask.train.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("unmask.loop.LOOK_SECONDS", seconds)
         begun.clear()
         beyond: list[int] = []
         train(config, run, callbacks=[lambda step, _: beyond.append(len(begun) - step)])
@@ -323,7 +324,7 @@ def test_a_run_from_before_a_key_existed_goes_on(photos: Path, tmp_path: Path, m
         return values
 
     with monkeypatch.context() as earlier:
-        earlier.setattr("unmask.train.to_dict", without_the_key)
+        earlier.setattr("unmask.loop.to_dict", without_the_key)
         train(make_config(photos), tmp_path / "run")
     train(make_config(photos), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"holds another run \(train.ema_warmup: False -> True\)"):
