@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
+from unmask.data.decode.convert import Range
 from unmask.data.decode.picture import Picture, Stored
-from unmask.data.decode.raster import Range, Raster, open_image, read_stored
+from unmask.data.decode.raster import Raster, open_image, read_stored
 from unmask.data.parts import Parts, Share, ends_of
 from unmask.data.sources import files
 from unmask.data.sources.base import Source, printable

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import FULL_RANGE, Batch
-from unmask.data.decode.raster import to_dtype
+from unmask.data.decode.convert import to_dtype
 
 MASK_GREY = 128
 _SHOWN_STD = 2

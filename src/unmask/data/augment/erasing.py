@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
-from unmask.data.decode.raster import to_dtype
+from unmask.data.decode.convert import to_dtype
 
 _AREA = (0.02, 1 / 3)
 """Area to erase, as a share of the image; the boxes divide it among them."""

@@ -14,6 +14,8 @@ The format is recognised by the content, not by the file's name.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -282,3 +284,14 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def reason(error: Exception) -> str:
     """What a decoder's exception says, on one line, for DecodeError."""
     return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+@contextmanager
+def decoding() -> Generator[None]:
+    """Whatever a decoder raises within becomes a DecodeError."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:  # decoders meet hostile bytes in many ways
+        raise DecodeError(reason(error)) from None

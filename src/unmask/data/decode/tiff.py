@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from unmask.data.decode.picture import Box, DecodeError, FormError, check_pixels, refusal, upright
+from unmask.data.decode.picture import Box, DecodeError, FormError, check_pixels, decoding, refusal, upright
 
-_EXTRA, _ORIENTATION, NODATA = 338, 274, 42113
+_PLAIN = (b"II*\0", b"MM\0*")
+BIG_TIFF = (b"II+\0", b"MM\0+")
+_SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA, _ORIENTATION, _NODATA = 277, 258, 262, 338, 274, 42113
+_RGB, _CMYK = 2, 5
 _MANY = 16
 """Most bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
@@ -60,7 +64,7 @@ class Tiff:
         self.alpha = self.bands in (2, 4) and tuple(extra) in ((1,), (2,))
         """The last band is opacity."""
         self.height, self.width = sizes["Y"], sizes["X"]
-        self.nodata: Any = page.tags.valueof(NODATA)
+        self.nodata: Any = page.tags.valueof(_NODATA)
         """GDAL's tag as it stands, or None."""
         self._segments: dict[int, NDArray[Any]] = {}
 
@@ -118,3 +122,37 @@ def codec(module: str, kind: str, extra: str = "tiff") -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise FormError(f"{kind} is read by {module.partition('.')[0]}; pip install 'unmask[{extra}]'") from None
+
+
+def open_tiff(data: bytes | NDArray[Any], channels: int | None, max_pixels: int) -> Tiff | None:
+    """The image, if it is a TIFF file that Pillow cannot read in full."""
+    if isinstance(data, np.ndarray) or not data.startswith((*_PLAIN, *BIG_TIFF)):
+        return None
+    with decoding():
+        plain = data.startswith(_PLAIN) and _is_plain_tiff(data, channels)
+        return None if plain else Tiff(data, channels, max_pixels)
+
+
+def nodata_tag(data: bytes | NDArray[Any]) -> Any:
+    """Of a TIFF that Pillow reads."""
+    return None if isinstance(data, np.ndarray) or not data.startswith(_PLAIN) else _tags(data).get(_NODATA)
+
+
+def _tags(data: bytes) -> ImageFileDirectory_v2:
+    """Of the first page of a TIFF."""
+    tags, file = ImageFileDirectory_v2(data[:8]), BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
+    """Whether Pillow reads all there is: one band, or 8 bits of grey or colour, perhaps with opacity."""
+    tags = _tags(data)
+    samples, color, extra = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC, 0), tuple(tags.get(_EXTRA, ()))
+    if samples == 1:
+        return channels in (None, 1, 3) or not tags.next  # further pages may be the bands
+    if max(tags.get(_BITS, (1,))) > 8:
+        return False
+    opacity = extra in ((1,), (2,)) or (color == _RGB and not extra)
+    return samples == 3 or color == _CMYK or (samples in (2, 4) and opacity)

@@ -19,8 +19,9 @@ from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.augment.crop import RESAMPLING, Augmentation, center_crop, random_resized_crop_box
 from unmask.data.augment.mixing import Mixing, class_targets, smoothed
 from unmask.data.batch import FULL_RANGE, Arrays, ClassTargets, Needs
+from unmask.data.decode.convert import to_dtype
 from unmask.data.decode.picture import Picture
-from unmask.data.decode.raster import Raster, open_image, to_dtype
+from unmask.data.decode.raster import Raster, open_image
 from unmask.data.loader.order import sample_at, unlabelled_at
 from unmask.data.rng import Op, generator
 from unmask.data.sources.base import Source, printable
