@@ -26,7 +26,7 @@ from unmask.modelzoo.translate import Command, Translation, load_modelzoo
 from unmask.objectives.base import create_objective
 from unmask.overview import write_report
 from unmask.preparation import open_sources
-from unmask.report.log import METRICS_FILE, read_log
+from unmask.report.log import METRICS_FILE, read_log, show_picture
 from unmask.report.progress import say, table
 from unmask.train import train
 from unmask.trial import with_head
@@ -208,6 +208,7 @@ def run(
         allowed = {"data.max_bad_share": config.data.max_bad_share}
         with load(folder, engine=config.engine, device=config.device, settings=allowed) as model:
             write_reconstruction(model, shown, pictures[-1], count=8)
+        show_picture(folder, "reconstruction", pictures[-1])
     say("  ".join([f"done: {folder}", *(f"{name} {value:.4f}" for name, value in finished.metrics.items())]))
     if pictures:
         say("pictures: " + ", ".join(str(picture) for picture in pictures))

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import platform
+import struct
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime
 from io import BytesIO
 from numbers import Integral
@@ -34,7 +35,7 @@ class RunLog:
       determines and no clock, so that a resumed run's file is byte-equal to an uninterrupted one's.
     - `speed.jsonl`: `{"time": <seconds since 1970>, "step": 20, "images_per_s": 512.0, "data_wait_s": 0.001}`, waits in
       seconds a step; of several processes those of each: `data_wait_s_1`, `exchange_wait_s_1`, ...
-    - `tensorboard/`: the same numbers as `train/loss`, `val/loss`, `speed/images_per_s`, ...
+    - `tensorboard/`: the same numbers as `train/loss`, `val/loss`, `speed/images_per_s`, ...; `config` as text
 
     `step` counts the updates applied, so the first update logs step 1. JSON has no non-finite numbers: they are
     written as the strings "nan", "inf" and "-inf", which Python's `float()` reads back.
@@ -44,7 +45,7 @@ class RunLog:
     then, by a single bit, is said to be damaged. A damaged line is named, and stays as it is. Step 0 starts a new log,
     whatever is there.
 
-    `config` has dotted keys; the services `loggers` get it, see `Trackers`.
+    `config` has dotted keys; TensorBoard gets it, and the services `loggers`, see `Trackers`.
 
     Every line is handed to the operating system at once. Raises UnmaskError when a file cannot be written.
     """
@@ -60,12 +61,14 @@ class RunLog:
     ) -> None:
         last_step = resume_step or -1
         self._folder = folder
-        with self._writing(), ExitStack() as files:  # closes them all, whichever fails
+        with _writing(self._folder), ExitStack() as files:  # closes them all, whichever fails
             end = _checked_end(folder / METRICS_FILE, known, resume_step) if known and resume_step else None
             self._metrics = files.enter_context(_open_after(folder / METRICS_FILE, last_step, end))
             self._speed = files.enter_context(_open_after(folder / SPEED_FILE, last_step))
             self._tensorboard = _TensorBoard(folder / TENSORBOARD_FOLDER, first_step=last_step + 1)
             files.callback(self._tensorboard.close)
+            if config:
+                self._tensorboard.text(resume_step, "config", "\n".join(f"    {key}: {config[key]}" for key in config))
             self._trackers = Trackers(loggers, folder, config or {})
             files.callback(self._trackers.close)
             with (folder / METRICS_FILE).open("rb") as file:
@@ -84,25 +87,25 @@ class RunLog:
         self._append_metrics(step, "val", metrics)
 
     def speed(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self._writing():
+        with _writing(self._folder):
             self._speed.write(_line({"time": round(time.time(), 3), "step": step}, metrics))
             self._tensorboard.scalars(step, "speed", metrics)
         self._trackers.log(step, "speed", metrics)
 
     def flush(self) -> None:
         """Make everything logged so far survive a power failure. Call it before a checkpoint is committed."""
-        with self._writing():
+        with _writing(self._folder):
             for file in (self._metrics, self._speed):
                 file.flush()
                 os.fsync(file.fileno())
             self._tensorboard.flush()
 
     def close(self) -> None:
-        with self._writing():
+        with _writing(self._folder):
             self._files.close()
 
     def _append_metrics(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        with self._writing():
+        with _writing(self._folder):
             line = _line({"step": step, "split": split}, metrics)
             self._metrics.write(line)
             self._digest.update(line.encode())
@@ -110,15 +113,12 @@ class RunLog:
             self._tensorboard.scalars(step, split, metrics)
         self._trackers.log(step, split, metrics)
 
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UnmaskError(
-                f"cannot write the log in {self._folder}: {error.strerror or error}; "
-                "make room there or fix its permissions, then run the same command again to resume"
-            ) from error
+
+def show_picture(folder: Path, name: str, picture: Path) -> None:
+    """Have TensorBoard show a PNG at the last step of the run in `folder`, whose log must be closed."""
+    step = max((row["step"] for row in read_log(folder / METRICS_FILE)), default=0)
+    with _writing(folder), closing(_TensorBoard(folder / TENSORBOARD_FOLDER, first_step=step + 1)) as tensorboard:
+        tensorboard.image(step, name, picture.read_bytes())
 
 
 class RankLog:
@@ -161,6 +161,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     rows = [_parse(line) for line in lines]
     _say_damaged(path, [i for i, row in enumerate(rows, 1) if row is None and lines[i - 1].endswith(b"\n")])
     return [{key: _number(value) for key, value in row.items()} for row in rows if row is not None]
+
+
+@contextmanager
+def _writing(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnmaskError(
+            f"cannot write the log in {folder}: {error.strerror or error}; "
+            "make room there or fix its permissions, then run the same command again to resume"
+        ) from error
 
 
 def _checked_end(path: Path, known: Mapping[str, Any], step: int) -> int | None:
@@ -234,12 +245,13 @@ class _TensorBoard:
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         # Here, not at the top: importing tensorboardX imports torch where it is installed.
-        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
         # Their classes are made when the modules are loaded, where a type checker does not see them.
         self._events: Any = event_pb2
-        self._summaries: Any = summary_pb2
+        self._summaries: Any = summary
         folder.mkdir(exist_ok=True)
         # Nanoseconds, because a run resumed within the same second must not overwrite the file; viewers read files in
         # the order of their names, so that must be the order of the steps, although the clock may have been set back.
@@ -255,6 +267,15 @@ class _TensorBoard:
         summary = self._summaries.Summary
         values = [summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in metrics.items()]
         self._write(step, summary=summary(value=values))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        self._write(step, summary=self._summaries.text(tag, markdown))
+
+    def image(self, step: int, tag: str, png: bytes) -> None:
+        width, height = struct.unpack(">II", png[16:24])
+        summary = self._summaries.Summary
+        image = summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        self._write(step, summary=summary(value=[summary.Value(tag=tag, image=image)]))
 
     def flush(self) -> None:
         self._records.flush()

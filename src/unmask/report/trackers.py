@@ -25,26 +25,31 @@ Log = Callable[[int, Mapping[str, float]], None]
 Finish = Callable[[], None]
 
 
-def _like_wandb(name: str, folder: Path, config: Mapping[str, Any]) -> tuple[Log, Finish]:
+def _like_wandb(name: str, folder: Path, identity: str, config: Mapping[str, Any]) -> tuple[Log, Finish]:
     """W&B, and the packages that have its functions."""
     service: Any = import_module(name)
-    more: dict[str, Any] = {"name": folder.name}
+    more: dict[str, Any] = {"name": folder.name, "resume": "allow"}
     if name == "wandb":  # our own output is no matter of its
-        more |= {"dir": str(folder), "id": _id(folder), "resume": "allow"}
-        more["settings"] = service.Settings(console="off", silent=True)
+        more |= {"dir": str(folder), "id": identity, "settings": service.Settings(console="off", silent=True)}
     elif name == "swanlab":
-        more |= {"log_dir": str(folder / "swanlog"), "settings": service.Settings(terminal={"proxy_type": "none"})}
-    else:
-        more["resume"] = "allow"
+        more |= {"log_dir": str(folder / "swanlog"), "id": identity}
+        more["settings"] = service.Settings(terminal={"proxy_type": "none"})
+    else:  # it knows a run by its name alone, which another folder may have too
+        more["name"] += f"-{identity[:6]}"
     service.init(project="unmask", config=dict(config), **more)
     return lambda step, values: service.log(dict(values), step=step), service.finish
 
 
-def _mlflow(name: str, folder: Path, config: Mapping[str, Any]) -> tuple[Log, Finish]:
+def _mlflow(name: str, folder: Path, identity: str, config: Mapping[str, Any]) -> tuple[Log, Finish]:
+    """MLflow gives a run its id, so ours is a tag by which it is found again."""
     service: Any = import_module(name)
-    service.set_experiment("unmask")
-    service.start_run(run_name=folder.name)
-    service.log_params({key: str(value)[:500] for key, value in config.items()})
+    experiment = service.set_experiment("unmask").experiment_id
+    found = service.search_runs([experiment], f"tags.unmask_id = '{identity}'", output_format="list")
+    if found:
+        service.start_run(run_id=found[0].info.run_id)
+    else:
+        service.start_run(run_name=folder.name, tags={"unmask_id": identity})
+        service.log_params({key: str(value)[:500] for key, value in config.items()})  # they cannot change later
     return lambda step, values: service.log_metrics(dict(values), step=step), service.end_run
 
 
@@ -71,7 +76,7 @@ class Trackers:
         for name in names:
             if find_spec(name) is None:
                 raise ConfigError(f"train.loggers={name} needs a package: pip install 'unmask[{name}]'")
-        self._services = [_Service(name, folder, config) for name in names]
+        self._services = [_Service(name, folder, _id(folder), config) for name in names]
 
     def log(self, step: int, group: str, metrics: Mapping[str, float]) -> None:
         """Never waits."""
@@ -85,11 +90,11 @@ class Trackers:
 
 
 class _Service:
-    def __init__(self, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, identity: str, config: Mapping[str, Any]) -> None:
         self._name = name
         self._queue: Queue[tuple[int, Mapping[str, float]] | None] = Queue(_WAITING)
         self._failed = Event()
-        self._thread = Thread(target=self._work, args=(folder, config), daemon=True)
+        self._thread = Thread(target=self._work, args=(folder, identity, config), daemon=True)
         self._thread.start()
 
     def put(self, step: int, values: Mapping[str, float]) -> None:
@@ -110,9 +115,9 @@ class _Service:
             if self._thread.is_alive():
                 self._fail(f"it did not take what was left within {_SECONDS:g} seconds")
 
-    def _work(self, folder: Path, config: Mapping[str, Any]) -> None:
+    def _work(self, folder: Path, identity: str, config: Mapping[str, Any]) -> None:
         try:
-            log, finish = _KINDS[self._name](self._name, folder, config)
+            log, finish = _KINDS[self._name](self._name, folder, identity, config)
             while (item := self._queue.get()) is not None and not self._failed.is_set():
                 log(*item)
             finish()

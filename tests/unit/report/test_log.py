@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from unmask.errors import UnmaskError
-from unmask.report.log import RunLog, read_log
+from unmask.report.log import RunLog, read_log, show_picture
 
 
 def metrics_of(step: int) -> dict[str, float]:
@@ -176,6 +177,24 @@ def test_tensorboard_has_the_numbers_and_forgets_what_was_lost(tmp_path: Path) -
         "val/top1",
         "speed/images_per_s",
     }
+
+
+def test_tensorboard_shows_the_configuration_and_pictures(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, resume_step=0, config={"train.epochs": 3, "model.width": 192})
+    log_steps(log, 1, 3)
+    log.close()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "painted.png")
+    show_picture(tmp_path, "reconstruction", tmp_path / "painted.png")
+    paths = sorted((tmp_path / "tensorboard").iterdir())
+    shown = [(event.step, value) for path in paths for event in read_events(path) for value in event.summary.value]
+    ((step, config),) = [(step, value) for step, value in shown if value.metadata.plugin_data.plugin_name == "text"]
+    assert (step, config.tag) == (0, "config/text_summary")
+    assert config.tensor.string_val[0].decode() == "    train.epochs: 3\n    model.width: 192"
+    ((step, picture),) = [(step, value) for step, value in shown if value.HasField("image")]
+    assert (step, picture.tag, picture.image.width, picture.image.height) == (3, "reconstruction", 40, 30)
+    assert picture.image.encoded_image_string == (tmp_path / "painted.png").read_bytes()
+    restarts = [event.step for path in paths for event in read_events(path) if event.HasField("session_log")]
+    assert restarts == [0, 4]  # a viewer drops nothing of the run
 
 
 def test_event_files_are_in_the_order_of_the_steps_whatever_the_clock_says(

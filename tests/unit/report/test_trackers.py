@@ -6,9 +6,12 @@ Run as a script, this file is a run: `python test_trackers.py SERVICE`, in the f
 from __future__ import annotations
 
 import os
+import re
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,13 +26,15 @@ from unmask.report.log import RunLog, read_log
 from unmask.report.trackers import Trackers
 
 
-def write(folder: Path, *names: str) -> None:
-    log = RunLog(folder, resume_step=0, config={"train.epochs": 3}, loggers=names)
-    for step in (1, 2, 3):
+def write(folder: Path, *names: str, after: int = 0) -> None:
+    """Three steps, gone on with from step `after`."""
+    log = RunLog(folder, resume_step=after, config={"train.epochs": 3 + after}, loggers=names)
+    for step in range(after + 1, after + 4):
         log.train(step, {"loss": 1 / step})
-    log.val(3, {"loss": 0.5})
+    log.val(after + 3, {"loss": 0.5})
     log.close()
-    assert [row["step"] for row in read_log(folder / "metrics.jsonl")] == [1, 2, 3, 3]
+    steps = [row["step"] for row in read_log(folder / "metrics.jsonl") if row["split"] == "train"]
+    assert steps == list(range(1, after + 4))
 
 
 OFFLINE = {
@@ -41,8 +46,24 @@ OFFLINE = {
 """Settings of each service without a network, and the file it then keeps."""
 
 
+def runs_kept(name: str, folder: Path) -> set[str]:
+    """The runs that the files of a service speak of, by what it knows them by."""
+    if name == "wandb":
+        return {path.name.rpartition("-")[2] for path in folder.glob("run/wandb/offline-run-*")}
+    if name == "swanlab":
+        found = [
+            set(re.findall(rb"[0-9a-f]{32}", path.read_bytes())) for path in folder.glob("run/swanlog/run-*/*.swanlab")
+        ]
+        assert len(found) == 2
+        return {each.decode() for each in found[0] & found[1]}
+    (file,) = folder.glob(OFFLINE[name][1])
+    runs = {"mlflow": "SELECT run_uuid FROM runs", "trackio": "SELECT run_name FROM metrics"}
+    with closing(sqlite3.connect(file)) as database:
+        return {run for (run,) in database.execute(runs[name])}
+
+
 @pytest.mark.parametrize("name", OFFLINE)
-def test_the_service_itself_keeps_all_of_it_offline(name: str, tmp_path: Path) -> None:
+def test_the_service_itself_keeps_all_of_it_offline_as_one_run(name: str, tmp_path: Path) -> None:
     if find_spec(name) is None:
         pytest.skip(f"{name} is not installed")
     (tmp_path / "run").mkdir()
@@ -55,11 +76,12 @@ def test_the_service_itself_keeps_all_of_it_offline(name: str, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "failed" not in done.stdout + done.stderr
     assert "rror" not in done.stdout + done.stderr
-    (file,) = tmp_path.glob(kept)
-    files = [file, *file.parent.glob("files/config.yaml"), *file.parent.glob(f"{file.name}-wal")]
-    held = b"".join(path.read_bytes() for path in files)
-    for word in (b"train/loss", b"val/loss", b"train.epochs"):
-        assert word in held, word
+    for file in tmp_path.glob(kept):
+        files = [file, *file.parent.glob("files/config.yaml"), *file.parent.glob(f"{file.name}-wal")]
+        held = b"".join(path.read_bytes() for path in files)
+        for word in (b"train/loss", b"val/loss", b"train.epochs"):
+            assert word in held, word
+    assert len(runs_kept(name, tmp_path)) == 1
 
 
 def test_what_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,3 +134,4 @@ def test_a_service_that_fails_is_said_once_and_ends_no_run(
 if __name__ == "__main__":
     trackers._SECONDS = 120.0  # a busy machine
     write(Path("run").resolve(), sys.argv[1])
+    write(Path("run").resolve(), sys.argv[1], after=3)
