@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build" / "pages"
@@ -44,6 +45,13 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     markdown = re.sub(r"\[([^\]]*)\]\((?:\.\./)+(?!README)[^)]*\)", r"\1", markdown)  # files that only the clone has
     markdown = re.sub(r"\]\(\.\./README(?:\.zh-CN)?\.md", "](index.md", markdown)
     return markdown.replace(".zh-CN.md", ".md")
+
+
+@event_priority(-200)  # after the plugin for languages, which puts their indices together
+def on_post_build(config: MkDocsConfig) -> None:
+    """The index as a script: opened from a folder, a page may not read other files."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 def readme(name: str) -> str:

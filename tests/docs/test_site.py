@@ -10,25 +10,44 @@ from pathlib import Path
 
 import pytest
 
+from browser import Watched, browser, until
 from unmask.config.load import recipe_names
 from unmask.config.reference import every_key
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_site_is_built_with_all_keys_and_recipes_in_both_languages(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason="mkdocs-material is not installed")
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(folder)],
         cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    keys = (tmp_path / "reference" / "keys.html").read_text(encoding="utf-8")
+    return folder
+
+
+def test_the_site_has_all_keys_and_recipes_in_both_languages(site: Path) -> None:
+    keys = (site / "reference" / "keys.html").read_text(encoding="utf-8")
     assert [key.name for section in every_key() for key in section.keys if f"<code>{key.name}</code>" not in keys] == []
     assert "runs/&lt;recipe&gt;-&lt;n&gt;" in keys
-    recipes = (tmp_path / "zh" / "reference" / "recipes.html").read_text(encoding="utf-8")
+    recipes = (site / "zh" / "reference" / "recipes.html").read_text(encoding="utf-8")
     assert [name for name in recipe_names() if f"<code>{name}</code>" not in recipes] == []
-    assert "问题排查" in (tmp_path / "zh" / "troubleshooting.html").read_text(encoding="utf-8")
+    assert "问题排查" in (site / "zh" / "troubleshooting.html").read_text(encoding="utf-8")
+
+
+def test_the_search_works_in_a_folder_without_a_server(site: Path) -> None:
+    with browser() as opened:
+        watched = Watched(opened, viewport={"width": 1300, "height": 800})
+        page = watched.open((site / "index.html").as_uri())
+        page.click("[data-md-component=search-query]")
+        page.keyboard.type("max_bad_share")
+        until(page, "document.querySelectorAll('.md-search-result__link').length > 0")
+        found = [link.get_attribute("href") for link in page.query_selector_all(".md-search-result__link")]
+    assert any(link.startswith((site / "reference" / "keys.html").as_uri()) for link in found), found
+    assert [url for url in watched.requests if not url.startswith((site.as_uri(), "about:", "blob:", "data:"))] == []
 
 
 def test_messages_of_the_page_are_those_of_the_code() -> None:
