@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,21 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import DataConfig
-from unmask.data.likeness import BITS, SIDE, alike_pairs, groups_of, hash_of, look, same_groups, thumb_of
+from unmask.data.likeness import BITS, SIDE, Look, alike_pairs, groups_of, hash_of, look, same_groups, thumb_of
 from unmask.data.parts import Share
 from unmask.data.sources import Source, open_with_labels_if_any
 from unmask.data.sources.base import printable
 from unmask.data.sources.left_out import LeftOut
+from unmask.data.spreadsheets import csv_file, csv_rows
 from unmask.environment import cores
 from unmask.errors import DataError, StorageError, UnmaskError
 from unmask.evaluate.resumable import Records, collect
-from unmask.files import write_text, written_aside
+from unmask.files import check_free, write_text, written_aside
 from unmask.report.pictures import contact_sheet
 from unmask.report.progress import say, speaking, table
 
 CHECK, EXCLUDE = "check.json", "exclude.txt"
+_FILES = (CHECK, EXCLUDE, "alike.csv", "alike.png")
 BLANK = 0.01
-"""Standard deviation of grey levels in 0..1 below which there is nothing to see."""
+"""Standard deviation of the grey levels, of those between the darkest and the brightest, below which there is nothing
+to see."""
 _BATCH = 64
 _PARTIAL = ("data.partial", "against.partial")
 _PIECE = 8192
@@ -44,6 +47,9 @@ _RECORD = np.dtype(
         ("height", "<i4"),
         ("width", "<i4"),
         ("spread", "<f4"),
+        ("low", "<f4"),
+        ("high", "<f4"),
+        ("least", "<f4"),
         ("nodata", "<f4"),
         ("digest", "V16"),
         ("hash", "u1", (BITS // 8,)),
@@ -91,13 +97,13 @@ def check(
 ) -> Findings | None:
     """Decode all of `images`, in as many threads as there are cores, and of `against`, the set they are judged by.
 
-    Of `data`, `max_pixels` and `nodata` count.
+    Of `data`, `max_pixels`, `nodata`, `frame` and `range` count.
 
     Writes into the folder `out`: `check.json` with all figures; `exclude.txt`, for `data.exclude`, with the broken and
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
     Interrupted, the same call goes on. `share`: see `unmask.write_embeddings`; None while parts of others are missing,
-    and where another process has written all that there is to say. Raises DataError where there are no images, and
-    what reading them raises.
+    and where another process has written all that there is to say. Raises DataError where there are no images,
+    ConfigError where `out` has one of these files, of other work, and what reading the images raises.
     """
     mine, data = Share.of(share), data or DataConfig()
     source, without = open_with_labels_if_any(images, key="DATA")
@@ -108,6 +114,8 @@ def check(
     if mine.count > 1 and _is_of(out, job):
         say(f"{out} is complete")
         return None
+    if not (_is_of(out, job) or (out / _PARTIAL[0]).exists()):
+        check_free(*(out / name for name in _FILES))
     records = _records(source, out / _PARTIAL[0], "check", data, mine)
     others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", data, mine)
     if records is None or (other is not None and others is None):
@@ -148,7 +156,12 @@ def _job(source: Source, other: Source | None, smallest: int, data: DataConfig) 
 
 
 def _limits(data: DataConfig) -> dict[str, Any]:
-    return {"max_pixels": data.max_pixels, "nodata": data.nodata, "frame": data.frame}
+    ranged = {} if data.range is None else {"range": list(data.range)}
+    return {"max_pixels": data.max_pixels, "nodata": data.nodata, "frame": data.frame, **ranged}
+
+
+def _look(source: Source, row: int, data: DataConfig) -> Look:
+    return look(source.read(row), data.max_pixels, data.nodata, data.frame, data.range)
 
 
 def _is_of(out: Path, job: dict[str, Any]) -> bool:
@@ -165,9 +178,11 @@ def _records(source: Source, folder: Path, title: str, data: DataConfig, share: 
             image = source.read(index)
             raw = image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes()
             record["digest"] = np.void(hashlib.sha256(raw).digest()[:16])
-            seen = look(image, data.max_pixels, data.nodata, data.frame)
+            seen = look(image, data.max_pixels, data.nodata, data.frame, data.range)
             (record["height"], record["width"]), record["nodata"] = seen.size, seen.nodata
-            record["spread"], record["hash"], record["thumb"] = seen.grey.std(), hash_of(seen.grey), thumb_of(seen.grey)
+            record["low"], record["high"], record["least"] = seen.levels.min(), seen.levels.max(), seen.least
+            record["spread"] = seen.levels.std(dtype=np.float64)
+            record["hash"], record["thumb"] = hash_of(seen.grey), thumb_of(seen.grey)
         except StorageError:
             raise
         except DataError:
@@ -181,7 +196,7 @@ def _records(source: Source, folder: Path, title: str, data: DataConfig, share: 
                     yield np.stack(list(pool.map(one, range(first, min(first + _BATCH, span.stop)))))
 
     job = {
-        "settings": {"command": "check", "side": SIDE, **_limits(data)},
+        "settings": {"command": "check", "side": SIDE, "record": _RECORD.itemsize, **_limits(data)},
         "source": {"images": len(source), "fingerprint": source.fingerprint()},
     }
     return collect(folder, job, _RECORD, len(source), compute, batch_size=_BATCH // 16, title=title, share=share)
@@ -209,7 +224,7 @@ def _findings(
     smallest: int,
 ) -> Findings:
     good = ~records["broken"]
-    blank = good & (records["spread"] < BLANK)
+    blank = _blank(records)
     tiny = good & (np.minimum(records["height"], records["width"]) < smallest)
     seen = np.flatnonzero(good)
     copies = _copies(records["digest"], seen)
@@ -223,6 +238,16 @@ def _findings(
     broken, blank, tiny, nodata = (np.flatnonzero(found) for found in (~good, blank, tiny, nodata))
     unseen = np.zeros(0, np.int64) if others is None else np.flatnonzero(others[0]["broken"])
     return Findings(broken, blank, tiny, nodata, copies, alike, conflicts, leaks, unseen)
+
+
+def _blank(records: Records) -> NDArray[np.bool_]:
+    """Which show nothing, by the levels that each really has. Where those of all images together lie nearer than a
+    picture's, such as the 0 and 1 of drawings, it is no noise that differs."""
+    good = ~records["broken"]
+    low, high = records["low"].astype(np.float64), records["high"].astype(np.float64)
+    every = high[good].max() - low[good].min() if good.any() else 0.0
+    scale = np.maximum(high - low, np.minimum(records["least"], every))
+    return good & (records["spread"] <= BLANK * scale)
 
 
 def _copies(digests: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -243,7 +268,7 @@ def _leaks(
 ) -> NDArray[np.int64]:
     known = ~others["broken"]
     copied = seen[np.isin(records["digest"][seen], others["digest"][known])]
-    theirs = np.flatnonzero(known & (others["spread"] >= BLANK))
+    theirs = np.flatnonzero(known & ~_blank(others))
 
     def of_both(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         found, mine = np.empty((len(rows), 256), np.uint8), rows < len(clear)
@@ -296,17 +321,19 @@ def _write(
         "job": job,
     }
     write_text(out / EXCLUDE, "".join(f"{line}\n" for line in named(excluded)))
-    with written_aside(out / "alike.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["group", "file", "class"])
-        for number, group in enumerate(findings.alike, 1):
-            writer.writerows([number, name(row), _class(source, row)] for row in group.tolist())
+    rows = [(number, row) for number, group in enumerate(findings.alike, 1) for row in group.tolist()]
+    texts = [(name(row), _class(source, row)) for _, row in rows]
+    with written_aside(out / "alike.csv") as aside, csv_file(aside, chain.from_iterable(texts)) as file:
+        csv_rows(file, [["group", "file", "class"]])
+        csv_rows(file, ([number, *text] for (number, _), text in zip(rows, texts, strict=True)))
     _draw(source, findings.alike, out / "alike.png", data)
     write_text(out / CHECK, json.dumps(content, indent=1, ensure_ascii=False) + "\n")  # the last
 
 
 def _class(source: Source, row: int) -> str:
-    return "" if source.labels is None or source.class_names is None else source.class_names[int(source.labels[row])]
+    if source.labels is None or source.class_names is None:
+        return ""
+    return printable(source.class_names[int(source.labels[row])])
 
 
 def _balance(source: Source) -> dict[str, int]:
@@ -330,7 +357,7 @@ def _reasons(source: Source, rows: NDArray[np.int64], data: DataConfig) -> dict[
 def reason_of(source: Source, row: int, data: DataConfig) -> str:
     """Why an image cannot be decoded."""
     try:
-        look(source.read(row), data.max_pixels, data.nodata, data.frame)
+        _look(source, row, data)
     except DataError as error:
         return str(error)
     return ""
@@ -342,7 +369,7 @@ def _draw(source: Source, groups: Sequence[NDArray[np.int64]], out: Path, data: 
     if not rows:
         out.unlink(missing_ok=True)
         return
-    looks = [look(source.read(row), data.max_pixels, data.nodata, data.frame) for row in rows]
+    looks = [_look(source, row, data) for row in rows]
     pictures = np.stack([seen.grey for seen in looks])[..., None]
     files = [printable(source.name(row).rpartition("/")[2]) for row in rows]
     names = [f"{number // 2 + 1}: {file}" for number, file in enumerate(files)]

@@ -31,6 +31,7 @@ from unmask.data.sources import Source
 from unmask.engines.base import Engine, StepResult
 from unmask.environment import versions
 from unmask.errors import CheckpointError, DataError, TrainingError
+from unmask.evaluate.bad_images import check_judged
 from unmask.evaluate.measure import measure, shown
 from unmask.evaluate.online import FeatureEvaluation
 from unmask.objectives.base import Objective
@@ -317,7 +318,9 @@ class Loop:
         if self.val is not None and self.plan.is_due(self.plan.eval_every, step):
             with self._val_batches(self.val) as batches:
                 values = measure(self.engine, self.objective, batches)
-            values.pop("count")
+            bad = len(self.val) - int(values.pop("count"))
+            channels, every = self.config.model.channels, range(len(self.val))
+            check_judged(self.val, bad, every, channels, self.config.data, "data.val")
         if self.features is not None and self.plan.is_due(self.plan.features_every, step):
             values |= self.features()
         if self.output is not None:

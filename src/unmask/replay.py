@@ -23,7 +23,7 @@ from unmask.data.loader.spikes import unlabelled_names
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.errors import ConfigError, UnmaskError
-from unmask.files import write_text
+from unmask.files import check_free, folder_written_aside, write_text
 from unmask.preparation import batches_of, open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.pictures import contact_sheet
@@ -42,8 +42,11 @@ def replay(run: Path, step: int, out: Path | None = None) -> dict[str, Any]:
     On the same engine, device and number of processes the numbers are those of the run, bit for bit. Writes into `out`
     (None: `RUN/replay-STEP`): `step.json` with the step's numbers, those in the run's log, and the norm of each weight
     after it; `images.txt`, what the step was of; `batch.png`, the first of it as the network saw them. Returns what is
-    in `step.json`. Raises ConfigError where the run has no such step, DataError where its images have changed.
+    in `step.json`. Raises ConfigError where the run has no such step or `out` is there already, DataError where its
+    images have changed.
     """
+    out = out or run / f"replay-{step}"
+    check_free(out)
     checkpoints = run / "checkpoints"
     earlier = [saved for saved in list_steps(checkpoints) if saved < step] if checkpoints.is_dir() else []
     config = _config(run, earlier)
@@ -70,9 +73,12 @@ def replay(run: Path, step: int, out: Path | None = None) -> dict[str, Any]:
     logged = _numbers(run, step)
     result = {"step": step, "found": found, "logged": logged, "same": found == logged, "weight_norms": norms}
     try:
-        _write(result, config, source, unlabelled, out or run / f"replay-{step}")
+        with folder_written_aside(out) as aside:
+            names = _write(result, config, source, unlabelled, aside)
     except OSError as error:
-        raise UnmaskError(f"cannot write {out or run}: {error.strerror or error}") from error
+        raise UnmaskError(f"cannot write {out}: {error.strerror or error}") from error
+    _tell(result)
+    say(f"{'the same numbers' if result['same'] else 'OTHER numbers than in the log'}; {names} images: {out}")
     return result
 
 
@@ -105,13 +111,13 @@ def _numbers(folder: Path, step: int) -> dict[str, float]:
     return {name: value for name, value in rows[-1].items() if name not in ("split", "step")} if rows else {}
 
 
-def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: Source | None, out: Path) -> None:
+def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: Source | None, out: Path) -> int:
+    """Into the folder `out`, which is there; returns how many images the step is of."""
     step, size = result["step"], config.train.batch_size
     whole = config.model_copy(update={"train": config.train.model_copy(update={"accumulate": 1})})
     with closing(batches_of(whole, source, unlabelled)(start_step=step - 1, stop_step=step)) as batches:
         (batch,) = next(batches)
     names = [printable(source.name(index)) for index in batch.index.tolist()]
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "step.json", json.dumps(result, indent=1) + "\n")
     beside: list[str] = []
     if unlabelled is not None:
@@ -124,8 +130,11 @@ def _write(result: dict[str, Any], config: Config, source: Source, unlabelled: S
     contact_sheet(
         np.clip(shown, 0, 1), out / "batch.png", captions=[name.rpartition("/")[2] for name in names[:_SHOWN]]
     )
+    return len(names)
+
+
+def _tell(result: dict[str, Any]) -> None:
     keys = [key for key in ("loss", "grad_norm", "lr", "skipped", "loss_scale") if key in result["found"]]
     table([[key, result["found"][key], result["logged"].get(key, "")] for key in keys], ["", "again", "in the log"])
     odd = [name for name, norm in result["weight_norms"].items() if not np.isfinite(norm)]
     say(f"weights that are not finite after it: {', '.join(odd[:5]) or 'none'}{', …' if len(odd) > 5 else ''}")
-    say(f"{'the same numbers' if result['same'] else 'OTHER numbers than in the log'}; {len(names)} images: {out}")

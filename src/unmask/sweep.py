@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from unmask.data.sources import Source, open_source
 from unmask.data.sources.files import is_remote
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.data.sources.subset import SubsetSource, subset
+from unmask.data.spreadsheets import csv_file, csv_rows
 from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.attentive import judge_attentive
 from unmask.evaluate.fast_probe import fit_probe
@@ -232,10 +232,9 @@ def _write(results: Sequence[Result], folder: Path, seeds: int) -> None:
         accuracy.setdefault(result.arm, {}).setdefault(result.labels_per_class, []).append(result.accuracy)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder / "few-labels.csv") as aside, aside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["arm", "labels_per_class", "seed", "accuracy"])
-            writer.writerows([r.arm, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results)
+        with written_aside(folder / "few-labels.csv") as aside, csv_file(aside, []) as file:
+            csv_rows(file, [["arm", "labels_per_class", "seed", "accuracy"]])
+            csv_rows(file, ([r.arm, r.labels_per_class, r.seed, f"{r.accuracy:.6f}"] for r in results))
         title = f"mean of {seeds} seeds, ± one standard deviation" if seeds > 1 else "one seed"
         few_labels_chart(accuracy, folder / "few-labels.png", title=title)
     except OSError as error:

@@ -111,6 +111,7 @@ def train(
             data=config.data,
             seed=config.seed,
             batch_size=config.train.batch_size // config.train.accumulate // world,
+            timeout=config.train.process_timeout,
             rank=rank,
             world=world,
         )

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
+from unmask.data.rng import Op, generator
 from unmask.data.sources import Source
+from unmask.data.sources.split import group_keys
 from unmask.data.sources.subset import SubsetSource
 from unmask.environment import launched
 from unmask.errors import ConfigError
-from unmask.evaluate.fast_probe import folds_of
+from unmask.evaluate.fast_probe import FOLDS, folds_of
 from unmask.evaluate.inference import load
 from unmask.files import written_aside
 from unmask.preparation import earlier, open_sources
@@ -49,7 +51,8 @@ def with_head(
     if getattr(config.objective, "head", None) != "auto":
         return config
     if before := earlier(folder):
-        return _decided(config, before["objective"]["head"], stays=before["train"]["epochs"] == 0)
+        head = before["objective"].get("head", "drawn")  # where it has none it is another run, which `train` refuses
+        return _decided(config, head, stays=before["train"]["epochs"] == 0)
     if config.init is None:
         return _decided(config, "drawn")
     source, _, unlabelled = open_sources(config, images, unlabelled=unlabelled_images)
@@ -81,24 +84,29 @@ def _takes_a_probe(config: Config, source: Source) -> bool:
 def _pays(config: Config, folder: Path, source: Source, unlabelled: Source | None) -> bool:
     """Whether fine-tuning classifies more of the images that are set aside than the probe does, beyond chance."""
     path, wanted = folder / _RESULT, to_dict(config)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("config") != wanted:
-        right = _tried(config, folder / _FOLDER, source, unlabelled)
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("config") != wanted or "standard_error" not in found:
+        right, groups = _tried(config, folder / _FOLDER, source, unlabelled)
+        # Each group of images, of which one may be all, that only one of the two has right is a coin thrown, if they
+        # are equally good (McNemar 1947).
+        ahead = np.bincount(groups, right[1].astype(float) - right[0], 1)
         found = {
             "set_aside": right.shape[1],
             "probe_right": int(right[0].sum()),
             "fine_tuned_right": int(right[1].sum()),
+            "standard_error": float(np.sqrt((ahead**2).sum())),
+            "config": wanted,
         }
-        found |= {"only_one_right": int((right[0] != right[1]).sum()), "config": wanted}
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder / _FOLDER, ignore_errors=True)
     if not found["set_aside"]:
-        say("one image a class, none to set aside: the network stays as it is, with the linear probe as its head")
+        say(
+            "one image a class, or one group, none to set aside: the network stays as it is, with the probe as its head"
+        )
         return False
-    # Each image that only one of the two has right is a coin thrown, if they are equally good (McNemar 1947).
-    pays = found["fine_tuned_right"] - found["probe_right"] > found["only_one_right"] ** 0.5
+    pays = found["fine_tuned_right"] - found["probe_right"] > found["standard_error"]
     outcome = "it is worth it" if pays else "the network stays as it is, with the probe as its head"
     say(
         f"of {found['set_aside']} labelled images set aside, the linear probe has {found['probe_right']} right and "
@@ -107,10 +115,15 @@ def _pays(config: Config, folder: Path, source: Source, unlabelled: Source | Non
     return pays
 
 
-def _tried(config: Config, folder: Path, source: Source, unlabelled: Source | None) -> NDArray[np.bool_]:
-    """(2, N) which of N images that were set aside are classified right, by the probe and after fine-tuning."""
+def _tried(
+    config: Config, folder: Path, source: Source, unlabelled: Source | None
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """(2, N) which of N images that were set aside are classified right, by the probe and after fine-tuning; (N,) the
+    number of the group of each (`data.val_group`; else it stands for itself)."""
     right: list[NDArray[np.bool_]] = [np.zeros((2, 0), bool)]
-    for number, held in enumerate(_set_aside(source, config.seed)):
+    of: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    groups = _groups(config, source)
+    for number, held in enumerate(_set_aside(source, groups, config.seed)):
         rest, judged = (SubsetSource(source, rows) for rows in (np.setdiff1d(np.arange(len(source)), held), held))
         say(f"trial {number + 1}: {len(rest)} labelled images to learn from, {len(judged)} to judge by")
         each: list[NDArray[np.bool_]] = []
@@ -124,15 +137,46 @@ def _tried(config: Config, folder: Path, source: Source, unlabelled: Source | No
             readable = np.isfinite(probabilities).all(1)
             each.append((probabilities.argmax(1) == judged.labels)[readable])
         right.append(np.stack(each))
-    return np.concatenate(right, axis=1)
+        of.append(groups[held][readable])
+    return np.concatenate(right, axis=1), np.concatenate(of)
 
 
-def _set_aside(source: Source, seed: int) -> list[NDArray[np.int64]]:
-    """Positions of images, the same share of each class; none where each class has one."""
+def _groups(config: Config, source: Source) -> NDArray[np.int64]:
+    """(N,) the number of the group that each image must stay in."""
+    if config.data.val_group is None:
+        return np.arange(len(source))
+    names = [source.name(index) for index in range(len(source))]
+    return np.unique(group_keys(names, config.data.val_group), return_inverse=True)[1]
+
+
+def _set_aside(source: Source, groups: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+    """Positions of images, about the same share of each class; none where each class has one, or one group."""
     labels = np.asarray(source.labels)
-    folds = folds_of(labels, seed, count=2) if len(labels) < HALVES else folds_of(labels, seed)
-    numbers = (0, 1) if len(labels) < HALVES else (0,)
+    count, numbers = (2, (0, 1)) if len(labels) < HALVES else (FOLDS, (0,))
+    alone = len(np.unique(groups)) == len(groups)
+    folds = folds_of(labels, seed, count=count) if alone else _folds_of_groups(labels, groups, seed, count)
     return [rows for number in numbers if len(rows := np.flatnonzero(folds == number))]
+
+
+def _folds_of_groups(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int, count: int) -> NDArray[np.int64]:
+    """As `folds_of`, with each group in one fold, or in none, -1, where a class would be in no other.
+
+    The largest groups come first, each into the fold that has the smallest share of its classes.
+    """
+    sizes = np.zeros((groups.max() + 1, labels.max() + 1))
+    np.add.at(sizes, (groups, labels), 1)
+    share = sizes / np.maximum(sizes.sum(0), 1)
+    order = generator(seed, 1, 0, Op.SUBSET).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order].sum(1), kind="stable")]
+    chosen, filled = np.full(len(sizes), -1), np.zeros((count, sizes.shape[1]))
+    for group in order:
+        chosen[group] = np.lexsort((filled.sum(1), (filled * share[group]).sum(1)))[0]
+        filled[chosen[group]] += share[group]
+    for group in order[::-1]:  # the smallest first
+        inside = sizes[chosen == chosen[group]].sum(0)
+        if chosen[group] >= 0 and ((inside == sizes.sum(0)) & (sizes[group] > 0)).any():
+            chosen[group] = -1
+    return chosen[groups]
 
 
 def _on(config: Config, more: float, epochs: float, output: Path) -> Config:

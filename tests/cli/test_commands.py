@@ -76,8 +76,8 @@ def test_evaluate_ends_with_the_accuracy(
     assert main(["evaluate", str(classifier), str(photos), "--out", str(out)]) == 0
     numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["count"] == 59
-    assert main(["evaluate", str(classifier), str(photos), "--out", str(out), "--batch-size", "16"]) == 0
-    again = json.loads((out / "metrics.json").read_text())
+    assert main(["evaluate", str(classifier), str(photos), "--out", str(out / "again"), "--batch-size", "16"]) == 0
+    again = json.loads((out / "again" / "metrics.json").read_text())
     assert again == pytest.approx(numbers, rel=1e-5), "the last batch is filled up, not counted"
     assert capsys.readouterr().out.splitlines()[-1] == f"accuracy={numbers['top1']:.3f}"
 
@@ -144,6 +144,7 @@ def test_reconstruct_draws_a_grid(mae: Path, photos: Path, tmp_path: Path) -> No
     arguments = ["reconstruct", str(mae), str(photos), "--count", "2", "--mask-ratio", "0.5", "--out", str(out)]
     assert main(arguments) == 0
     few = image_size(out)
+    out = tmp_path / "more.png"
     assert main([*arguments[:-3], "0.5", "--out", str(out), "--count", "4"]) == 0
     assert image_size(out)[1] > few[1]
 

@@ -17,6 +17,7 @@ from unmask.cli import main
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("uvicorn", reason="unmask[serve] is not installed")
+pytest.importorskip("huggingface_hub", reason="unmask[hub] is not installed")
 
 TRAIN = [*TINY_MODEL, "train.batch_size=4", "train.epochs=1", "optimizer.warmup_epochs=0"]
 CODES = {0, 1, 2, 3, 4, 5, 6, 7}
@@ -172,6 +173,14 @@ COMMANDS: list[list[str]] = [
     ["replay", "run", "--step", "1", "--out", "again"],
     ["check", "photos", "--against", "photos", "--smallest", "8", "--set", "data.nodata=0", "--out", "checked"],
     ["check", "photos", "--share", "1/2", "--out", "parts"],
+    ["push", "run", "hf://someone/model", "--to", "timm", "--private", "--message", "new", "--checkpoint", "last"],
+    ["demo", "output=shown", *TRAIN, "train.epochs=0.001", "train.eval_every=1000"],
+    ["completion", "bash"],
+    ["evaluate", "classifier", "photos", "--label-offset", "0", "--flip", "--batch-size", "3", "--json"],
+    ["probe", "run", "photos", "photos", "--attentive", "--pool", "mean", "--flip", "--cache", "cached"],
+    ["probe", "run", "photos", "photos", "--segment", "photos", "photos", "--seed", "1"],
+    ["stats", "photos", "--out", "s.json", "--share", "1/2", "--set", "data.range=[0,255]"],
+    ["launch", "kubernetes", "mae-vit-tiny", "data.train=photos", "output=out", *TRAIN, "--check", "1x2", "--mfu", "1"],
 ]
 
 
@@ -212,6 +221,7 @@ def _shortly(monkeypatch: pytest.MonkeyPatch) -> None:
         "unmask.doctor._apart", lambda recipe, settings, threads, seconds: bench_step(recipe, settings, seconds)
     )
     monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody answers
 
 
 def check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import unmask
 import unmask.trial
@@ -22,7 +24,8 @@ from unmask.errors import ConfigError
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import Features
 from unmask.interchange import read_model, write_model
-from unmask.trial import with_head
+from unmask.train import train
+from unmask.trial import HALVES, _set_aside, with_head
 
 SMALL = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in TINY_MODEL)}
 ENGINE = "torch" if find_spec("torch") else "mindspore"
@@ -145,8 +148,71 @@ def test_one_image_a_class_leaves_the_network_as_it_is(
     mae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unmask.finetune("finetune-vit-tiny", settings(mae, tmp_path / "run"), train=Greys(2))
-    assert "one image a class, none to set aside: the network stays as it is" in capsys.readouterr().out
+    assert "one image a class, or one group, none to set aside: the network stays as it is" in capsys.readouterr().out
     assert unmask.load(tmp_path / "run").evaluate(Greys(2))["top1"] == 1
+
+
+@pytest.mark.parametrize(("count", "classes", "patients"), [(60, 2, 15), (700, 4, 90), (90, 3, 7)])
+@pytest.mark.parametrize("seed", range(3))
+def test_images_that_belong_together_are_on_one_side(count: int, classes: int, patients: int, seed: int) -> None:
+    rng, images = np.random.default_rng(seed), Greys(count)
+    groups, labels = rng.integers(0, patients, count), rng.integers(0, classes, count)
+    images.classes, images.targets = tuple(map(str, range(classes))), labels.tolist()
+    held = _set_aside(to_source(images, key="x", labels=True, dtype="uint8"), groups, seed)
+    assert len(held) == (2 if count < HALVES else 1)
+    for rows in held:
+        rest = np.setdiff1d(np.arange(count), rows)
+        assert not {*groups[rows]} & {*groups[rest]}
+        assert {*labels[rest]} == {*labels}
+        assert len(rows) == pytest.approx(count / (2 if count < HALVES else 5), rel=0.35)
+    assert sum(map(len, held)) == len(np.unique(np.concatenate(held)))
+
+
+@pytest.mark.parametrize("count", [40, 600])
+def test_a_class_of_one_group_is_not_judged(count: int) -> None:
+    groups = np.arange(count)
+    groups[1::2] = count  # of the second class all
+    source = to_source(Greys(count), key="x", labels=True, dtype="uint8")
+    for rows in _set_aside(source, groups, 0):
+        assert len(rows) > count // 12
+        assert not any(source.labels[rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("p{patient:02}_{n}.png", "^[^/]*/p[0-9]+"),
+        ("{n}-of-{patient}.png", "of-([0-9]+)"),
+        ("p{patient}/{n}.png", "/p[0-9]+/"),
+    ],
+)
+def test_a_trial_keeps_the_groups_of_val_group(
+    name: str, group: str, mae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three pictures of each patient, which are nearly the same, none is judged that another was learnt from."""
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for patient in range(24):
+        picture = rng.integers(0, 200, (28, 28))
+        for n in range(3):
+            path = tmp_path / "scans" / "ab"[patient % 2] / name.format(patient=patient, n=n)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((picture + n).astype(np.uint8)).save(path)
+    learnt: list[set[str]] = []
+
+    def trained(config: Any, folder: Path, **given: Any) -> Any:
+        learnt.append({given["images"].name(row) for row in range(len(given["images"]))})
+        return train(config, folder, **given)
+
+    monkeypatch.setattr(unmask.trial, "train", trained)
+    mine = settings(mae, tmp_path / "run", **{"data.val": "25%", "data.val_group": group, "train.epochs": 1})
+    unmask.finetune("finetune-vit-tiny", mine, train=str(tmp_path / "scans"))
+    halves = learnt[::2]  # by the probe and by fine-tuning
+    of = [{re.findall(group, path)[0] for path in names} for names in halves]
+    assert len(of) == 2
+    assert not of[0] & of[1], "what one half learns from is what the other is judged by"
+    assert [len(names) for names in halves] == [3 * len(groups) for groups in of]
+    assert json.loads((tmp_path / "run" / "trial.json").read_text())["set_aside"] == 3 * len(of[0] | of[1])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Hostile and broken images, folders and loader processes, made for real (cases 7-10, 16 and 23)."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -10,9 +11,12 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from PIL import Image
 from little_memory import little_memory
 from runs import TINY_MODEL, unmask, until_written
 from runs import start as run_of
+from unmask.cli import main
 from unmask.config.schema import AugmentConfig, DataConfig, ModelConfig
 from unmask.data.batch import Needs
 from unmask.data.decode.picture import DecodeError, Picture
@@ -310,6 +315,94 @@ def test_a_stopped_loader_process_ends_the_run_which_goes_on(engine: str, tmp_pa
     resumed = unmask(*command, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"resumed after step {steps}\n" in resumed.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    folder = tmp_path_factory.mktemp("trained")
+    settings = [*TINY_MODEL, "data.train=bundled:mnist5k/val", "train.batch_size=100", "train.epochs=0.1"]
+    assert main(["finetune", "scratch-vit-tiny", *settings, "augment.policy=null", f"output={folder}/run"]) == 0
+    return folder / "run"
+
+
+def stop_a_loader(of: int, when: Callable[[], bool], stopped: list[int]) -> None:
+    """Stop the newest loader process of a process, once there is one and it is time."""
+    deadline = time.monotonic() + 60
+    while not stopped and time.monotonic() < deadline:
+        if when() and (loaders := [pid for pid in children(of) if is_loader(pid)]):
+            os.kill(max(loaders), signal.SIGSTOP)
+            stopped.append(max(loaders))
+        time.sleep(0.001)
+
+
+def is_loader(pid: int) -> bool:
+    with suppress(OSError):
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("evaluate", marks=pytest.mark.campaign),
+        "embed",
+        pytest.param("predict", marks=pytest.mark.campaign),
+    ],
+)
+def test_a_stopped_loader_process_ends_a_command_which_goes_on(
+    command: str, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    out = {"evaluate": "evaluation", "embed": "e.npy", "predict": "p.csv"}[command]
+    words = [command, str(trained), "bundled:mnist5k/train", "--batch-size", "4", "--out", f"{tmp_path}/{out}"]
+    loaders = ["--set", "data.workers=2", "--set", "train.process_timeout=8"]
+    stopped: list[int] = []
+    begun = tmp_path if command == "evaluate" else tmp_path / f"{out}.partial"
+
+    def is_time() -> bool:
+        return command == "evaluate" or len(list(begun.glob("??????.bin"))) > 0
+
+    watcher = threading.Thread(target=stop_a_loader, args=(os.getpid(), is_time, stopped))
+    watcher.start()
+    code = main([*words, *loaders])
+    watcher.join()
+    said = capfd.readouterr().err
+    assert code == 3, said
+    assert f"unmask: loader process {stopped[0]} (stopped) did not answer within train.process_timeout=8 s" in said
+    assert not Path(f"/proc/{stopped[0]}").exists()
+    assert main([*words, "--set", "data.workers=0"]) == 0, "as the message advises"
+    said = capfd.readouterr().out
+    if command != "evaluate":
+        assert re.search(rf"{command}: [1-9]\d* of 4000 images are done already", said), said
+    assert (tmp_path / out).exists()
+
+
+def test_a_loader_process_that_is_stopped_in_a_validation_ends_the_run_which_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """The step before it is saved, and the validation made up for."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    settings = [*TINY_MODEL, "data.train=bundled:mnist5k/val", "data.val=bundled:mnist5k/train", "train.batch_size=50"]
+    settings += ["train.epochs=0.2", "train.log_every=1", "data.workers=2", f"output={tmp_path}/run"]
+    words = ["pretrain", "mae-vit-tiny", *settings, "optimizer.warmup_epochs=0"]
+    log, stopped = tmp_path / "run" / "metrics.jsonl", list[int]()
+
+    def is_validating() -> bool:
+        """Its loader processes come beside those of the training."""
+        return sum(map(is_loader, children(os.getpid()))) > 2
+
+    watcher = threading.Thread(target=stop_a_loader, args=(os.getpid(), is_validating, stopped))
+    watcher.start()
+    code = main([*words, "train.process_timeout=8"])
+    watcher.join()
+    said = capfd.readouterr()
+    assert code == 3, said.err
+    assert f"loader process {stopped[0]} (stopped) did not answer" in said.err
+    assert "The state is saved" in said.out + said.err
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004"]
+    assert main([*words, "data.workers=0"]) == 0
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [*((n, "train") for n in range(1, 5)), (4, "val")]
 
 
 @pytest.mark.campaign

@@ -168,7 +168,7 @@ def power_of_results(folder: Path) -> int:
                     disk.lose_power(keeps_names=keeps_names)
                     there = path.read_bytes() if path.exists() else None
                     assert there in ((whole,) if code == 0 else (whole, None)), (name, number, code, keeps_names)
-                    if there is not None and name.startswith("convert"):  # which overwrites nothing
+                    if there is not None and name.startswith(("convert", "reconstruct")):  # which overwrite nothing
                         continue
                     code, said = run(COMMANDS[name])
                     assert code == 0, (name, number, said)

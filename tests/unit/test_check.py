@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import io
 import json
 import os
@@ -11,18 +13,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from unmask.check import check
 from unmask.cli import main
+from unmask.config.schema import DataConfig
 from unmask.data.likeness import BITS, NEAR, groups_of, hash_of, look, near_pairs
 from unmask.data.sources import open_source
+from unmask.data.sources.base import from_printable, printable
 from unmask.data.sources.subset import without
+from unmask.data.spreadsheets import name_in
 from unmask.errors import DataError
 
 
@@ -124,6 +131,101 @@ def test_16_bits_and_arrays_are_looked_at_too(tmp_path: Path, monkeypatch: pytes
     findings = check(str(tmp_path / "set.npy"), tmp_path / "out")
     assert [group.tolist() for group in findings.copies] == [[1, 4]]
     assert findings.blank.tolist() == [5]
+
+
+def _tiff(pixels: NDArray[Any], nodata: str | None = None) -> bytes:
+    tifffile, file = pytest.importorskip("tifffile", reason="unmask[tiff] is not installed"), io.BytesIO()
+    tags = [] if nodata is None else [(42113, "s", 0, nodata, True)]
+    tifffile.imwrite(file, pixels, photometric="minisblack", extratags=tags)
+    return file.getvalue()
+
+
+def _png(pixels: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _npy(pixels: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, pixels)
+    return file.getvalue()
+
+
+GREY = np.asarray(scene(3).convert("L"), np.float64) / 255
+HOLES = np.where(np.random.default_rng(0).random(GREY.shape) < 0.3, np.nan, 1.0)
+SHOWS_SOMETHING: dict[str, tuple[str, bytes, bytes, list[str]]] = {
+    "8 bits": ("png", _png((255 * GREY).astype(np.uint8)), _png(np.full(GREY.shape, 40, np.uint8)), []),
+    "12 in 16, png": ("png", _png((4095 * GREY).astype(np.uint16)), _png(np.full(GREY.shape, 400, np.uint16)), []),
+    "12 in 16, tiff": ("tif", _tiff((4095 * GREY).astype(np.uint16)), _tiff(np.full(GREY.shape, 9, np.uint16)), []),
+    "10 in 16, faint": ("tif", _tiff((300 + 60 * GREY).astype(np.uint16)), _tiff(np.zeros(GREY.shape, "u2")), []),
+    "warm": ("png", _png((30000 + 500 * GREY).astype(np.uint16)), _png(np.full(GREY.shape, 30001, np.uint16)), []),
+    "16 bits": ("png", _png((65535 * GREY).astype(np.uint16)), _png(np.full(GREY.shape, 65535, np.uint16)), []),
+    "a range": (
+        "png",
+        _png((1000 + 100 * GREY).astype(np.uint16)),
+        _png((1000 + (np.arange(160) % 2) + 0 * GREY).astype(np.uint16)),
+        ["data.range=[1000,1100]"],
+    ),
+    "heights": ("tif", _tiff((8000 + 0.5 * GREY).astype("f4")), _tiff(np.full(GREY.shape, 0.1, "f4")), []),
+    "holes": ("tif", _tiff((GREY * HOLES).astype("f4")), _tiff((0.1 * HOLES).astype("f4")), []),
+    "nodata of the tag": (
+        "tif",
+        _tiff(np.nan_to_num(3000 * GREY * HOLES, nan=-9999.0).astype("i2"), "-9999"),
+        _tiff(np.nan_to_num(77 * HOLES, nan=-9999.0).astype("i2"), "-9999"),
+        [],
+    ),
+    "nodata of the key": (
+        "tif",
+        _tiff(np.nan_to_num(1 + 3000 * GREY * HOLES, nan=0.0).astype("u2")),
+        _tiff(np.nan_to_num(77 * HOLES, nan=0.0).astype("u2")),
+        ["data.nodata=0"],
+    ),
+    "0 and 1": ("npy", _npy((GREY > 0.5).astype(np.uint8)), _npy(np.ones(GREY.shape, np.uint8)), []),
+    "floats of tiny size": ("npy", _npy((1e-30 * GREY).astype("f4")), _npy(np.full(GREY.shape, 1e-30, "f4")), []),
+    "shorts": ("npy", _npy((900 * GREY - 1000).astype("i2")), _npy(np.full(GREY.shape, -1000, "i2")), []),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWS_SOMETHING)
+def test_blank_is_what_its_own_values_say(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    suffix, picture, blank, keys = SHOWS_SOMETHING[kind]
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / f"picture.{suffix}").write_bytes(picture)
+    (tmp_path / "scans" / f"blank.{suffix}").write_bytes(blank)
+    words = ["check", str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
+    assert main([*words, *(word for key in keys for word in ("--set", key))]) == 0
+    assert (tmp_path / "out" / "exclude.txt").read_text().split() == [f"blank.{suffix}"]
+
+
+def test_what_fills_a_little_of_a_given_range_is_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "scans").mkdir()
+    for number, top in enumerate((4095, 60)):
+        (tmp_path / "scans" / f"{number}.png").write_bytes(_png((top * GREY).astype(np.uint16)))
+    assert len(check(str(tmp_path / "scans"), tmp_path / "out").blank) == 0
+    ranged = check(str(tmp_path / "scans"), tmp_path / "ranged", data=DataConfig(range=(0, 4095)))
+    assert ranged.blank.tolist() == [1]
+
+
+def test_the_table_of_pairs_is_safe_to_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASK_CACHE", str(tmp_path / "cache"))
+    names = ["=1+1|' '!A0.jpg", "@a, b.jpg", '-é "c".jpg', "line\nbreak.jpg"]
+    for number, name in enumerate(names):
+        path = tmp_path / "photos" / ("=class" if number % 2 else "b") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(scene(7), 90 - number))
+    check(str(tmp_path / "photos"), tmp_path / "out")
+    raw = (tmp_path / "out" / "alike.csv").read_bytes()
+    assert raw.startswith(codecs.BOM_UTF8), "by which spreadsheets tell UTF-8"
+    header, *rows = csv.reader(raw.decode("utf-8-sig").splitlines())
+    assert header == ["group", "file", "class"]
+    assert [row[0] for row in rows] == ["1"] * 4
+    assert {row[2] for row in rows} == {"'=class", "b"}
+    there = {printable(f"{'=class' if number % 2 else 'b'}/{name}") for number, name in enumerate(names)}
+    assert {name_in(row[1]) for row in rows} == {from_printable(name) for name in there}
+    assert not any(row[1].startswith(("=", "@", "-")) for row in rows)
 
 
 def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 STATS = ["channel", "mean", "std"]
 PACK_KEYS = ("data.nodata", "data.frame", "data.max_pixels")
-CHECK_KEYS = (*PACK_KEYS, "data.max_bad_share")
-STATS_KEYS = ("model.channels", "data.dtype", "data.range", *CHECK_KEYS)
+CHECK_KEYS = ("data.range", *PACK_KEYS, "data.max_bad_share")
+STATS_KEYS = ("model.channels", "data.dtype", *CHECK_KEYS)
 """What `--set` may name where there is no model."""
 
 
@@ -167,7 +167,7 @@ def _add_check(commands: Commands) -> None:
         metavar="PIXELS",
         help="a shorter side below this is tiny (default 32)",
     )
-    shared.add_set(sub, "data.nodata, data.frame, data.max_pixels or data.max_bad_share")
+    shared.add_set(sub, "data.range, data.nodata, data.frame, data.max_pixels or data.max_bad_share")
     sub.add_argument(
         "--out",
         type=kinds.place,

@@ -297,7 +297,9 @@ def _add_reconstruct(commands: Commands) -> None:
 
 def reconstruct(options: Namespace) -> None:
     from unmask.evaluate.evaluation import write_reconstruction
+    from unmask.files import check_free
 
+    check_free(options.out)
     overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
     model = shared.load(options, [f"{key}={value}" for key, value in overrides.items() if value is not None])
     write_reconstruction(model, shared.images(options), options.out, options.count)

@@ -197,12 +197,28 @@ def _merge(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class _Loader(yaml.SafeLoader):
+    """Without the numbers of YAML 1.1 that look like others: 010 is not 8, and 1:30 is not 90."""
+
+
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$|[-+]?\.inf$|\.nan$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern, re.IGNORECASE), list("-+.0123456789"))
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """The nested values of a YAML file and where each dotted key stands. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
         root = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -245,7 +261,7 @@ def _plain(value: Any) -> Any:
 def parse_value(text: str) -> Any:
     """A value from the command line, written as in YAML; what is no YAML is text."""
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError):  # 2024-02-30, 0x_ and a thousand brackets
         return text
 

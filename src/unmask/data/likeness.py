@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.batch import FULL_RANGE
+from unmask.data.decode.convert import Range
 from unmask.data.decode.dicom import is_dicom
 from unmask.data.decode.picture import Picture
 from unmask.data.decode.raster import open_image, read_stored
@@ -28,6 +28,12 @@ AGREE = 0.985
 """Least correlation of the grey levels of two pictures of the same: the same entry."""
 SIDE = 64
 """Pixels of the square at which an image is looked at."""
+_LEVELS = 255.0
+"""Of an image of 8 bits, from black to white."""
+_FEWEST = 16.0
+"""Levels from black to white in an image of more bits, which seldom fills them."""
+_ROUNDED = 1e-4
+"""Of a floating level: one of a hundredth of this is float32 rounded."""
 _BANDS = NEAR + 1
 """Hashes that differ in NEAR bits agree in at least one of so many parts."""
 _MOST_ALIKE = 1000
@@ -48,35 +54,58 @@ class Look:
 
     size: tuple[int, int]
     """Height, width."""
-    grey: NDArray[np.float32]
-    """(SIDE, SIDE) levels in 0..1; of floating pixels, which have no range, from the darkest to the brightest."""
+    levels: NDArray[np.float32]
+    """(SIDE, SIDE) of grey, as they are stored; with a `data.range` in 0..1."""
+    least: float
+    """A picture's darkest and brightest level lie this far apart, or further: else it may be noise that differs."""
     nodata: float = 0.0
     """Share of the values that are no data; the mean of the others stands for them."""
 
+    @property
+    def grey(self) -> NDArray[np.float32]:
+        """`levels` in 0..1: of 8 bits and in a `data.range` from black to white, of others, which need not fill what
+        they could be, from the darkest to the brightest."""
+        low, high = float(self.levels.min()), float(self.levels.max())
+        scale = max(high - low, self.least, 1e-30)
+        return ((self.levels - max(high - scale, min(low, 0.0))) / scale).astype(np.float32)
+
 
 def look(
-    data: bytes | NDArray[np.uint8], max_pixels: int, nodata: float | None = None, frame: int | None = None
+    data: bytes | NDArray[np.uint8],
+    max_pixels: int,
+    nodata: float | None = None,
+    frame: int | None = None,
+    value_range: Range | None = None,
 ) -> Look:
-    """`nodata` and `frame`: see `data.nodata`, `data.frame`. Raises DecodeError."""
+    """`nodata`, `frame` and `value_range`: see `data.nodata`, `data.frame`, `data.range`. Raises DecodeError."""
     if isinstance(data, np.ndarray):
         plain = data.dtype == np.uint8 and data.shape[-1] in (1, 3)
     else:
         plain = not data.startswith((b"\x93NUMPY", b"II", b"MM")) and not is_dicom(data)
-    if plain and nodata is None:
+    if plain and nodata is None and value_range is None:
         picture = open_image(data, 1, "uint8", max_pixels)
         whole = (0, 0, picture.width, picture.height)
-        if isinstance(picture, Picture):
+        if isinstance(picture, Picture) and not picture.mode.startswith("I"):  # else of 16 bits
             grey = picture.crop(whole, (SIDE, SIDE), Image.Resampling.BOX)
-            return Look((picture.height, picture.width), grey[:, :, 0].astype(np.float32) / np.float32(255))
-    stored = read_stored(data, None, max_pixels, nodata, frame)
+            return Look((picture.height, picture.width), grey[:, :, 0].astype(np.float32), _LEVELS)
+    stored = read_stored(data, None, max_pixels, nodata, frame, shown=value_range is None)
     pixels, missing = stored.pixels, 0.0
     if stored.valid is not None:
         valid = np.broadcast_to(stored.valid, pixels.shape)
         pixels, missing = np.where(valid, pixels, pixels[valid].mean().astype(pixels.dtype)), 1 - valid.mean()
-    grey = np.asarray(Image.fromarray(pixels.astype(np.float32).mean(2)).resize((SIDE, SIDE), Image.Resampling.BOX))
-    low, high = (0.0, FULL_RANGE[pixels.dtype.name]) if pixels.dtype.kind == "u" else (grey.min(), grey.max())
-    height, width = pixels.shape[:2]
-    return Look((height, width), ((grey - low) / max(high - low, 1e-12)).astype(np.float32), float(missing))
+    height, width, _ = pixels.shape
+    values = pixels.astype(np.float64)
+    if value_range is not None:
+        values = ((values - value_range[0]) / (value_range[1] - value_range[0])).clip(0, 1)
+    grey = Image.fromarray(values.mean(2).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    levels = np.asarray(grey)
+    if value_range is not None:
+        least = 1.0
+    elif pixels.dtype.kind == "f":
+        least = _ROUNDED * float(np.abs(levels).max())
+    else:
+        least = _LEVELS if pixels.dtype == np.uint8 else _FEWEST
+    return Look((height, width), levels, least, float(missing))
 
 
 def hash_of(grey: NDArray[np.float32]) -> Hashes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.convert import Range
-from unmask.data.decode.picture import Picture, Stored
+from unmask.data.decode.picture import Picture, Stored, frames
 from unmask.data.decode.raster import Raster, open_image, read_stored
 from unmask.data.parts import Parts, Share, ends_of
 from unmask.data.sources import files
@@ -29,6 +29,8 @@ _AHEAD = 4
 """Images that each thread holds in memory."""
 _LOOKS = 20
 """Images tried for channels and dtype."""
+_BLOCK = 2**22
+"""Values of an image that are taken as float64 at a time: the largest image takes no more memory for it."""
 _PART = 64
 """Images in a part, or more."""
 _FORMAT = "unmask stats"
@@ -67,15 +69,18 @@ class Stats:
         """Merge one image (H, W, C), masked where it is no data, by the formula of Chan et al. for pairs of sets, in
         float64."""
         height, width = pixels.shape[:2]
-        values = pixels.reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
-        counts = [len(values)] * self.channels
-        if isinstance(values, np.ma.MaskedArray):
-            counts = values.count(0).tolist()
-            self.nodata += values.size - sum(counts)
-            if sum(counts) < values.size / 2:
-                self.mostly_nodata.append(name)
-        mean = np.ma.filled(values.mean(0), 0.0)
-        self._merge(counts, mean, np.ma.filled(((values - mean) ** 2).sum(0), 0.0))
+        rows, missing = max(1, _BLOCK // (width * self.channels)), 0
+        for start in range(0, height, rows):
+            values = pixels[start : start + rows].reshape(-1, self.channels).astype(np.float64) / FULL_RANGE[self.dtype]
+            counts = [len(values)] * self.channels
+            if isinstance(values, np.ma.MaskedArray):
+                counts = values.count(0).tolist()
+                missing += values.size - sum(counts)
+            mean = np.ma.filled(values.mean(0), 0.0)
+            self._merge(counts, mean, np.ma.filled(((values - mean) ** 2).sum(0), 0.0))
+        self.nodata += missing
+        if missing > pixels.size / 2:
+            self.mostly_nodata.append(name)
         self.lowest, self.highest = min(self.lowest, float(pixels.min())), max(self.highest, float(pixels.max()))
         self.count += 1
         self.stored[mode] += 1
@@ -227,8 +232,11 @@ def _measure(source: Source, span: range, first: Stats, look: Callable[..., Pict
 
     def load(index: int) -> tuple[str, NDArray[Any], str] | str:
         try:
-            image = look(source.read(index), stats.channels, stats.dtype)
-            return image.mode, image.pixels(), printable(source.name(index))
+            data = source.read(index)
+            image = look(data, stats.channels, stats.dtype)
+            alone = frames(data) in (1, stats.channels if isinstance(image, Raster) else 1)  # pages may be the channels
+            mode = image.mode if alone else f"{image.mode} (the first of several)"
+            return mode, image.pixels(), printable(source.name(index))
         except StorageError:
             raise
         except DataError as error:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from unmask.config.schema import DataConfig
 from unmask.data.decode.raster import why_bad
-from unmask.data.loader.bad_files import check_share
+from unmask.data.loader.bad_files import OF_A_RUN, check_share
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.evaluate.inference import Model
+from unmask.report.progress import say
 
 
 def check_bad(model: Model, source: Source, bad: int, said: str = "") -> None:
     """Raise DataError where more images could not be decoded than `data.max_bad_share` allows. `said` comes first."""
     check_share(bad, len(source), model.config.data.max_bad_share, lambda: _such_as(model, source), said)
+
+
+def check_judged(source: Source, bad: int, among: Iterable[int], channels: int, data: DataConfig, what: str) -> None:
+    """Within a run: tell of the images that could not be decoded and so judge nothing, which are `among` these.
+
+    Raises DataError where they are more than `data.max_bad_share` allows.
+    """
+    if not bad:
+        return
+    say(f"{what}: {bad} of {len(source)} images cannot be decoded and are left out")
+
+    def such_as() -> str:
+        reasons = ((index, why_bad(source, index, channels, data)) for index in among)
+        return next((f"{printable(source.name(index))}: {why}" for index, why in reasons if why), "")
+
+    check_share(bad, len(source), data.max_bad_share, such_as, f"{what}: ", OF_A_RUN)
 
 
 def line_of(model: Model, source: Source, index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_class_map(path: Path) -> dict[str, str | int]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         pairs = _pairs_from_json(text) if path.suffix == ".json" else _pairs_from_csv(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"class map {path} cannot be read: {cause(error)}") from None
     result: dict[str, str | int] = {}
     for name, target in pairs:
@@ -89,7 +90,7 @@ def _pairs_from_json(text: str) -> list[tuple[str, str | int]]:
 
 
 def _pairs_from_csv(text: str) -> list[tuple[str, str | int]]:
-    header, *rows = [row for row in csv.reader(text.splitlines()) if row] or [[]]
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row] or [[]]
     if header != ["folder", "class"]:
         raise ValueError("its first line is not folder,class")
     if odd := [row for row in rows if len(row) != 2]:

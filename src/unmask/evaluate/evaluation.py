@@ -19,7 +19,7 @@ from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.formats import Labels
 from unmask.evaluate.inference import Images, Model
 from unmask.evaluate.result import writing
-from unmask.files import write_text, written_aside
+from unmask.files import check_free, folder_written_aside, write_text, written_aside
 from unmask.report.charts import confusion_chart
 from unmask.report.pictures import contact_sheet, reconstruction_grid
 from unmask.report.progress import say, table
@@ -38,8 +38,10 @@ def write_evaluation(
     For a classifier also `predictions.csv`, of each image its class, the one it is taken for, the probability of that
     and the loss, empty where it could not be decoded; `per_class.csv`; `confusion.csv` and `confusion.png`, a row for
     each true class and a column for each predicted one, of those that occur; and `worst.png`, the images of highest
-    loss as the model sees them.
+    loss as the model sees them. Raises ConfigError where `out` is there already.
     """
+    if out is not None:
+        check_free(out)
     labelled = model.config.objective.labelled
     source, report = model.source(images, labels=labelled), None
     if "logits" in model.objective.outputs and source.labels is not None:
@@ -61,14 +63,13 @@ def write_evaluation(
 def _write_evaluation(
     out: Path, model: Model, source: Source, values: Mapping[str, float], report: ClassificationReport | None
 ) -> None:
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "metrics.json", json.dumps(values, indent=2) + "\n")
+    with writing(out), folder_written_aside(out) as aside:
+        write_text(aside / "metrics.json", json.dumps(values, indent=2) + "\n")
         if report is not None:
-            _write_predictions(report, source, out / "predictions.csv")
-            _write_per_class(report, out / "per_class.csv")
-            _write_confusion(report, out)
-            _write_worst(report, model, source, out / "worst.png")
+            _write_predictions(report, source, aside / "predictions.csv")
+            _write_per_class(report, aside / "per_class.csv")
+            _write_confusion(report, aside)
+            _write_worst(report, model, source, aside / "worst.png")
     say(f"evaluation in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

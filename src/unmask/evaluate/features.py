@@ -20,7 +20,7 @@ from unmask.data.sources import Source
 from unmask.data.sources.same_classes import with_classes_of
 from unmask.engines.base import Engine
 from unmask.errors import DataError
-from unmask.evaluate.bad_images import check_bad
+from unmask.evaluate.bad_images import check_bad, check_judged
 from unmask.evaluate.inference import Images, Model, Pool, as_source
 from unmask.evaluate.measure import shown
 from unmask.evaluate.resumable import Records, collect
@@ -109,10 +109,14 @@ def features_by(
     data: DataConfig,
     seed: int,
     batch_size: int,
+    timeout: float,
     rank: int = 0,
     world: int = 1,
 ) -> Features:
-    """Features (N, D) of a network in training; each process computes a share, and all get all, in memory."""
+    """Features (N, D) of a network in training; each process computes a share, and all get all, in memory.
+
+    `timeout`: see `eval_batches`.
+    """
     found = np.zeros(len(source))
     values: NDArray[np.float64] | None = None
     batches = eval_batches(
@@ -124,6 +128,7 @@ def features_by(
         batch_size=min(batch_size, len(source)),
         rank=rank,
         world=world,
+        timeout=timeout,
     )
     with shown(batches, "embed", -(-len(source) // world)) as counted:
         for batch in counted:
@@ -135,6 +140,8 @@ def features_by(
     if values is None:
         raise DataError("there are no images to compute features of")
     values, found = engine.sum(values), engine.sum(found)
+    bad = np.flatnonzero(found == 0)
+    check_judged(source, len(bad), bad.tolist(), model.channels, data, "features")
     labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
     return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unmask.checkpoint.store import Choice
 from unmask.config.load import Settings, to_dict
-from unmask.config.schema import Config
+from unmask.config.schema import Config, TrainConfig
 from unmask.data.batch import Batch
 from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import eval_batches
@@ -254,6 +254,7 @@ class Model:
         decisive = to_dict(self.config)
         for key in ("max_bad_share", "workers"):
             del decisive["data"][key]
+        decisive["train"]["process_timeout"] = TrainConfig.model_fields["process_timeout"].default  # of no number
         how = [self.batch_size, "flip"] if self.flip else [self.batch_size]
         config = json.dumps([decisive, *how], sort_keys=True)
         digest = hashlib.sha256(config.encode())
@@ -320,6 +321,7 @@ class Model:
             batch_size=min(self.batch_size, len(source)),
             rank=rank,
             world=world,
+            timeout=config.train.process_timeout,
         )
         for batch in batches:
             if chosen is None:

@@ -18,7 +18,7 @@ from unmask.errors import ConfigError, UnmaskError
 from unmask.evaluate.bad_images import check_bad, line_of
 from unmask.evaluate.inference import Model
 from unmask.evaluate.resumable import Records, collect, shared
-from unmask.files import cause, sha256
+from unmask.files import cause, check_free, sha256
 from unmask.report.progress import Bar, say, speaking
 
 _CHUNK = 4096
@@ -90,13 +90,10 @@ class _WholeFile(_Output):
         if (known := _manifest(str(manifest), out)) is not None:
             return _there(parts, known)
         if not partial.exists():
-            # Names beside a manifest of ours are left over from a result that was removed.
-            names = [_names_of(out)] if out.suffix == ".npy" and _manifest(str(manifest)) is None else []
-            for path in (out, *names):
-                if path.exists():
-                    raise ConfigError(
-                        f"{path} is there already, and no result of this command; name another, or remove it"
-                    )
+            # What is beside a manifest of ours is left over from a result that was removed.
+            ours = _manifest(str(manifest)) is not None
+            names = [_names_of(out)] if out.suffix == ".npy" else []
+            check_free(out, *([] if ours else [manifest, _bad_of(out), *names]))
         size = min(self.model.batch_size, len(self.source))
         records = collect(
             partial,
@@ -124,7 +121,7 @@ class _WholeFile(_Output):
         say(f"{len(source)} {self.result.what} in {out}")
         bad = np.flatnonzero(~records["valid"])
         lines = (line_of(self.model, source, int(index)) for index in bad)
-        _list_bad(parts, f"{out}.bad.txt", lines, len(bad), len(source))
+        _list_bad(parts, str(_bad_of(out)), lines, len(bad), len(source))
         parts.write_json(str(manifest), {**_head(self.job), "bad": len(bad), "file": facts})
         parts.forget()
 
@@ -207,6 +204,10 @@ def _there(parts: Parts, known: Mapping[str, Any]) -> int:
 
 def _names_of(out: Path) -> Path:
     return out.with_suffix(".names.txt")
+
+
+def _bad_of(out: Path) -> Path:
+    return Path(f"{out}.bad.txt")
 
 
 def _list_bad(parts: Parts, path: str, bad: Iterable[str], count: int, images: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from unmask.config.schema import Config
 from unmask.data.augment.crop import center_crop
@@ -28,8 +28,9 @@ from unmask.errors import DataError
 from unmask.evaluate.fast_probe import FOLDS, STRENGTHS, Floats, LinearHead
 from unmask.evaluate.features import Features
 from unmask.evaluate.inference import Model
+from unmask.files import cause
 from unmask.metrics import mean_iou
-from unmask.report.progress import progress
+from unmask.report.progress import progress, say
 
 IGNORED = 255
 """Pixels of no class: they neither teach nor count."""
@@ -154,6 +155,8 @@ def _masks(images: Source, masks: Source, config: Config, what: str) -> NDArray[
             )
         crop = center_crop(Picture(mask, 1, data.max_pixels), config.model.image_size, data)
         found.append(np.asarray(crop)[..., 0].astype(np.uint8))
+    if left := len(masks) - len(found):
+        say(f"{what}: {left} of {len(masks)} masks are of no image")
     return np.stack(found)
 
 
@@ -165,8 +168,10 @@ def _mask(data: object, what: str) -> NDArray[np.uint8]:
                 if image.mode not in ("1", "L", "P"):
                     raise DataError(f"{what} is of mode {image.mode}; it must have one channel of 8 bits")
                 data = np.asarray(image)
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{what} cannot be decoded: {error}") from None
+        except DataError:
+            raise
+        except Exception as error:  # whatever damage makes Pillow raise
+            raise DataError(f"{what} cannot be decoded: {cause(error)}") from None
     pixels = np.asarray(data)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] != 1 or pixels.dtype.name not in ("bool", "uint8"):

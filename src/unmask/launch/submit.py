@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 
 from unmask.errors import ConfigError
-from unmask.files import write_text
+from unmask.files import check_free, write_text
 from unmask.launch import kubernetes, modelarts, sky, slurm
 from unmask.launch.job import Job, Options
 
@@ -57,7 +57,11 @@ def submit(platform: str, text: str, out: Path | None = None) -> str:
 
 
 def write_file(text: str, out: Path) -> None:
-    """Raises ConfigError for a folder; OSError."""
+    """Raises ConfigError for a folder, and for a file that is there already unless it is this job; OSError."""
     if out.is_dir():
         raise ConfigError(f"--out={out} is a folder; name a file")
+    raw = text.encode()
+    if out.is_file() and out.stat().st_size == len(raw) and out.read_bytes() == raw:
+        return
+    check_free(out)
     write_text(out, text)

@@ -17,7 +17,7 @@ from unmask.data.sources.base import printable
 from unmask.environment import versions
 from unmask.errors import ConfigError, DataError, UnmaskError
 from unmask.evaluate.inference import load
-from unmask.files import cause
+from unmask.files import cause, check_free
 from unmask.overview.batches import augmented
 from unmask.overview.looks import counts_by_class, look
 from unmask.overview.runs import RunFolder, config_table, read_runs
@@ -53,7 +53,8 @@ def write_report(
     the model cannot be had, the page says so and has the rest. With `images=0` neither is looked for.
 
     `settings` are `KEY=VALUE`, such as `data.val=FOLDER` where the images have moved. The other arguments are those
-    of `load`. Raises ConfigError for a folder that holds no run, and UnmaskError when the page cannot be written.
+    of `load`. Raises ConfigError for a folder that holds no run and for an `out` that is there already, and UnmaskError
+    when the page cannot be written.
     """
     paths = [Path(run) for run in runs]
     out = _place(paths, out)
@@ -82,6 +83,8 @@ def _place(paths: Sequence[Path], out: str | os.PathLike[str] | None) -> Path:
     place = paths[0] / REPORT if out is None else Path(out)
     if place.is_dir():
         raise ConfigError(f"{place} is a folder; name a file: --out {place / REPORT}")
+    if out is not None:
+        check_free(place)
     return place
 
 

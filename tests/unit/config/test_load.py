@@ -195,6 +195,25 @@ def test_what_is_no_number_is_refused_in_one_line(text: str) -> None:
         load_config("mae-vit-tiny", [f"train.epochs={text}"])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("seed=010", 10), ("seed=0x10", 16), ("seed=1_000", 1000), ("train.epochs=1:30", None)]
+)
+def test_a_number_is_the_one_that_a_person_reads(text: str, expected: int | None, tmp_path: Path) -> None:
+    """Not that of YAML 1.1, where 010 is 8 and 1:30 is 90; of a recipe neither."""
+    key, _, value = text.partition("=")
+    section, _, name = key.rpartition(".")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(
+        f"base: mae-vit-tiny\n{section}: {{{name}: {value}}}\n" if section else f"base: mae-vit-tiny\n{name}: {value}\n"
+    )
+    for words in (("mae-vit-tiny", [text]), (str(recipe), [])):
+        if expected is None:
+            with pytest.raises(ConfigError, match=r"train\.epochs: input should be a valid number"):
+                load_config(*words)
+        else:
+            assert load_config(*words).seed == expected
+
+
 @pytest.mark.parametrize("value", ["", " 5", " text", " [1]"])
 def test_a_section_without_keys_is_named(tmp_path: Path, value: str) -> None:
     (tmp_path / "own.yaml").write_text(f"base: mae-vit-tiny\nmodel:{value}\n")

@@ -28,6 +28,7 @@ def test_an_offset_skips_the_background() -> None:
     [
         ("map.json", '{"ant": 7, "cat": "zebra", "bee": 7, "dog": 1}'),
         ("map.csv", "folder,class\nant,7\nbee,7\ncat,zebra\n"),
+        ("map.csv", '\ufefffolder,class\r\n"ant",7\r\nbee,7\r\ncat,"zebra"\r\n"two\nlines, ""x""",1\r\n'),
     ],
 )
 def test_a_map_by_number_and_by_name(tmp_path: Path, name: str, text: str) -> None:
@@ -68,6 +69,12 @@ def test_a_csv_map_has_a_header_and_two_columns(tmp_path: Path, text: str) -> No
     (tmp_path / "map.csv").write_text(text)
     with pytest.raises(ConfigError, match="folder,class"):
         read_class_map(tmp_path / "map.csv")
+
+
+def test_a_csv_map_that_is_no_csv(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text('folder,class\nant,"' + "x" * 200_000 + "\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        head_classes(THREE, head=9, head_names=None, class_map=tmp_path / "map.csv")
 
 
 def test_of_a_thousand_names_ten_are_shown() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from unmask.config.load import check_config
 from unmask.data.sources import open_source
+from unmask.errors import DataError
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.handmade import describe, handmade_features, oriented_gradients
 
@@ -67,7 +68,7 @@ def test_they_tell_stripes_apart(tmp_path: Path) -> None:
         {
             "task": "finetune",
             "model": {"image_size": 24, "patch_size": 8, "channels": 1},
-            "data": {"mean": [0.5], "std": [0.5]},
+            "data": {"mean": [0.5], "std": [0.5], "max_bad_share": 0.1},
         }
     )
     train, val = (
@@ -75,6 +76,9 @@ def test_they_tell_stripes_apart(tmp_path: Path) -> None:
         for part in ("train", "val")
     )
     assert (train.labels == -1).sum() == 1
+    strict = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_share": 0.01})})
+    with pytest.raises(DataError, match=r"1 of 19 images .* cannot be decoded.*such as down/broken\.png"):
+        handmade_features(open_source(str(tmp_path / "train"), key="x", labels=True), strict, "train")
     assert fit_probe(train, val, 3).accuracy > 0.9
 
 

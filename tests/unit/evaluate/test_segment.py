@@ -127,6 +127,22 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path: Path, name: str, pixels: np
         _masks(images, masks, config, "TRAIN")
 
 
+def test_damaged_masks_and_masks_of_no_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("1.png", "2.png"):
+        save(tmp_path / "images", name, np.zeros((40, 56), np.uint8))
+        save(tmp_path / "masks", name, np.zeros((40, 56), np.uint8))
+    save(tmp_path / "masks", "3.png", np.zeros((40, 56), np.uint8))
+    config = check_config({"model": {"channels": 1}, "data": {"mean": [0.5], "std": [0.5]}})
+    images, masks = (open_source(str(tmp_path / each), key="x", labels=False) for each in ("images", "masks"))
+    assert len(_masks(images, masks, config, "TRAIN")) == 2
+    assert "TRAIN: 1 of 3 masks are of no image" in capsys.readouterr().out
+    sound = (tmp_path / "masks" / "2.png").read_bytes()
+    for cut in (20, 40):
+        (tmp_path / "masks" / "2.png").write_bytes(sound[:cut])
+        with pytest.raises(DataError, match=r"the mask 2\.png cannot be decoded"):
+            _masks(images, masks, config, "TRAIN")
+
+
 def test_what_does_not_go_with_it_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for option in (["--attentive"], ["--pool", "cls"], ["--labels-per-class", "2"]):
         assert main(["probe", "run", "a", "b", "--segment", "c", "d", *option]) == 2

@@ -80,6 +80,17 @@ def refusal(found: int, dtype: np.dtype[Any], channels: int) -> ChannelsError:
     )
 
 
+def frames(data: bytes | NDArray[Any]) -> int:
+    """How many pictures, frames or pages, a file says that it holds; 1 where it does not say, or cannot be read."""
+    if isinstance(data, np.ndarray):
+        return 1
+    reader = next((reader for mark, reader in _READERS.items() if data.startswith(mark)), None)
+    try:
+        return 1 if reader is None else int(getattr(reader(BytesIO(data)), "n_frames", 1))
+    except Exception:  # whatever a damaged file makes Pillow raise is told by who decodes it
+        return 1
+
+
 @dataclass(frozen=True)
 class Stored:
     """The pixels of a file as they are in it, upright."""

@@ -236,11 +236,13 @@ def read_stored(
     max_pixels: int,
     nodata: float | None = None,
     frame: int | None = None,
+    *,
+    shown: bool = True,
 ) -> Stored:
-    """The pixels as they are stored, of DICOM as they are shown. `channels`, where known, tells bands from rows and
-    pages; `nodata` and `frame`: see `data.nodata`, `data.frame`. Raises DecodeError."""
+    """The pixels as they are stored, of DICOM as they are shown, or not. `channels`, where known, tells bands from rows
+    and pages; `nodata` and `frame`: see `data.nodata`, `data.frame`. Raises DecodeError."""
     if is_dicom(data):
-        return _dicom(data, channels, max_pixels, None, None, nodata, frame)
+        return _dicom(data, channels, max_pixels, None if shown else "float32", None, nodata, frame)
     return _stored(data, open_tiff(data, channels, max_pixels), channels, max_pixels, nodata)
 
 

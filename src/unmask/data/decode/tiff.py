@@ -21,7 +21,7 @@ from unmask.data.decode.picture import Box, DecodeError, FormError, check_pixels
 _PLAIN = (b"II*\0", b"MM\0*")
 BIG_TIFF = (b"II+\0", b"MM\0+")
 _SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA, _ORIENTATION, _NODATA = 277, 258, 262, 338, 274, 42113
-_RGB, _CMYK = 2, 5
+_WHITE_IS_ZERO, _RGB, _CMYK = 0, 2, 5
 _MANY = 16
 """Most bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
@@ -150,6 +150,8 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
     """Whether Pillow reads all there is: one band, or 8 bits of grey or colour, perhaps with opacity."""
     tags = _tags(data)
     samples, color, extra = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC, 0), tuple(tags.get(_EXTRA, ()))
+    if samples == 1 and color == _WHITE_IS_ZERO and data[:2] == b"MM" and max(tags.get(_BITS, (1,))) > 8:
+        return False
     if samples == 1:
         return channels in (None, 1, 3) or not tags.next  # further pages may be the bands
     if max(tags.get(_BITS, (1,))) > 8:

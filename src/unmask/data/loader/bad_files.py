@@ -10,18 +10,27 @@ from unmask.data.sources.base import Source, printable
 from unmask.errors import DataError
 from unmask.files import naming
 
+OF_A_RUN = "set that higher and the same command goes on"
 
-def check_share(bad: int, images: int, most: float, such_as: Callable[[], str], said: str = "") -> None:
+
+def check_share(
+    bad: int,
+    images: int,
+    most: float,
+    such_as: Callable[[], str],
+    said: str = "",
+    advice: str = "--set data.max_bad_share=1 accepts any number",
+) -> None:
     """Raise DataError where more than the share `most` of the images, `data.max_bad_share`, could not be decoded.
 
-    For commands that look at images once. `said` comes first; `such_as` gives one of them, and why.
+    For what looks at images once. `said` comes first; `such_as` gives one of them, and why; `advice` is what to do.
     """
     if bad > most * images:
         example = such_as().rstrip(".")
         named = f", such as {example}" if example else ""
         raise DataError(
             f"{said}{bad} of {images} images ({bad / images:.2%}) cannot be decoded, more than "
-            f"data.max_bad_share={most}{named}; --set data.max_bad_share=1 accepts any number"
+            f"data.max_bad_share={most}{named}; {advice}"
         )
 
 

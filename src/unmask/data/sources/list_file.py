@@ -200,6 +200,8 @@ def _column(
     columns: Mapping[str, int], names: Names, header: Sequence[str], what: str, *, needed: bool = False
 ) -> int | None:
     found = next((columns[name.lower()] for name in names if name.lower() in columns), None)
+    if found is not None and [name.lower() for name in header].count(header[found].lower()) > 1:
+        raise DataError(f"{what} has two columns called {header[found]}; rename the one that is not meant")
     if found is None and needed:
         raise DataError(f"{what} has no column {names[0]}; there are {', '.join(header[:_SHOWN])}")
     return found

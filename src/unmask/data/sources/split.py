@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ def split(source: Source, share: float, seed: int, group: str | None = None) -> 
     nothing in any name.
     """
     names = [source.name(index) for index in range(len(source))]
-    keys = names if group is None else _groups(names, re.compile(group))
+    keys = names if group is None else group_keys(names, group)
+    if group is not None:
+        _check_groups(names, group)
     held = _held(keys, share, seed)
     what = f"data.val={100 * share:g}%"
     _check(source, held, what)
@@ -46,19 +48,24 @@ def _held(keys: Iterable[str], share: float, seed: int) -> NDArray[np.bool_]:
     return np.array([number(text) < limit for text in keys], bool)
 
 
-def _groups(names: list[str], pattern: re.Pattern[str]) -> list[str]:
-    found = [pattern.search(name) for name in names]
-    alone = [name for name, match in zip(names, found, strict=True) if match is None]
-    if len(alone) == len(names):
-        raise DataError(
-            f"data.val_group={pattern.pattern} finds nothing in any name of data.train, such as {printable(names[0])}"
-        )
-    if alone:
-        say(f"data.val_group={pattern.pattern}: {len(alone)} images are in no group, such as {printable(alone[0])}")
+def group_keys(names: Sequence[str], group: str) -> list[str]:
+    """What each name has in common with the others of its group: see `split`."""
+    pattern = re.compile(group)
     return [
         name if match is None else "\0".join(part or "" for part in match.groups() or (match[0],))
-        for name, match in zip(names, found, strict=True)
+        for name, match in zip(names, map(pattern.search, names), strict=True)
     ]
+
+
+def _check_groups(names: Sequence[str], group: str) -> None:
+    pattern = re.compile(group)
+    alone = [name for name in names if pattern.search(name) is None]
+    if len(alone) == len(names):
+        raise DataError(
+            f"data.val_group={group} finds nothing in any name of data.train, such as {printable(names[0])}"
+        )
+    if alone:
+        say(f"data.val_group={group}: {len(alone)} images are in no group, such as {printable(alone[0])}")
 
 
 def _check(source: Source, held: NDArray[np.bool_], what: str) -> None:
