@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +20,10 @@ from unmask.errors import EngineError
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's compiler about torch itself
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")  # 3.13.1 has them fast
 def test_a_compiled_step_gives_the_same_numbers() -> None:
-    model = {"depth": 1, "decoder_depth": 1}  # the compiler's time goes by the blocks
-    batch = make_batch(make_config(model=model))
+    batch = make_batch(make_config())
     losses = list[list[float]]()
     for compile in (False, True):
-        config = make_config(model=model, train={"compile": compile})
+        config = make_config(train={"compile": compile})
         engine = create_engine(config)
         engine.load(start(config))
         losses.append([engine.read(engine.train_step([batch], {"lr": 1e-2}))["loss"] for _ in range(3)])
@@ -52,3 +54,22 @@ def test_a_number_of_processes_left_over_in_the_shell_is_said(variable: str, mon
     monkeypatch.setenv(variable, "8")
     with pytest.raises(EngineError, match=r"several processes, but: RANK expected, but not set\. Start with torchrun"):
         joined("torch", "cpu", 10).__enter__()
+
+
+STEP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import unmask.train
+from engine_cases import make_batch, make_config, start
+from unmask.engines import create_engine
+engine = create_engine(config := make_config(train={"precision": "fp32", "ema_decay": 0.9}))
+engine.load(start(config))
+engine.train_step([make_batch(config)], {"lr": 1e-3})
+print(*sorted({"torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_a_step_imports_nothing_that_takes_as_long_as_the_framework() -> None:
+    command = [sys.executable, "-c", STEP, str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from unmask.data.sources.subset import subset
 from unmask.evaluate.fast_probe import FEW, Floats, LinearHead, Tried, fit_head, folds_to_hold_out, judged
@@ -158,6 +157,8 @@ def fit(
 
     It is not convex: another start may end elsewhere.
     """
+    from scipy.optimize import minimize
+
     (Q, D), C, N = start.queries.shape, len(start.linear.bias), len(rows)
 
     def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:

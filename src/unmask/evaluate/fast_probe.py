@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
 
 from unmask.data.rng import Op, generator
 from unmask.data.sources.subset import subset
@@ -138,6 +137,8 @@ class LinearHead:
 
         Or from `start`, a head that was fitted to the same rows. `weights`: of the rows in the mean.
         """
+        from scipy.optimize import minimize  # takes half a second, and every run imports this file
+
         mean_D, scale_D = (start.mean, start.scale) if start else _statistics(features.values, rows)
         (D,), C, N = mean_D.shape, classes, len(rows)
         labels_N = features.labels[rows]
@@ -231,6 +232,7 @@ def _cross_validated(
 
 def judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried:
     """What logits (N, C) of images that are held out are worth."""
+    from scipy.optimize import minimize_scalar
 
     def loss_at(log_certainty: float) -> float:
         return classification_sums(np.exp(log_certainty) * logits, labels)["loss"] / len(labels)

@@ -1,9 +1,13 @@
-"""Several processes, one model: PyTorch's collectives, under torchrun."""
+"""Several processes, one model: PyTorch's collectives, under torchrun.
+
+What splits weights is imported where it is used: it takes a third as long again as PyTorch itself.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -11,23 +15,24 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask import interrupts
 from unmask.engines.torch_engine.device import pick_device
 from unmask.errors import EngineError, ProcessError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 """Gloo everywhere, for the numbers of the host: they wait for no device."""
@@ -155,6 +160,8 @@ class Shards:
     """
 
     def __init__(self, network: Any, exchange_dtype: torch.dtype, outputs: Iterable[str] = ()) -> None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
         policy = MixedPrecisionPolicy(reduce_dtype=exchange_dtype)
         mesh = processes(next(network.parameters()).device.type)
         for block in blocks(network):
@@ -176,13 +183,18 @@ class Shards:
 def split_again(network: nn.Module) -> None:
     """After what was computed without a backward pass, which does so itself. Weights beside the blocks stay together
     until then, and who asks for them would find neither shares nor, after an update, the ones that count."""
-    if isinstance(network, FSDPModule):
-        network.reshard()
+    if "torch.distributed.fsdp" in sys.modules:
+        from torch.distributed.fsdp import FSDPModule
+
+        if isinstance(network, FSDPModule):
+            network.reshard()
 
 
 @cache
 def processes(device: str) -> DeviceMesh:
     """All of them, in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
     return init_device_mesh(device, (dist.get_world_size(),))
 
 
@@ -205,14 +217,18 @@ def norm_over_processes(norm: Tensor) -> Tensor:
     return squares.sqrt()
 
 
-def is_split(tensor: Tensor) -> bool:
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether this process has a share of it alone."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from torch.distributed.tensor import DTensor
+
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this process keeps of a tensor, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor
 
 
 @torch.no_grad()
@@ -222,7 +238,9 @@ def on_host(tensor: Tensor, kept: Tensor | None = None) -> NDArray[Any] | None:
     `kept`: what this process keeps of another tensor, split as `tensor` is.
     """
     kept = local(tensor) if kept is None else kept
-    if isinstance(tensor, DTensor):
+    if is_split(tensor):
+        from torch.distributed.tensor import DTensor
+
         where = tensor.device_mesh, tensor.placements
         kept = DTensor.from_local(kept, *where, shape=tensor.shape, stride=tensor.stride()).full_tensor()
     is_first = not dist.is_initialized() or dist.get_rank() == 0
@@ -231,7 +249,7 @@ def on_host(tensor: Tensor, kept: Tensor | None = None) -> NDArray[Any] | None:
 
 def part(array: Tensor, like: Tensor) -> Tensor:
     """Of a whole tensor what this process keeps, if it is split as `like` is."""
-    if not isinstance(like, DTensor):
+    if not is_split(like):
         return array
     shares = array.chunk(dist.get_world_size())
     return shares[dist.get_rank()] if dist.get_rank() < len(shares) else array[:0]
