@@ -23,6 +23,7 @@ from runs import TINY_MODEL
 from unmask.cli import main
 from unmask.data.decode.raster import open_image
 
+BOTH = [ENGINES[0], pytest.param("mindspore", marks=[*ENGINES[1].marks, pytest.mark.campaign])]
 TRAIN = [*TINY_MODEL, "train.batch_size=4", "train.epochs=1", "optimizer.warmup_epochs=0", "augment.policy=null"]
 
 
@@ -182,7 +183,7 @@ def test_images_to_be_judged_by_that_cannot_be_decoded(
     assert [row["step"] for row in rows if row["split"] == "val"] == [3]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("where", ["train", "val"])
 def test_what_was_computed_is_kept(where: str, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Too many broken images end a run, or its validation; allowed, it goes on as if it had never ended."""
@@ -199,6 +200,36 @@ def test_what_was_computed_is_kept(where: str, engine: str, capsys: pytest.Captu
     assert Path("run/metrics.jsonl").read_bytes() == Path("whole/metrics.jsonl").read_bytes()
     of_run, of_whole = (Path(run, "checkpoints/step-00000006/weights.safetensors") for run in ("run", "whole"))
     assert of_run.read_bytes() == of_whole.read_bytes()
+
+
+def band(dtype: str) -> bytes:
+    import tifffile
+
+    file, values = io.BytesIO(), np.random.default_rng(0).integers(-100, 100, (40, 40))
+    tifffile.imwrite(file, np.abs(values).astype(dtype) if dtype[0] == "u" else values.astype(dtype))
+    return file.getvalue()
+
+
+WHOLE = {
+    "without its end mark": ("jpg", picture(0, "JPEG")[:-2], "L"),
+    "with something behind": ("jpg", picture(0, "JPEG") + b"something" * 9, "L"),
+    "half floats": ("tif", band("f2"), "1 x float16"),
+    "doubles": ("tif", band("f8"), "1 x float64"),
+    "signed bytes": ("tif", band("i1"), "1 x int8"),
+    "large numbers": ("tif", band("u4"), "1 x uint32"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_a_viewer_shows_is_read(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the first image, from which channels and dtype are taken, and as another."""
+    suffix, data, stored = WHOLE[kind]
+    write({f"scans/a.{suffix}": data})
+    assert main(["stats", "scans"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert f"1 images: 1 {stored}\n" in said, said
+    assert main(["check", "scans", "--smallest", "1", "--out", "out"]) == 0
+    assert Path("out/exclude.txt").read_text() == ""
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

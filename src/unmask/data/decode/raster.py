@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from unmask.config.schema import DataConfig
 from unmask.data.decode.convert import Range, converted, to_dtype, valid_values
@@ -312,4 +313,6 @@ def _read(data: bytes | NDArray[Any], channels: int | None, max_pixels: int, nod
     if data.startswith(_PNG) and data[24] == 16 and data[25] in (2, 4, 6):  # bit depth, colour type
         pixels = np.asarray(codec("imagecodecs", "a 16-bit colour PNG").png_decode(data))
         return Stored(upright(pixels, orientation_of(image)), alpha=data[25] != 2)
+    if isinstance(image, JpegImageFile) and image.mode in ("L", "RGB"):  # also without its end mark
+        return Stored(Picture(data, 1 if image.mode == "L" else 3, max_pixels).pixels())
     return stored_pixels(image, nodata)

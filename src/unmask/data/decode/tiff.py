@@ -22,6 +22,9 @@ _PLAIN = (b"II*\0", b"MM\0*")
 BIG_TIFF = (b"II+\0", b"MM\0+")
 _SAMPLES, _BITS, _PHOTOMETRIC, _EXTRA, _ORIENTATION, _NODATA = 277, 258, 262, 338, 274, 42113
 _WHITE_IS_ZERO, _RGB, _CMYK = 0, 2, 5
+_FORMAT = 339
+_PLAIN_VALUES = [*((1, bits) for bits in (1, 2, 4, 8, 12, 16)), (2, 16), (2, 32), (3, 32)]
+"""Kind (1 natural, 2 signed, 3 floating) and bits of single bands that Pillow reads as they are."""
 _MANY = 16
 """Most bands of an image of `max_pixels`, where nothing says how many there should be."""
 _MOST_RATIO = 20_000
@@ -150,11 +153,12 @@ def _is_plain_tiff(data: bytes, channels: int | None) -> bool:
     """Whether Pillow reads all there is: one band, or 8 bits of grey or colour, perhaps with opacity."""
     tags = _tags(data)
     samples, color, extra = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC, 0), tuple(tags.get(_EXTRA, ()))
-    if samples == 1 and color == _WHITE_IS_ZERO and data[:2] == b"MM" and max(tags.get(_BITS, (1,))) > 8:
-        return False
+    bits, kind = max(tags.get(_BITS, (1,))), max(tags.get(_FORMAT, (1,)))
     if samples == 1:
+        if (kind, bits) not in _PLAIN_VALUES or (color == _WHITE_IS_ZERO and bits == 16 and data[:2] == b"MM"):
+            return False
         return channels in (None, 1, 3) or not tags.next  # further pages may be the bands
-    if max(tags.get(_BITS, (1,))) > 8:
+    if bits > 8:
         return False
     opacity = extra in ((1,), (2,)) or (color == _RGB and not extra)
     return samples == 3 or color == _CMYK or (samples in (2, 4) and opacity)
