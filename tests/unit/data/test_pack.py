@@ -117,7 +117,7 @@ def test_images_without_labels_say_so_when_they_are_asked_for(
     colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = pack(colours / "even", tmp_path / "pack")
-    assert "no labels are packed" in capsys.readouterr().out
+    assert "no labels are packed. A classifier would need them: SOURCE=" in capsys.readouterr().out
     assert rows(opened(out, labels=False)) == rows(opened(colours / "even", labels=False))
     with pytest.raises(DataError, match="packed from images without labels"):
         opened(out)

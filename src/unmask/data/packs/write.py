@@ -114,7 +114,7 @@ def _open(spec: str) -> Source:
     """With labels, if there are any."""
     images, without = open_with_labels_if_any(spec, key="SOURCE")
     if without:
-        say(f"no labels are packed: {without}")
+        say(f"no labels are packed. A classifier would need them: {without}")
     return images
 
 
