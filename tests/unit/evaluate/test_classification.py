@@ -16,8 +16,8 @@ LABELS = [0, 0, 0, 1, 1, 1, 1]
 NAMES = ("a", "b", "c")
 
 
-def tally_of(rows: range, classes: int = 3) -> Tally:
-    tally = Tally(classes)
+def tally_of(rows: range, classes: int = 3, images: int = 0) -> Tally:
+    tally = Tally(classes, images)
     for row in rows:  # in batches of one
         logits = np.log(np.array([PROBABILITIES[row]], np.float32) / 10) + 3
         tally.add(np.array([10 + row]), np.array([LABELS[row]]), logits)
@@ -94,22 +94,25 @@ def test_equal_logits_are_no_success() -> None:
 
 def test_processes_add_up_to_one() -> None:
     """Each of three processes has its share; one has none at all."""
-    shares = [tally_of(range(0, 5)), tally_of(range(5, 7)), tally_of(range(0))]
+    images = 18  # at 10 to 16; the others could not be decoded
+    shares = [tally_of(rows, images=images) for rows in (range(0, 7, 2), range(1, 7, 2), range(0))]
     calls: list[list[np.ndarray]] = []
     for rank, tally in enumerate(shares):  # once to see what each adds, and once with the sums
         mine: list[np.ndarray] = []
         calls.append(mine)
-        copy = Tally(3)
+        copy = Tally(3, images)
         copy.__dict__ |= {name: array.copy() for name, array in vars(tally).items()}
         copy.over_processes(lambda array, mine=mine: mine.append(array.copy()) or array, rank, 3)
     sums = [sum(arrays) for arrays in zip(*calls, strict=True)]
-    expected = ClassificationReport(tally_of(range(7)), NAMES)
+    expected = ClassificationReport(tally_of(range(7), images=images), NAMES)
+    assert np.isfinite(expected.each).all(axis=1).tolist() == [10 <= index < 17 for index in range(images)]
     for rank, tally in enumerate(shares):
         answers = iter(sums)
         tally.over_processes(lambda _array, answers=answers: next(answers), rank, 3)
         report = ClassificationReport(tally, NAMES)
         assert report.metrics() == pytest.approx(expected.metrics())
         assert report.worst == expected.worst
+        np.testing.assert_array_equal(report.each, expected.each)  # each image once, in its place
 
 
 def test_confidences_of_one_are_in_the_last_bin() -> None:
