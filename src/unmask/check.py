@@ -103,7 +103,7 @@ def check(
     blank images, all copies but the first, and what is also in `against`; `alike.csv` and `alike.png` with the pairs.
     Interrupted, the same call goes on. `share`: see `unmask.write_embeddings`; None while parts of others are missing,
     and where another process has written all that there is to say. Raises DataError where there are no images,
-    ConfigError where `out` has one of these files, of other work, and what reading the images raises.
+    ConfigError where `out` has a file of such a name and no earlier result, and what reading the images raises.
     """
     mine, data = Share.of(share), data or DataConfig()
     source, without = open_with_labels_if_any(images, key="DATA")
@@ -111,10 +111,10 @@ def check(
         say(f"classes are not looked at: {without}")
     other = None if against is None else open_with_labels_if_any(against, key="--against")[0]
     job = _job(source, other, smallest, data)
-    if mine.count > 1 and _is_of(out, job):
+    if mine.count > 1 and _job_of(out) == job:
         say(f"{out} is complete")
         return None
-    if not (_is_of(out, job) or (out / _PARTIAL[0]).exists()):
+    if not (_job_of(out) or (out / _PARTIAL[0]).exists()):  # images are put right and looked at again
         check_free(*(out / name for name in _FILES))
     records = _records(source, out / _PARTIAL[0], "check", data, mine)
     others = None if other is None else _records(other, out / _PARTIAL[1], "check --against", data, mine)
@@ -164,11 +164,12 @@ def _look(source: Source, row: int, data: DataConfig) -> Look:
     return look(source.read(row), data.max_pixels, data.nodata, data.frame, data.range)
 
 
-def _is_of(out: Path, job: dict[str, Any]) -> bool:
+def _job_of(out: Path) -> dict[str, Any] | None:
+    """Of the result that is there; None where there is none."""
     try:
-        return json.loads((out / CHECK).read_text(encoding="utf-8"))["job"] == job
+        return json.loads((out / CHECK).read_text(encoding="utf-8"))["job"]
     except (OSError, ValueError, LookupError, TypeError):
-        return False
+        return None
 
 
 def _records(source: Source, folder: Path, title: str, data: DataConfig, share: Share) -> Records | None:

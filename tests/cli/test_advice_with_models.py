@@ -195,7 +195,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     "report, a folder": (
         ["report", "mae", "--images", "0", "--out", "photos"],
         "--out photos/report.html",
-        ["report", "mae", "--images", "0", "--out", "mae/report.html"],
+        ["report", "mae", "--images", "0", "--out", "mae/page.html"],
     ),
     "report, images that are not there": (
         ["report", "mae", *CPU, "--set", "data.val=nowhere"],

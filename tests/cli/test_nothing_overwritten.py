@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,8 @@ def test_a_second_time(command: str, here: Path, capsys: pytest.CaptureFixture[s
         assert main([*words, "seed=1"]) == 2
         assert "job.sh is there already" in capsys.readouterr().err
     if command == "check":
-        assert main(["check", "photos/a", "--out", "OUT"]) == 2, "of other images"
-        assert "OUT/check.json is there already" in capsys.readouterr().err
+        assert main(["check", "photos/a", "--out", "OUT"]) == 0, "images are put right and looked at again"
+        assert json.loads((here / "OUT" / "check.json").read_text())["images"] == 4
 
 
 def test_the_folder_of_another_run(place: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -327,13 +327,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stop_a_loader(of: int, when: Callable[[], bool], stopped: list[int]) -> None:
-    """Stop the newest loader process of a process, once there is one and it is time."""
+    """Stop the newest loader process of a process, once it is time and it is at work, which its threads tell."""
     deadline = time.monotonic() + 60
     while not stopped and time.monotonic() < deadline:
-        if when() and (loaders := [pid for pid in children(of) if is_loader(pid)]):
-            time.sleep(1)  # it is more than begun
-            os.kill(max(loaders), signal.SIGSTOP)
-            stopped.append(max(loaders))
+        if when() and (newest := max(filter(is_loader, children(of)), default=0)):
+            with suppress(OSError):
+                if len(list(Path(f"/proc/{newest}/task").iterdir())) > 2:  # see `start_worker`
+                    os.kill(newest, signal.SIGSTOP)
+                    stopped.append(newest)
         time.sleep(0.001)
 
 
@@ -390,7 +391,7 @@ def test_a_loader_process_that_is_stopped_in_a_validation_ends_the_run_which_goe
 
     def is_validating() -> bool:
         """Its loader processes come beside those of the training."""
-        return sum(map(is_loader, children(os.getpid()))) > 2
+        return sum(map(is_loader, children(os.getpid()))) == 4
 
     watcher = threading.Thread(target=stop_a_loader, args=(os.getpid(), is_validating, stopped))
     watcher.start()

@@ -292,17 +292,18 @@ def _add_reconstruct(commands: Commands) -> None:
     )
     sub.add_argument("--seed", type=kinds.seed, metavar="N", help="of the masks (default: the run's)")
     sub.add_argument("--mask-ratio", type=kinds.share, metavar="R", help="share of patches hidden (default: the run's)")
-    sub.add_argument("--out", type=kinds.place, default=Path("reconstruction.png"), metavar="FILE.png")
+    sub.add_argument("--out", type=kinds.place, metavar="FILE.png", help="(default: reconstruction.png, renewed)")
 
 
 def reconstruct(options: Namespace) -> None:
     from unmask.evaluate.evaluation import write_reconstruction
     from unmask.files import check_free
 
-    check_free(options.out)
+    if options.out is not None:
+        check_free(options.out)
     overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
     model = shared.load(options, [f"{key}={value}" for key, value in overrides.items() if value is not None])
-    write_reconstruction(model, shared.images(options), options.out, options.count)
+    write_reconstruction(model, shared.images(options), options.out or Path("reconstruction.png"), options.count)
 
 
 COMMANDS = (_add_evaluate, _add_predict, _add_embed, _add_knn, _add_probe, _add_reconstruct)
