@@ -23,13 +23,14 @@ TINY = {
     "image_size": [16, 24],
     "patch_size": 8,
     "width": 32,
-    "depth": 2,
+    "depth": 1,
     "heads": 4,
     "decoder_width": 16,
-    "decoder_depth": 2,
+    "decoder_depth": 1,
     "decoder_heads": 2,
     "mask_ratio": 0.5,
 }
+"""MindSpore's compiler takes its seconds by the block."""
 
 
 def make_config(task: str = "pretrain", **sections: Any) -> Config:

@@ -36,7 +36,7 @@ def weights_of(config: Config) -> int:
     ],
 )
 def test_memory_is_that_of_a_real_step(objective: str, train: dict[str, object]) -> None:
-    config = make_config_of(objective, train={"batch_size": 12, **train})
+    config = make_config_of(objective, model={"depth": 2, "decoder_depth": 2}, train={"batch_size": 12, **train})
     counted = account_of(config)
     tensors = accounting.Tensors()
     batches = [make_batch(config, index=i) for i in range(config.train.accumulate)]

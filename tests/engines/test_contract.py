@@ -29,7 +29,7 @@ def same(one: EngineState, other: EngineState) -> bool:
 
 @pytest.mark.parametrize("task", ["pretrain", "finetune"])
 def test_training_lowers_the_loss(build: Build, task: str) -> None:
-    config = make_config(task, model={"drop_path": 0.1 if task == "finetune" else 0.0})
+    config = make_config(task, model={"drop_path": 0.1, "depth": 2} if task == "finetune" else {})
     engine, batch = build(config), make_batch(config)
     losses = [engine.read(engine.train_step([batch], {"lr": LR}))["loss"] for _ in range(12)]
     assert losses[-1] < losses[0] - 0.01
@@ -204,7 +204,7 @@ def test_a_classifier_that_does_not_tell_classes_apart_is_never_right(build: Bui
 
 @pytest.mark.parametrize(("task", "trained"), [("finetune", "head.weight"), ("pretrain", "decoder_pred.bias")])
 def test_frozen_blocks_and_what_is_before_them_stay(build: Build, task: str, trained: str) -> None:
-    engine = build(config := make_config(task, optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
+    engine = build(config := make_config(task, model={"depth": 2}, optimizer={"frozen_blocks": 1, "weight_decay": 0.5}))
     start = engine.state().weights
     for index in range(2):
         engine.train_step([make_batch(config, index=index)], {"lr": LR})

@@ -19,7 +19,8 @@ from unmask.engines.base import Engine, EngineState
 from unmask.errors import ConfigError
 from unmask.objectives.base import create_objective
 
-MODEL = {key: value for key, value in TINY.items() if key != "mask_ratio"}
+SMALL = {"depth": 1, "decoder_depth": 1}
+MODEL = {key: value for key, value in TINY.items() if key != "mask_ratio"} | {"depth": 2, "decoder_depth": 2}
 MASK = {"mask_ratio": 0.5}
 VIEWS = {"views": 3, "directions": 12, "projector_width": 24, "projection_width": 8}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -41,6 +42,7 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 def config_of(case: str, **sections: Any) -> Config:
     model = MODEL | ({"num_classes": 7} if case in ("convnet", "semi") else {})
+    model |= SMALL if case == "hog_mae" else {}
     return check_config({"objective": OBJECTIVES[case], "device": "cpu", "model": model, **sections})
 
 
@@ -239,7 +241,7 @@ def test_the_loss_of_images_without_labels(engine_name: str) -> None:
 
 @pytest.mark.parametrize("model", [{}, {"patch_size": 4}, {"image_size": [32, 48], "patch_size": 16}])
 def test_histograms_against_loops_over_pixels(engine_name: str, model: dict[str, Any]) -> None:
-    config = check_config({"objective": OBJECTIVES["hog_mae"], "device": "cpu", "model": MODEL | model})
+    config = check_config({"objective": OBJECTIVES["hog_mae"], "device": "cpu", "model": MODEL | SMALL | model})
     engine, batch = build(config, engine_name), make_batch(config, size=2)
     weights = engine.state().weights
     silent = {name: np.zeros_like(weights[name]) for name in ("decoder_pred.weight", "decoder_pred.bias")}

@@ -24,9 +24,12 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
+TWO_BLOCKS = {"depth": 2, "decoder_depth": 2}
+
+
 def network(task: str, **model: Any) -> tuple[Any, Any, Batch, Any]:
     """Engine, module, a batch of three images and the same normalised, (3, C, H, W)."""
-    config: Config = make_config(task, model=model)
+    config: Config = make_config(task, model=TWO_BLOCKS | model)
     engine: Any = create_engine(config)
     engine.load(start(config))
     batch = make_batch(config, size=3)
@@ -194,7 +197,7 @@ def test_a_model_embeds_what_its_pool_says() -> None:
         ("pretrain", {"pool": "mean+cls"}, WIDTH),  # the pool is for its classifier
         ("pretrain", OTHER | {"cls_token": False}, WIDTH),
     ):
-        config = make_config(task, model=model)
+        config = make_config(task, model=TWO_BLOCKS | model)
         with Model(config, start(config).weights, None, 3) as loaded:
             assert loaded.embed(images).shape == (3, width)
             assert loaded.feature_width() == width
