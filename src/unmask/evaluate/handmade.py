@@ -64,7 +64,7 @@ def described(source: Source, config: Config, batch_size: int) -> Iterator[tuple
         valid = np.ones(there.sum(), bool) if batch.valid is None else batch.valid[there]
         images = batch.images[there].astype(np.float32) / FULL_RANGE[config.data.dtype]
         features = describe(images)
-        yield features if not config.data.flip else (features + describe(images[:, :, ::-1])) / 2, valid
+        yield features if not config.data.flip else np.float32(0.5) * (features + describe(images[:, :, ::-1])), valid
 
 
 def describe(images_BHWC: Floats) -> Floats:
