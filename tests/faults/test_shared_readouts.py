@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ranks import ENGINES, launch
 from runs import TINY_MODEL, unmask
+from unmask.cli import main
+from unmask.data.sources import open_source
 
 SHORT = ["train.batch_size=20", "optimizer.warmup_epochs=0", "data.labels_per_class=5", "train.epochs=1"]
 BOTH = [ENGINES[0], pytest.param("mindspore", marks=[*ENGINES[1].marks, pytest.mark.campaign])]
@@ -34,6 +38,31 @@ def test_embeddings_are_those_of_one_process_also_when_one_is_killed(engine: str
     for name in ("npy", "names.txt"):
         assert (tmp_path / f"shared.{name}").read_bytes() == (tmp_path / f"alone.{name}").read_bytes()
     assert not (tmp_path / "shared.npy.partial").exists()
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_an_evaluation_lists_each_image_once_and_in_order(engine: str, tmp_path: Path) -> None:
+    settings = [*TINY_MODEL, *SHORT, "data.train=bundled:mnist5k/train", f"engine={engine}", f"output={tmp_path}/run"]
+    assert main(["finetune", "finetune-vit-tiny", *settings]) == 0
+    digits = open_source("bundled:mnist5k/val", key="images", labels=True)
+    for i in range(43):  # no multiple of the batches' 8
+        path = tmp_path / f"digits/{digits.labels[i]}/{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.read(i)[:, :, 0]).save(path)
+    path.write_bytes(b"no image")
+    command = ["evaluate", "run", "digits", "data.max_bad_share=0.1", "--batch-size", "4", "--device", "cpu", "--out"]
+    assert unmask(*command, "alone", cwd=tmp_path).returncode == 0
+    ranks = launch(engine, *command, "shared", cwd=tmp_path)
+    said = ranks.end()
+    assert ranks.launcher.returncode == 0, said
+    with (tmp_path / "shared" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == sorted(
+        str(path.relative_to(tmp_path / "digits")) for path in (tmp_path / "digits").rglob("*.png")
+    )
+    assert [row["file"] for row in rows if not row["true"]] == [str(path.relative_to(tmp_path / "digits"))]
+    for name in ("predictions.csv", "per_class.csv", "confusion.csv"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
 @pytest.mark.campaign
