@@ -50,7 +50,18 @@ def test_an_evaluation_lists_each_image_once_and_in_order(engine: str, tmp_path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(digits.read(i)[:, :, 0]).save(path)
     path.write_bytes(b"no image")
-    command = ["evaluate", "run", "digits", "data.max_bad_share=0.1", "--batch-size", "4", "--device", "cpu", "--out"]
+    command = [
+        "evaluate",
+        "run",
+        "digits",
+        "--set",
+        "data.max_bad_share=0.1",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+    ]
     assert unmask(*command, "alone", cwd=tmp_path).returncode == 0
     ranks = launch(engine, *command, "shared", cwd=tmp_path)
     said = ranks.end()

@@ -49,7 +49,8 @@ OFFLINE = {
 def runs_kept(name: str, folder: Path) -> set[str]:
     """The runs that the files of a service speak of, by what it knows them by."""
     if name == "wandb":
-        return {path.name.rpartition("-")[2] for path in folder.glob("run/wandb/offline-run-*")}
+        names = (path.name for path in folder.glob("run/wandb/offline-run-*"))
+        return {run for name in names for run in re.findall(r"[0-9a-f]{32}", name)}  # -1 behind the second of a second
     if name == "swanlab":
         found = [
             set(re.findall(rb"[0-9a-f]{32}", path.read_bytes())) for path in folder.glob("run/swanlog/run-*/*.swanlab")
