@@ -559,3 +559,19 @@ def test_a_loss_that_falls_or_scatters_is_no_spike(photos: Path, tmp_path: Path)
     assert not (tmp_path / "spikes.jsonl").exists()
     spikes.add(3000, 40.0)
     assert json.loads((tmp_path / "spikes.jsonl").read_text("utf-8"))["step"] == 3000
+
+
+@pytest.mark.parametrize("share", [0.5, 0.3, 0.2])
+def test_batches_that_are_mixed_are_no_spikes_among_those_that_are_not(
+    photos: Path, tmp_path: Path, share: float
+) -> None:
+    """A share of the updates is of mixed images, which are harder; what is learnt by heart hardly scatters."""
+    source = open_source(str(photos), key="data.train", labels=False)
+    spikes = Spikes(source, tmp_path / "spikes.jsonl", seed=0, batch_size=4, repeats=1)
+    rng = np.random.default_rng(1)
+    for step in range(1, 1000):
+        mixed = rng.random() < share
+        spikes.add(step, float(rng.uniform(0.7, 2.1) if mixed else rng.normal(0.62, 0.005)))
+    assert not (tmp_path / "spikes.jsonl").exists()
+    spikes.add(1000, 15.0)
+    assert json.loads((tmp_path / "spikes.jsonl").read_text("utf-8"))["step"] == 1000

@@ -18,6 +18,9 @@ _LEAST = 20
 """Losses before one is called high."""
 _DEVIATIONS = 12
 """Times the median absolute deviation above the median: of losses that scatter normally, one in 10^15."""
+_MOST_BELOW = 0.95
+"""Half the way from the median up to where this share of the losses lies below counts as a deviation too, where that is
+more: of batches that are mixed (cutmix) or not, the losses of the others say nothing of how these scatter."""
 _MOST = 100
 """Lines a process writes."""
 
@@ -79,5 +82,7 @@ class Spikes:
     def _is_high(self, loss: float, median: float) -> bool:
         if len(self._before) < _LEAST:
             return False
-        deviation = float(np.median(np.abs(np.array(self._before) - median)))
-        return loss > median + _DEVIATIONS * max(deviation, 1e-3 * abs(median))
+        before = np.array(self._before)
+        deviation = float(np.median(np.abs(before - median)))
+        upwards = (float(np.quantile(before, _MOST_BELOW)) - median) / 2
+        return loss > median + _DEVIATIONS * max(deviation, upwards, 1e-3 * abs(median))
