@@ -145,7 +145,7 @@ def _with_images(config: Config, folder: Path) -> Config:
     given = {"val": None}
     if config.data.train is None:
         given |= {"train": str(_pictures(config, folder / "images")), "exclude": None, "labels_per_class": None}
-        if config.objective.unlabelled_images:
+        if config.objective.unlabelled_images or config.objective.teachers:
             given["unlabelled"] = given["train"]
     return config.model_copy(update={"data": config.data.model_copy(update=given)})
 

@@ -312,12 +312,15 @@ def encrypted_npz() -> None:
 
 
 def a_column_of_numbers() -> None:
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     parquet.write_table(arrow.table({"image": [1, 2, 3], "label": [0, 1, 0]}), "int.parquet")
 
 
 def a_wild_offset() -> None:
-    arrow = pytest.importorskip("pyarrow")
+    import pyarrow as arrow
+
     table = arrow.table({"image": [picture(n) for n in range(4)]})
     with arrow.OSFile("wild.arrow", "wb") as file, arrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
@@ -388,7 +391,7 @@ def tuned(weights: Any, name: str) -> tuple[list[float], set[str]]:
 
 
 def test_no_tensor_of_a_file_is_dropped_in_silence(plain: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     losses, names = tuned({"model": plain}, "plain")
     prefixed = {"model": {f"module.{key}": tensor for key, tensor in plain.items()}}
     assert tuned(prefixed, "parallel") == (losses, names)

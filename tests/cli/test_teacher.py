@@ -86,6 +86,17 @@ def _answers(run: Path) -> NDArray[np.float32]:
     return np.fromfile(next(run.glob("teacher/*/rows.bin")), np.float32).reshape(-1, 10)
 
 
+def test_a_step_is_done_again_and_the_page_shows_the_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", str(run), "--step", "3", "--out", str(tmp_path / "again")]) == 0
+    out = capsys.readouterr().out
+    assert "100 of 100 images are done already" in out, "the answers of the run, not of today"
+    assert json.loads((tmp_path / "again" / "step.json").read_text("utf-8"))["same"]
+    assert main(["report", str(run), "--images", "20", "--out", str(tmp_path / "page.html")]) == 0
+    assert "Missing" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """40 digits as files, in one folder without classes."""

@@ -9,36 +9,33 @@ import numpy as np
 
 from unmask.config.schema import Config
 from unmask.data.batch import Needs
-from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.evaluate.reconstruct import visible
 from unmask.objectives.base import create_objective
 from unmask.overview.looks import shown_picture
+from unmask.preparation import batches_of
 from unmask.report.page import Blobs
 
 _SHOWN = 16
 
 
 def augmented(config: Config, source: Source, unlabelled: Source | None, blobs: Blobs) -> dict[str, Any]:
-    """The first images of the run's first batch, cropped, flipped, augmented and mixed, with what they are to be."""
+    """The first images of the run's first batch, cropped, flipped, augmented and mixed, with what they are to be.
+
+    Of a run with a teacher, as if it had the labelled images alone.
+    """
     needs = create_objective(config).needs(training=True)
     size = min(config.train.batch_size, _SHOWN)
     if config.augment.mix_mode == "batch":  # one share and box for all: the same as in the run
         size = size // 2 * 2 or 2
-    batches = train_batches(
-        source,
-        needs=needs,
-        model=config.model,
-        data=config.data.model_copy(update={"workers": 0}),
-        augment=config.augment,
-        seed=config.seed,
-        batch_size=size,
-        accumulate=1,
-        start_step=0,
-        stop_step=1,
-        unlabelled=unlabelled,
+    few = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"workers": 0}),
+            "train": config.train.model_copy(update={"batch_size": size, "accumulate": 1}),
+        }
     )
+    batches = batches_of(few, source, unlabelled)(start_step=0, stop_step=1)
     with closing(batches):
         (batch,) = next(batches)
     pixels = batch.images if batch.images.ndim == 5 else batch.images[:, None]
