@@ -85,6 +85,38 @@ def test_masks_are_found(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found & true).sum() / (found | true).sum() > 0.4
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["small-finetune"],
+        ["few-labels", "model.patch_size=32", "data.labels_per_class=2"],
+        ["finetune-vit-tiny", "model.patch_stem=16"],
+    ],
+)
+def test_a_stem_gives_the_same_in_timm_and_goes_on_learning(
+    work: Path, tmp_path: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    import torch
+
+    import unmask
+
+    recipe, *more = settings
+    small = ["model.width=24", "model.depth=1", "model.image_size=64", "train.epochs=1", "train.batch_size=4"]
+    data = [f"data.train={work}/labelled", "init=null", "device=cpu", f"output={tmp_path}/run"]
+    assert main(["finetune", recipe, *small, *more, *data]) == 0
+    assert main(["convert", f"{tmp_path}/run", f"{tmp_path}/taught.pth", "--to", "facebook"]) == 0
+    network, told = runpy.run_path(str(EXAMPLES / "stem_in_timm.py"))["load_classifier"](f"{tmp_path}/taught.pth")
+    images = torch.rand(3, 3, 64, 64)
+    with unmask.load(tmp_path / "run") as loaded:
+        torch.testing.assert_close(network(images), loaded.module(images), atol=1e-5, rtol=0)
+    network(images).sum().backward()
+    assert network.patch_embed.stem[0].conv.weight.grad.abs().max() > 0
+    capsys.readouterr()
+    run("stem_in_timm.py", "taught.pth", f"{work}/labelled/disc/0.png", at=tmp_path, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.split("\t")[1] in told["class_names"]
+
+
 def test_a_detector_learns(work: Path) -> None:
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     import torch

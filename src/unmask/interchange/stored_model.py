@@ -28,6 +28,9 @@ OF_DATA = ("mean", "std", "eval_crop", "eval_fit", "interpolation", "dtype", "ra
 OF_OBJECTIVE = ("mask_ratio", "norm_pix_loss")
 """Fields of an objective that other tools keep with an autoencoder."""
 
+WAY_OF_STEMS = "try --to facebook or mindspore, or `unmask export MODEL OUT.onnx` (or OUT.pt2)"
+"""Of a model behind convolutions, for which timm and transformers have no class."""
+
 
 @dataclass(frozen=True)
 class StoredModel:

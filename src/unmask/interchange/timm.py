@@ -24,6 +24,7 @@ from unmask.files import cause, folder_written_aside, parse_json, read_bytes
 from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
+    WAY_OF_STEMS,
     StoredModel,
     as_float32,
     check_told,
@@ -250,7 +251,7 @@ def _architecture(model: ModelConfig) -> str:
 
 def _config_json(model: ModelConfig, weights: Tensors, stored: StoredModel) -> dict[str, Any]:
     if model.patch_stem is not None:
-        raise CheckpointError("timm has no such model with model.patch_stem; try --to facebook or mindspore")
+        raise CheckpointError(f"timm has no such model with model.patch_stem; {WAY_OF_STEMS}")
     architecture = _architecture(model)
     classes = model.num_classes if "head.weight" in weights else 0
     if classes and model.pool == "mean+cls":

@@ -26,6 +26,7 @@ from unmask.interchange.facebook import read_state_dict
 from unmask.interchange.naming import listed
 from unmask.interchange.stored_model import (
     OF_OBJECTIVE,
+    WAY_OF_STEMS,
     StoredModel,
     as_float32,
     check_told,
@@ -400,7 +401,8 @@ def _config_json(stored: StoredModel, model: ModelConfig, model_type: str) -> di
 
 def _way_out(stored: StoredModel, model: ModelConfig) -> str:
     timm = stored.kind == "encoder" or (stored.kind == "classifier" and model.pool != "mean+cls")
-    timm = timm and model.patch_stem is None
+    if model.patch_stem is not None:
+        return WAY_OF_STEMS
     return f"try --to {'timm, whose folders transformers loads too' if timm else 'facebook or mindspore'}"
 
 

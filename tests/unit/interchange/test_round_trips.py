@@ -189,6 +189,22 @@ def test_what_public_weights_have_comes_back_too_or_is_refused_by_name(
     assert {"facebook", "mindspore"} <= set(written)
 
 
+@pytest.mark.parametrize(("model", "out"), [("autoencoder", "x.pt2"), ("cls", "x.onnx"), ("mean", "x.pt2")])
+def test_a_stem_is_refused_with_the_commands_that_write_it(
+    tmp_path: Path, model: str, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    run = a_run(tmp_path / "run", model, "colour", **EXTRAS["stem"])
+    for to in ("timm", "transformers"):
+        assert main(["convert", str(run), str(tmp_path / "out"), "--to", to]) == 4
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert "; try --to facebook or mindspore, or `unmask export MODEL OUT.onnx` (or OUT.pt2)" in told
+    assert main(["convert", str(run), str(tmp_path / "x.pth"), "--to", "facebook"]) == 0
+    assert main(["convert", str(run), str(tmp_path / "x.ckpt"), "--to", "mindspore"]) == 0
+    assert main(["export", str(run), str(tmp_path / out)]) == 0
+
+
 def test_from_format_to_format_nothing_is_lost(tmp_path: Path):
     photos = images(tmp_path / "photos", "16 bits")
     for model, names in (
