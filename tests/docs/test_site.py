@@ -39,13 +39,20 @@ def test_the_site_has_all_keys_and_recipes_in_both_languages(site: Path) -> None
 
 
 def test_the_search_works_in_a_folder_without_a_server(site: Path) -> None:
+    """Chinese words stand within a sentence, where no space tells them apart."""
     with browser() as opened:
         watched = Watched(opened, viewport={"width": 1300, "height": 800})
-        page = watched.open((site / "index.html").as_uri())
-        page.click("[data-md-component=search-query]")
-        page.keyboard.type("max_bad_share")
-        keys = (site / "reference" / "keys.html").as_uri()
-        until(page, f"[...document.querySelectorAll('.md-search-result__link')].some(a => a.href.startsWith('{keys}'))")
+        for start, typed, found in (
+            ("index.html", "max_bad_share", "reference/keys.html"),
+            ("zh/index.html", "归一化", "zh/export.html"),
+            ("zh/index.html", "卷积", "zh/few-labels.html"),
+            ("zh/index.html", "掩码", "zh/comparison.html"),
+        ):
+            page = watched.open((site / start).as_uri())
+            page.click("[data-md-component=search-query]")
+            page.keyboard.type(typed)
+            links = "[...document.querySelectorAll('.md-search-result__link')]"
+            until(page, f"{links}.some(a => a.href.startsWith('{(site / found).as_uri()}'))")
     assert [url for url in watched.requests if not url.startswith((site.as_uri(), "about:", "blob:", "data:"))] == []
 
 
