@@ -358,15 +358,94 @@ def test_the_sweep_over_labels(
     interrupted.unlink()
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.count("is finished: accuracy") == 9
+    assert out.count("is finished: accuracy") == 15
     assert interrupted.exists()
     assert (output / "few-labels.csv").read_bytes() == expected
 
-    assert main([*arguments, "--arms", "probe", "handmade"]) == 0
-    assert capsys.readouterr().out.splitlines()[-4].split() == ["labels", "per", "class", "probe", "handmade"]
 
-    assert main([*arguments[:-1], "4"]) == 2
-    assert "holds another run" in capsys.readouterr().err
+@pytest.fixture
+def swept(mae: Path, train: Path, val: Path, tmp_path: Path) -> list[str]:
+    """A sweep of which one arm, number of labels and seed are there: all but what asks for them."""
+    images = [tmp_path / "images" / "train", tmp_path / "images" / "val"]
+    for folder, copy in zip((train, val), images, strict=True):
+        shutil.copytree(folder, copy)
+    arguments = ["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"output={tmp_path / 'sweep'}"]
+    arguments += [f"init={mae}", f"data.train={images[0]}", f"data.val={images[1]}", "train.epochs=1"]
+    assert main([*arguments, "--arms", "probe", "--labels", "2", "--seeds", "7"]) == 0
+    return arguments
+
+
+def table_of(folder: Path) -> list[tuple[str, ...]]:
+    return [tuple(row) for row in csv.reader((folder / "few-labels.csv").read_text("utf-8-sig").splitlines())][1:]
+
+
+@pytest.mark.parametrize(
+    ("arm", "labels", "seeds"), [("handmade", "2", ["7"]), ("probe", "4", ["7"]), ("scratch", "2", ["8", "9"])]
+)
+def test_a_sweep_with_other_arms_labels_or_seeds_is_added(
+    swept: list[str], tmp_path: Path, arm: str, labels: str, seeds: list[str]
+) -> None:
+    before = table_of(tmp_path / "sweep")
+    assert main([*swept, "--arms", arm, "--labels", labels, "--seeds", *seeds]) == 0
+    after = table_of(tmp_path / "sweep")
+    assert len(after) == len(before) + len(seeds)
+    assert {row[:3] for row in set(after) - set(before)} == {(arm, labels, seed) for seed in seeds}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (["--steps", "4"], 2, "holds results of another sweep (--steps: None -> 4)"),
+        (["optimizer.base_lr=0.5"], 2, "base_lr: "),
+        (["init=OTHER"], 2, "init: other weights"),
+        (["removed train"], 3, "data.train is not what the results in"),
+        (["overwritten val"], 3, "data.val is not what the results in"),
+    ],
+)
+def test_a_sweep_that_is_another_is_not_added(
+    swept: list[str],
+    mae: Path,
+    tmp_path: Path,
+    change: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = (tmp_path / "sweep" / "few-labels.csv").read_bytes()
+    if change == ["init=OTHER"]:
+        pretrain = ["pretrain", "mae-vit-tiny", *TINY_MODEL, *SHORT, f"data.train={tmp_path / 'images' / 'train'}"]
+        assert main([*pretrain, "train.epochs=1", "seed=5", f"output={tmp_path / 'other'}"]) == 0
+        change = [f"init={tmp_path / 'other'}"]
+    elif change == ["removed train"]:
+        next((tmp_path / "images" / "train" / "3").iterdir()).unlink()
+        change = []
+    elif change == ["overwritten val"]:
+        image = next((tmp_path / "images" / "val" / "3").iterdir())
+        image.write_bytes(image.read_bytes()[::-1])
+        change = []
+    settings = [each for each in change if "=" in each]
+    keys = {each.partition("=")[0] for each in settings}
+    swept = [each for each in swept if each.partition("=")[0] not in keys] + settings
+    options = [each for each in change if "=" not in each]
+    assert main([*swept, *options, "--arms", "probe", "--labels", "4", "--seeds", "7"]) == code
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "sweep" / "few-labels.csv").read_bytes() == table
+    assert not (tmp_path / "sweep" / "probe-4-labels-seed-7").exists()
+
+
+def test_all_arms_of_a_sweep_leave_out_what_is_excluded(
+    swept: list[str], train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With as many labels as are left, the images of an arm are known."""
+    names = sorted(f"{path.parent.name}/{path.name}" for path in train.glob("*/*.png"))
+    per_class = {label: [name for name in names if name.startswith(f"{label}/")] for label in "0123456789"}
+    left_out = [name for members in per_class.values() for name in members[3:]]
+    (tmp_path / "exclude.txt").write_text("".join(f"{name}\n" for name in left_out))
+    arguments = [each for each in swept if not each.startswith("output=")]
+    arguments += [f"data.exclude={tmp_path / 'exclude.txt'}", f"output={tmp_path / 'less'}", "--seeds", "7"]
+    assert main([*arguments, "--arms", "handmade", "--labels", "3"]) == 0
+    assert main([*arguments, "--arms", "handmade", "--labels", "4"]) == 3
+    assert "3 images, fewer than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

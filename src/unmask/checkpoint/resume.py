@@ -43,11 +43,16 @@ def check_same_start(config: Config, folder: Path) -> None:
 
 
 def _compare(config: Config, stored: Mapping[str, Any], folder: Path) -> None:
+    if refused := differences(config, stored):
+        raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
+
+
+def differences(config: Config, stored: Mapping[str, Any]) -> list[str]:
+    """The keys that decide a run's numbers and are not as in a config that was stored: `key: before -> now`."""
     # Checked anew: keys that did not exist when the run was started have their defaults, renamed ones today's names.
     before, now = flatten(to_dict(check_config(stored))), flatten(to_dict(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if refused := [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]:
-        raise ConfigError(f"{folder} holds another run ({'; '.join(refused)}); choose another output=FOLDER")
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed if key not in MAY_CHANGE]
 
 
 def data_record(
@@ -67,7 +72,7 @@ def data_record(
     them.
     """
     record: dict[str, Any] = {"images": len(source), "fingerprint": source.fingerprint(), "sample": sample_of(source)}
-    beside = {name: None if images is None else _identity(images) for name, images in others.items()}
+    beside = {name: None if images is None else identity(images) for name, images in others.items()}
     record |= {"earlier": [], **beside}
     if checkpoint is None:
         return record
@@ -86,7 +91,8 @@ def data_record(
     return record | {"earlier": [*before["earlier"], kept | {"until_step": checkpoint.step}]}
 
 
-def _identity(source: Source) -> dict[str, Any]:
+def identity(source: Source) -> dict[str, Any]:
+    """What tells images from others: their number, names, sizes and labels, and a sample of what they hold."""
     return {"images": len(source), "fingerprint": source.fingerprint(), "sample": sample_of(source)}
 
 
