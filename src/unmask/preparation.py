@@ -17,7 +17,7 @@ from unmask.data.decode.raster import check_images
 from unmask.data.loader.pipeline import train_batches
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.same_classes import with_classes_of
-from unmask.data.sources.split import split
+from unmask.data.sources.split import check_groups, split
 from unmask.data.sources.subset import rest_of, subset, without
 from unmask.engines.base import Engine, Tensors
 from unmask.errors import ConfigError
@@ -75,6 +75,8 @@ def parts_of(source: Source, config: Config) -> tuple[Source, Source | None]:
     """Of the images of `data.train` those to train on, and those to validate on where `data.val` is a share of them."""
     if config.data.exclude is not None:
         source = without(source, config.data.exclude)
+    if config.data.val_group is not None and config.data.train is not None:
+        check_groups(source, config.data.val_group)
     if config.data.val_share is None:
         return source, None
     return split(source, config.data.val_share, config.seed, config.data.val_group)

@@ -38,8 +38,8 @@ HANDMADE = "handmade"
 TEACHER = "teacher"
 """The folder in that of a run where the answers are kept."""
 _BATCH = 64
-_LOOKED_AT = ("dtype", "range", "nodata", "frame", "eval_crop", "interpolation", "mean", "flip")
-"""Keys of `data` that decide what a teacher sees."""
+_LOOKED_AT = ("dtype", "range", "nodata", "frame", "eval_crop", "interpolation", "mean", "flip", "val_group")
+"""Keys of `data` that decide what a teacher sees, and how one that is fitted here is chosen."""
 
 
 def taught(

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from unmask.config.load import to_dict
 from unmask.config.schema import Config
-from unmask.data.rng import Op, generator
 from unmask.data.sources import Source
-from unmask.data.sources.split import group_keys
+from unmask.data.sources.split import groups_of
 from unmask.data.sources.subset import SubsetSource
 from unmask.environment import launched
 from unmask.errors import ConfigError
@@ -122,7 +121,8 @@ def _tried(
     number of the group of each (`data.val_group`; else it stands for itself)."""
     right: list[NDArray[np.bool_]] = [np.zeros((2, 0), bool)]
     of: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    groups = _groups(config, source)
+    groups = groups_of(source, config.data.val_group)
+    groups = np.arange(len(source)) if groups is None else groups
     for number, held in enumerate(_set_aside(source, groups, config.seed)):
         rest, judged = (SubsetSource(source, rows) for rows in (np.setdiff1d(np.arange(len(source)), held), held))
         say(f"trial {number + 1}: {len(rest)} labelled images to learn from, {len(judged)} to judge by")
@@ -141,48 +141,18 @@ def _tried(
     return np.concatenate(right, axis=1), np.concatenate(of)
 
 
-def _groups(config: Config, source: Source) -> NDArray[np.int64]:
-    """(N,) the number of the group that each image must stay in."""
-    if config.data.val_group is None:
-        return np.arange(len(source))
-    names = [source.name(index) for index in range(len(source))]
-    return np.unique(group_keys(names, config.data.val_group), return_inverse=True)[1]
-
-
 def _set_aside(source: Source, groups: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
     """Positions of images, about the same share of each class; none where each class has one, or one group."""
     labels = np.asarray(source.labels)
     count, numbers = (2, (0, 1)) if len(labels) < HALVES else (FOLDS, (0,))
-    alone = len(np.unique(groups)) == len(groups)
-    folds = folds_of(labels, seed, count=count) if alone else _folds_of_groups(labels, groups, seed, count)
+    folds = folds_of(labels, seed, count=count, groups=groups)
     return [rows for number in numbers if len(rows := np.flatnonzero(folds == number))]
-
-
-def _folds_of_groups(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int, count: int) -> NDArray[np.int64]:
-    """As `folds_of`, with each group in one fold, or in none, -1, where a class would be in no other.
-
-    The largest groups come first, each into the fold that has the smallest share of its classes.
-    """
-    sizes = np.zeros((groups.max() + 1, labels.max() + 1))
-    np.add.at(sizes, (groups, labels), 1)
-    share = sizes / np.maximum(sizes.sum(0), 1)
-    order = generator(seed, 1, 0, Op.SUBSET).permutation(len(sizes))
-    order = order[np.argsort(-sizes[order].sum(1), kind="stable")]
-    chosen, filled = np.full(len(sizes), -1), np.zeros((count, sizes.shape[1]))
-    for group in order:
-        chosen[group] = np.lexsort((filled.sum(1), (filled * share[group]).sum(1)))[0]
-        filled[chosen[group]] += share[group]
-    for group in order[::-1]:  # the smallest first
-        inside = sizes[chosen == chosen[group]].sum(0)
-        if chosen[group] >= 0 and ((inside == sizes.sum(0)) & (sizes[group] > 0)).any():
-            chosen[group] = -1
-    return chosen[groups]
 
 
 def _on(config: Config, more: float, epochs: float, output: Path) -> Config:
     """The run on part of the images, whose whole number is `more` times that: with as many updates."""
     changes: dict[str, dict[str, Any]] = {
-        "data": dict.fromkeys(("train", "val", "val_group", "unlabelled", "exclude", "labels_per_class")),
+        "data": dict.fromkeys(("train", "val", "unlabelled", "exclude", "labels_per_class")),
         "evaluate": {"every": None, "train": None, "val": None},
         "objective": {"head": "probe"},
         "optimizer": {"warmup_epochs": config.optimizer.warmup_epochs * more},

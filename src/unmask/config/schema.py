@@ -166,8 +166,8 @@ class DataConfig(Section):
     """Images that the run is judged by, in any form of `train`; or a share of `train`, such as 10%, not trained on:
     whether an image is in it follows from its name and `seed` alone."""
     val_group: str | None = None
-    """Where `val` is a share: a regular expression, and images in whose names it finds the same stay together, such
-    as `patient(\\d+)`, or `^[^/]*/[^/]*` for the first two folders."""
+    """A regular expression: images in whose names it finds the same stay together wherever some are set aside, for
+    `val` as a share and for what is chosen by cross-validation: `patient(\\d+)`, `^[^/]*/[^/]*` for two folders."""
     unlabelled: str | None = None
     """Images whose labels are not looked at, in any form of `train`, for an objective that trains on such too (`semi`,
     or one with a teacher); None: those of `train`, of which `labels_per_class` has few to be looked at."""
@@ -229,8 +229,6 @@ class DataConfig(Section):
         if self.val_share is not None and not 0 < self.val_share < 1:
             raise ValueError(f"val={self.val} is not a share between 0% and 100%")
         if self.val_group is not None:
-            if self.val_share is None:
-                raise ValueError("val_group is for a share of the training images, such as val=10%")
             try:
                 re.compile(self.val_group)
             except re.error as error:

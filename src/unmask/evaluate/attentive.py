@@ -106,7 +106,7 @@ def fit_attentive(
     plain, strength, _ = fit_head(means, classes, seed=seed)
     none = np.zeros((queries, width))
     rows = np.flatnonzero(tokens.labels >= 0)
-    held_out = _enough(folds_to_hold_out(tokens.labels, rows, seed))
+    held_out = _enough(folds_to_hold_out(tokens, rows, seed))
     rest = [np.setdiff1d(rows, held) for held in held_out]
     heads = [AttentiveHead(LinearHead.fit(means, others, classes, strength), none) for others in rest]
     if not held_out:
@@ -135,7 +135,7 @@ def _means(tokens: Features, width: int) -> Features:
         np.asarray(tokens.values[part]).reshape(len(part), -1, width).mean(1)
         for part in _parts(np.arange(len(tokens.labels)))
     ]
-    return Features(np.concatenate(parts), tokens.labels)
+    return Features(np.concatenate(parts), tokens.labels, tokens.groups)
 
 
 def _enough(held_out: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

@@ -100,7 +100,7 @@ def fit_head(train: Features, classes: int, *, seed: int = 0) -> tuple[LinearHea
     rows = np.flatnonzero(train.labels >= 0)
     if missing := sorted({*range(classes)} - {*train.labels[rows].tolist()}):
         raise DataError(f"train: class {missing[0]} has no readable image; a linear probe needs one of each class")
-    held_out = folds_to_hold_out(train.labels, rows, seed)
+    held_out = folds_to_hold_out(train, rows, seed)
     with progress("fit the probe", total=len(STRENGTHS) * len(held_out) + 1, unit="fit") as bar:
         tried = list(_cross_validated(train, rows, classes, held_out, bar.update))
         best = min(tried, key=lambda one: one.loss, default=Tried(ONE_LABEL, np.nan, np.nan, 1.0))
@@ -242,22 +242,57 @@ def judged(strength: float, logits: Floats, labels: NDArray[np.int64]) -> Tried:
     return Tried(strength, accuracy, float(lowest.fun), float(np.exp(lowest.x)))
 
 
-def folds_to_hold_out(labels: NDArray[np.int64], rows: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
+def folds_to_hold_out(features: Features, rows: NDArray[np.int64], seed: int) -> list[NDArray[np.int64]]:
     """Rows that are held out together: each row once, or, of few, once for each time the folds are drawn."""
-    repeats = min(5, -(-FEW // len(rows)))
-    drawn = [folds_of(labels[rows], seed, repeat) for repeat in range(repeats)]
+    repeats, chosen = min(5, -(-FEW // len(rows))), features.labels[rows]
+    groups = None if features.groups is None else features.groups[rows]
+    drawn = [folds_of(chosen, seed, repeat, groups=groups) for repeat in range(repeats)]
     found = [rows[folds == number] for folds in drawn for number in range(FOLDS if len(rows) < MANY else 1)]
     return [held for held in found if len(held)]
 
 
-def folds_of(labels: NDArray[np.int64], seed: int, repeat: int = 0, count: int = FOLDS) -> NDArray[np.int64]:
-    """(N,) the fold in which each row is held out, the same share of each class; -1 for the only one of its class."""
+def folds_of(
+    labels: NDArray[np.int64],
+    seed: int,
+    repeat: int = 0,
+    count: int = FOLDS,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """(N,) the fold in which each row is held out, the same share of each class; -1 for the only one of its class.
+
+    `groups` (N,): rows of the same stay together.
+    """
+    if groups is not None and len(np.unique(groups)) < len(groups):
+        return _folds_of_groups(labels, np.unique(groups, return_inverse=True)[1], seed, repeat, count)
     folds = np.full(len(labels), -1)
     for label in np.unique(labels):
         members = generator(seed, 1 + repeat, int(label), Op.SUBSET).permutation(np.flatnonzero(labels == label))
         if len(members) > 1:
             folds[members] = (np.arange(len(members)) + label) % count
     return folds
+
+
+def _folds_of_groups(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int, repeat: int, count: int
+) -> NDArray[np.int64]:
+    """As `folds_of`, with each group in one fold, or in none, -1, where a class would be in no other.
+
+    The largest groups come first, each into the fold that has the smallest share of its classes.
+    """
+    sizes = np.zeros((groups.max() + 1, labels.max() + 1))
+    np.add.at(sizes, (groups, labels), 1)
+    share = sizes / np.maximum(sizes.sum(0), 1)
+    order = generator(seed, 1 + repeat, 0, Op.SUBSET).permutation(len(sizes))
+    order = order[np.argsort(-sizes[order].sum(1), kind="stable")]
+    chosen, filled = np.full(len(sizes), -1), np.zeros((count, sizes.shape[1]))
+    for group in order:
+        chosen[group] = np.lexsort((filled.sum(1), (filled * share[group]).sum(1)))[0]
+        filled[chosen[group]] += share[group]
+    for group in order[::-1]:  # the smallest first
+        inside = sizes[chosen == chosen[group]].sum(0)
+        if chosen[group] >= 0 and ((inside == sizes.sum(0)) & (sizes[group] > 0)).any():
+            chosen[group] = -1
+    return chosen[groups]
 
 
 def _statistics(values: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -18,6 +18,7 @@ from unmask.data.batch import Needs
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
 from unmask.data.sources.same_classes import with_classes_of
+from unmask.data.sources.split import groups_of
 from unmask.engines.base import Engine
 from unmask.errors import DataError
 from unmask.evaluate.bad_images import check_bad, check_judged
@@ -35,10 +36,13 @@ class Features:
     """(N, width), memory-mapped; NaN where the image could not be decoded."""
     labels: NDArray[np.int64]
     """(N,) class of each image; -1 where it could not be decoded."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) the number of the group that each image belongs to (`data.val_group`); None: each stands for itself."""
 
     def rows(self, index: NDArray[np.int64]) -> Features:
         """Some of the images, in memory."""
-        return Features(self.values[index], self.labels[index])
+        groups = None if self.groups is None else self.groups[index]
+        return Features(self.values[index], self.labels[index], groups)
 
 
 @contextmanager
@@ -59,6 +63,9 @@ def features_of(
             embed_labelled(model, source, Path(folder), f"embed {title}", pool=pool)
             for source, title in zip(sources, ("train", "val"), strict=True)
         ]
+        group, groups = model.config.data.val_group, found[0].groups
+        if groups is not None and len(np.unique(groups)) == len(groups):
+            say(f"data.val_group={group} puts no two images of TRAIN together: each stands for itself")
         yield found[0], found[1], len(names)
 
 
@@ -98,7 +105,7 @@ def embed_labelled(model: Model, source: Source, folder: Path, title: str, *, po
     if not valid.all():
         say(f"{title}: {np.count_nonzero(~valid)} of {len(source)} images cannot be decoded and are left out")
     labels = np.where(valid, source.labels, -1) if source.labels is not None else np.full(len(source), -1)
-    return Features(records["embedding"], labels)
+    return Features(records["embedding"], labels, groups_of(source, model.config.data.val_group))
 
 
 def features_by(
@@ -143,7 +150,8 @@ def features_by(
     bad = np.flatnonzero(found == 0)
     check_judged(source, len(bad), bad.tolist(), model.channels, data, "features")
     labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    return Features(values.astype(np.float32), np.where(found > 0, labels, -1))
+    groups = groups_of(source, data.val_group)
+    return Features(values.astype(np.float32), np.where(found > 0, labels, -1), groups)
 
 
 def embedding_records(width: int) -> np.dtype[np.void]:

@@ -16,6 +16,7 @@ from unmask.config.schema import Config
 from unmask.data.batch import FULL_RANGE, Needs
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.sources import Source
+from unmask.data.sources.split import groups_of
 from unmask.evaluate.bad_images import check_judged
 from unmask.evaluate.features import Features
 from unmask.report.progress import progress
@@ -43,7 +44,8 @@ def handmade_features(source: Source, config: Config, title: str) -> Features:
     bad = np.flatnonzero(~np.concatenate(valid))
     check_judged(source, len(bad), bad.tolist(), config.model.channels, config.data, title)
     labels = np.zeros(len(source), np.int64) if source.labels is None else source.labels
-    return Features(np.concatenate(rows), np.where(np.concatenate(valid), labels, -1))
+    groups = groups_of(source, config.data.val_group)
+    return Features(np.concatenate(rows), np.where(np.concatenate(valid), labels, -1), groups)
 
 
 def described(source: Source, config: Config, batch_size: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -24,6 +24,7 @@ from unmask.data.decode.raster import open_image
 from unmask.data.rng import Op, generator
 from unmask.data.sources import Source, open_source
 from unmask.data.sources.base import printable
+from unmask.data.sources.split import groups_of
 from unmask.errors import DataError
 from unmask.evaluate.fast_probe import FOLDS, STRENGTHS, Floats, LinearHead
 from unmask.evaluate.features import Features
@@ -49,6 +50,8 @@ class Dense:
     """(N, h, w, D)"""
     masks: NDArray[np.uint8]
     """(N, H, W) the class of each pixel, or IGNORED."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) see `Features`."""
 
     def rows(self, index: NDArray[np.int64]) -> Dense:
         return Dense(self.features[index], self.masks[index])
@@ -87,7 +90,7 @@ def segment(
     found = [_dense(model, *each) for each in (("TRAIN", train, train_masks), ("VAL", val, val_masks))]
     present = np.unique(np.concatenate([np.unique(part.masks) for part in found]))
     if {*present.tolist()} <= {0, IGNORED}:
-        found = [Dense(part.features, (part.masks > 0).astype(np.uint8)) for part in found]
+        found = [replace(part, masks=(part.masks > 0).astype(np.uint8)) for part in found]
     return fit_segmentation(*found, seed=seed)
 
 
@@ -132,7 +135,7 @@ def _dense(model: Model, what: str, images: str, masks: str) -> Dense:
     features = model.patch_features(source)
     if not (readable := np.isfinite(features).all((1, 2, 3))).all():
         raise DataError(f"{what}: {printable(source.name(int(np.argmin(readable))))} cannot be decoded")
-    return Dense(features, drawn)
+    return Dense(features, drawn, groups_of(source, model.config.data.val_group))
 
 
 def _masks(images: Source, masks: Source, config: Config, what: str) -> NDArray[np.uint8]:
@@ -180,13 +183,14 @@ def _mask(data: object, what: str) -> NDArray[np.uint8]:
 
 
 def _cross_validated(train: Dense, classes: int, seed: int) -> Iterator[list[TriedDense]]:
-    """The strengths from the strongest on, until weaker ones are worse; none with one image."""
+    """The strengths from the strongest on, until weaker ones are worse; none with one image, or one group."""
     count = len(train.masks)
-    fold_of = generator(seed, 0, 0, Op.SUBSET).permutation(count) % FOLDS
+    groups = np.arange(count) if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
+    fold_of = (generator(seed, 0, 0, Op.SUBSET).permutation(groups.max() + 1) % FOLDS)[groups]
     folds = [np.flatnonzero(fold_of == fold) for fold in np.unique(fold_of)]
     rest = [np.setdiff1d(np.arange(count), held) for held in folds]
     best, worse = -np.inf, 0
-    for strength in STRENGTHS if count > 1 else ():
+    for strength in STRENGTHS if len(folds) > 1 else ():
         confusion = np.zeros((len(ADJUSTMENTS), classes, classes))
         for held, others in zip(folds, rest, strict=True):
             judged = train.rows(held)

@@ -23,13 +23,10 @@ def split(source: Source, share: float, seed: int, group: str | None = None) -> 
     name (its groups, where it has any): images with the same stay together, such as those of one patient. An image in
     whose name it finds nothing stands for itself.
 
-    Raises DataError where one of the parts would be empty, or lack a class that has images, and where `group` finds
-    nothing in any name.
+    Raises DataError where one of the parts would be empty, or lack a class that has images.
     """
     names = [source.name(index) for index in range(len(source))]
     keys = names if group is None else group_keys(names, group)
-    if group is not None:
-        _check_groups(names, group)
     held = _held(keys, share, seed)
     what = f"data.val={100 * share:g}%"
     _check(source, held, what)
@@ -48,6 +45,14 @@ def _held(keys: Iterable[str], share: float, seed: int) -> NDArray[np.bool_]:
     return np.array([number(text) < limit for text in keys], bool)
 
 
+def groups_of(source: Source, group: str | None) -> NDArray[np.int64] | None:
+    """(N,) the number of the group that each image is in, see `split`; None where there are no groups."""
+    if group is None:
+        return None
+    names = [source.name(index) for index in range(len(source))]
+    return np.unique(group_keys(names, group), return_inverse=True)[1]
+
+
 def group_keys(names: Sequence[str], group: str) -> list[str]:
     """What each name has in common with the others of its group: see `split`."""
     pattern = re.compile(group)
@@ -57,8 +62,9 @@ def group_keys(names: Sequence[str], group: str) -> list[str]:
     ]
 
 
-def _check_groups(names: Sequence[str], group: str) -> None:
-    pattern = re.compile(group)
+def check_groups(source: Source, group: str) -> None:
+    """Raise DataError where `group` finds nothing in any name; tell where it finds nothing in some."""
+    names, pattern = [source.name(index) for index in range(len(source))], re.compile(group)
     alone = [name for name in names if pattern.search(name) is None]
     if len(alone) == len(names):
         raise DataError(
