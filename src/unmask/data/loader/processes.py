@@ -80,7 +80,9 @@ class Answers:
 
     def _hangs(self, sender: int) -> WorkerError:
         states = {pid: _STATES.get(_state(pid), "alive") for pid in self._processes}
-        which = [sender] if sender in states else list(states)
+        # A slot of the ring may have been another's before, as long as one that starts has not asked for it.
+        stuck = [pid for pid, state in states.items() if state == "stopped"]
+        which = [sender] if sender in states and sender in (stuck or states) else stuck or list(states)
         return WorkerError(
             f"loader process {' or '.join(f'{pid} ({states[pid]})' for pid in which)} did not answer within "
             f"train.process_timeout={self._timeout:g} s; set that higher if a few images may take as long, or load "
