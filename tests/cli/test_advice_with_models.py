@@ -299,6 +299,24 @@ def test_a_share_of_broken_images_is_exit_code_3_unless_it_is_allowed(
         assert path.read_text().splitlines()[0].startswith("a/1.png\tnot a JPEG"), "the reason stands beside the name"
 
 
+@pytest.mark.parametrize("command", [["evaluate", "classifier"], ["evaluate", "mae"], ["reconstruct", "mae"]])
+def test_what_was_written_of_broken_images_is_kept_and_the_way_on_is_told(
+    command: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "written.png"
+    command = [*command, "broken", *CPU, "--out", str(out)]
+    assert main(command) == 3
+    said = capsys.readouterr().err
+    assert f"{out} is written, but 2 of " in said
+    assert f"then remove {out}, which is not overwritten, or name another --out" in said
+    assert out.exists()
+    allowed = [*command, "--set", "data.max_bad_share=1"]
+    assert main(allowed) == 2
+    assert main([*allowed[:-4], "--out", str(tmp_path / "other.png"), *allowed[-2:]]) == 0
+    shutil.rmtree(out) if out.is_dir() else out.unlink()
+    assert main(allowed) == 0, capsys.readouterr().err
+
+
 def test_a_mistake_in_embed_leaves_nothing_in_the_way(folder: Path) -> None:
     before = set(folder.iterdir())
     assert main(["embed", "nocls", "photos", *CPU, "--out", "e.npy", "--pool", "cls"]) == 2

@@ -297,13 +297,11 @@ def _add_reconstruct(commands: Commands) -> None:
 
 def reconstruct(options: Namespace) -> None:
     from unmask.evaluate.evaluation import write_reconstruction
-    from unmask.files import check_free
 
-    if options.out is not None:
-        check_free(options.out)
     overrides = {"seed": options.seed, "objective.mask_ratio": options.mask_ratio}
     model = shared.load(options, [f"{key}={value}" for key, value in overrides.items() if value is not None])
-    write_reconstruction(model, shared.images(options), options.out or Path("reconstruction.png"), options.count)
+    out, renewed = options.out or Path("reconstruction.png"), options.out is None
+    write_reconstruction(model, shared.images(options), out, options.count, renewed=renewed)
 
 
 COMMANDS = (_add_evaluate, _add_predict, _add_embed, _add_knn, _add_probe, _add_reconstruct)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from unmask.config.schema import DataConfig
 from unmask.data.decode.raster import why_bad
-from unmask.data.loader.bad_files import OF_A_RUN, check_share
+from unmask.data.loader.bad_files import ACCEPT, OF_A_RUN, check_share
 from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.evaluate.inference import Model
 from unmask.report.progress import say
 
 
-def check_bad(model: Model, source: Source, bad: int, said: str = "") -> None:
+def check_bad(model: Model, source: Source, bad: int, said: str = "", advice: str = ACCEPT) -> None:
     """Raise DataError where more images could not be decoded than `data.max_bad_share` allows. `said` comes first."""
-    check_share(bad, len(source), model.config.data.max_bad_share, lambda: _such_as(model, source), said)
+    check_share(bad, len(source), model.config.data.max_bad_share, lambda: _such_as(model, source), said, advice)
+
+
+def check_written(model: Model, source: Source, bad: int, out: Path | None, *, renewed: bool = False) -> None:
+    """The same once `out` is written, which another call does not overwrite, unless it is `renewed`."""
+    again = "" if out is None or renewed else f"; then remove {out}, which is not overwritten, or name another --out"
+    check_bad(model, source, bad, "" if out is None else f"{out} is written, but ", ACCEPT + again)
 
 
 def check_judged(source: Source, bad: int, among: Iterable[int], channels: int, data: DataConfig, what: str) -> None:

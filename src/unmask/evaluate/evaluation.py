@@ -14,7 +14,7 @@ from unmask.data.sources import Source
 from unmask.data.sources.base import printable
 from unmask.data.sources.subset import SubsetSource, spread
 from unmask.data.spreadsheets import EVALUATED, csv_file, csv_rows
-from unmask.evaluate.bad_images import check_bad
+from unmask.evaluate.bad_images import check_written
 from unmask.evaluate.classification import ClassificationReport
 from unmask.evaluate.formats import Labels
 from unmask.evaluate.inference import Images, Model
@@ -56,7 +56,7 @@ def write_evaluation(
         table(rows, ["", "value"])
         if "top1" in values:
             say(f"accuracy={values['top1']:.3f}")
-    check_bad(model, source, len(source) - int(values["count"]))
+    check_written(model, source, len(source) - int(values["count"]), out)
     return values
 
 
@@ -120,8 +120,13 @@ def _write_worst(report: ClassificationReport, model: Model, source: Source, out
     contact_sheet(crops, out, captions=captions, title=f"highest loss of {_title(report)}")
 
 
-def write_reconstruction(model: Model, images: Images, out: Path, count: int) -> None:
-    """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG."""
+def write_reconstruction(model: Model, images: Images, out: Path, count: int, *, renewed: bool = True) -> None:
+    """`count` of the images original, masked, painted, and with the visible patches pasted, as one PNG.
+
+    Raises ConfigError where `out` is there already, unless it may be `renewed`.
+    """
+    if not renewed:
+        check_free(out)
     source = spread(model.source(images), count)
     painted = model.reconstruct(source)
     section = model.painting()
@@ -132,7 +137,7 @@ def write_reconstruction(model: Model, images: Images, out: Path, count: int) ->
     with _aside(out) as path:
         reconstruction_grid(painted.original, painted.masked, painted.painted, painted.pasted, path, note=note)
     say(f"{len(painted.original)} reconstructions in {out}")
-    check_bad(model, source, bad, f"{out} is written, but ")
+    check_written(model, source, bad, out, renewed=renewed)
 
 
 @contextmanager

@@ -89,6 +89,12 @@ def test_unusable_folder_is_refused(tmp_path: Path, files: list[str], labels: bo
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", ["", "\0", "nul\0byte"])
+def test_a_name_that_names_nothing_is_not_the_folder_one_is_in(spec: str):
+    with pytest.raises(DataError, match=r"images=.* names nothing; give a folder, a file or a URL"):
+        open_source(spec, key="images", labels=False)
+
+
 def test_missing_folder_and_file_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"data\.train=.*nowhere: no such folder"):
         open_folder(tmp_path / "nowhere")

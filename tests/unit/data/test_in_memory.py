@@ -243,6 +243,8 @@ def test_paths_and_bytes(tmp_path: Path):
     assert isinstance(sources(tmp_path / "x.npy"), ArraySource)
     with pytest.raises(DataError, match=r"nothing\.png is not a file"):
         sources([tmp_path / "nothing.png"])
+    with pytest.raises(DataError, match=r"is not a file, and a folder is given alone"):
+        sources([tmp_path, tmp_path / "a.png"])
     source = sources([tmp_path / "a.png"])
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.png cannot be read: No such file"):

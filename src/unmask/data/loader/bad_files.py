@@ -10,6 +10,7 @@ from unmask.data.sources.base import Source, printable
 from unmask.errors import DataError
 from unmask.files import naming
 
+ACCEPT = "--set data.max_bad_share=1 accepts any number"
 OF_A_RUN = "set that higher and the same command goes on"
 
 
@@ -19,7 +20,7 @@ def check_share(
     most: float,
     such_as: Callable[[], str],
     said: str = "",
-    advice: str = "--set data.max_bad_share=1 accepts any number",
+    advice: str = ACCEPT,
 ) -> None:
     """Raise DataError where more than the share `most` of the images, `data.max_bad_share`, could not be decoded.
 

@@ -129,6 +129,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     DataError when there is nothing usable, or when more is left out than may be overlooked (`left_out.LeftOut.check`).
     """
     what = f"{key}={printable(spec)}"
+    if not spec or "\0" in spec:
+        raise DataError(f"{what} names nothing; give a folder, a file or a URL (a variable of the shell may be unset)")
     if spec.startswith(PREFIX):
         return open_bundled(spec, key=key)
     path, options = _options(spec)

@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from unmask.data.batch import FULL_RANGE
 from unmask.data.decode.picture import reason, stored_pixels
-from unmask.data.sources.base import Source
+from unmask.data.sources.base import Source, printable
 from unmask.errors import DataError
 
 FORMS = "a path, the bytes of a file, a PIL image, an array (H, W) or (H, W, C), a torch tensor (H, W) or (C, H, W)"
@@ -46,7 +46,8 @@ class InMemorySource:
             elif Path(image).is_file():
                 self._images.append(Path(image))
             else:
-                raise DataError(f"{image} is not a file")
+                alone = ", and a folder is given alone" if Path(image).is_dir() else ""
+                raise DataError(f"{printable(str(image))} is not a file{alone}")
         if not self._images:
             raise DataError(f"{key}: no images were given")
 

@@ -29,7 +29,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise EngineError(f"device={name} cannot be used: {reason} `unmask doctor` shows what is there") from None
+        raise EngineError(
+            f"device={name} cannot be used: {reason.rstrip('.')}; `unmask doctor` shows what is there"
+        ) from None
     if device.type == "mps" and not _heeds_found_inf("mps"):
         raise EngineError(
             "device=mps needs a newer PyTorch: AdamW there ignores gradient clipping; upgrade it or set device=cpu"
