@@ -422,7 +422,7 @@ def test_a_loader_process_that_is_stopped_in_a_validation_ends_the_run_which_goe
 
     watcher = threading.Thread(target=stop_a_loader, args=(os.getpid(), is_validating, stopped))
     watcher.start()
-    code = main([*words, "train.process_timeout=8"])
+    code = main([*words, "train.process_timeout=20"])
     watcher.join()
     said = capfd.readouterr()
     assert code == 3, said.err

@@ -142,6 +142,7 @@ class Model:
 
     def patch_features(self, images: Images) -> NDArray[np.float32]:
         """(N, h, w, width): features of each patch after the last norm, in their places."""
+        self._check_gives("patch_features")
         return np.concatenate([_filled(b, self.engine.output("patch_features", b)) for b in self.batches(images)])
 
     def attention(self, images: Images, *, block: int = -1) -> NDArray[np.float32]:
@@ -234,8 +235,16 @@ class Model:
     def _check_pool(self, pool: Pool | None) -> None:
         if pool not in (None, *POOLS):
             raise ConfigError(f"pool={pool!r} is none of {', '.join(POOLS)}")
+        self._check_gives("patch_features" if pool == "patches" else "features")
         if pool in ("cls", "mean+cls") and not self.config.model.cls_token:
             raise ConfigError(f"pool={pool!r}: this model has no cls token; take the mean (--pool mean)")
+
+    def _check_gives(self, output: str) -> None:
+        if output not in self.objective.outputs:
+            raise ConfigError(
+                f"this model gives no {output.replace('_', ' ')}, as objective.name={self.objective.section.name} has "
+                "none; take a Vision Transformer"
+            )
 
     def painting(self) -> PaintingSection:
         """How the model hides and paints patches. Raises ConfigError if it has no decoder."""

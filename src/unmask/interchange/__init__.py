@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from unmask import plugins
 from unmask.checkpoint.folder import CHECKSUMS, read_buffers, read_meta, read_weights
 from unmask.checkpoint.mirror import brought_model
 from unmask.checkpoint.store import Choice, read_chosen
@@ -94,6 +95,11 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
     Of what was trained in a way that no other tool knows, the encoder is written, and that is said. Raises
     CheckpointError if the format has no place for the model or the file cannot be written.
     """
+    name = model.config["objective"]["name"] if model.config else None
+    if name and "features" not in plugins.find(plugins.OBJECTIVES, name).outputs:
+        raise CheckpointError(
+            f"{path}: {format} has no place for a network of objective.name={name}; `unmask export` writes a graph"
+        )
     if model.kind == "encoder" and model.config is not None:  # of a stranger's tensors each must have a place
         keep = encoder_shapes(ModelConfig.model_validate(model.model)).keys()
         weights = {n: t for n, t in model.weights.items() if n in keep or n.startswith(("norm.", "fc_norm."))}

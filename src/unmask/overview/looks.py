@@ -69,11 +69,15 @@ def shown_picture(image: NDArray[np.uint8], blobs: Blobs) -> str:
 
 
 class _Seen:
-    """All images once through the network: thumbnails, features, and what a classifier says."""
+    """All images once through the network: thumbnails, features, and what a classifier says.
+
+    That stands for features where the network gives none.
+    """
 
     def __init__(self, model: Model, source: Source, blobs: Blobs) -> None:
         atlas = Atlas(len(source), blobs)
         data, classifies = model.config.data, "logits" in model.objective.outputs
+        has_features = "features" in model.objective.outputs
         index: list[NDArray[np.int64]] = []
         features: list[NDArray[np.float32]] = []
         logits: list[NDArray[np.float32]] = []
@@ -82,15 +86,16 @@ class _Seen:
                 rows = np.arange(len(batch)) if batch.valid is None else np.flatnonzero(batch.valid)
                 atlas.add(visible(batch.images[rows], data.mean, data.std))
                 index.append(batch.index[rows])
-                features.append(model.engine.output("features", batch, pool=None)[rows])
                 if classifies:
                     logits.append(model.engine.output("logits", batch)[rows])
+                if has_features:
+                    features.append(model.engine.output("features", batch, pool=None)[rows])
                 bar.update(len(rows))
         self.index = np.concatenate(index)
         if not len(self.index):
             raise DataError("not one of the images can be decoded")
-        self.features = np.concatenate(features)
         self.logits = np.concatenate(logits) if logits else None
+        self.features = np.concatenate(features or logits)
         self.atlas = atlas.finished()
 
 

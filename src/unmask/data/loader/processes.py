@@ -60,16 +60,24 @@ class Answers:
             for child in self._processes.values():
                 if child.exitcode:
                     raise _died(child.exitcode)
-        error = self._hangs(sender())
+        starting = _starting()
+        error = self._hangs(sender(), starting)
+        for pid in starting:  # then whoever hands it its work is told that nobody takes it
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         _kill(self._processes.values())
         raise error
 
     def close(self) -> None:
         """Ends the processes."""
         self._asked.put(False)
-        closing = threading.Thread(target=self._iterator.close, daemon=True)
+        closing = threading.Thread(target=self._close, daemon=True)
         closing.start()
         closing.join(_CLOSE)
+
+    def _close(self) -> None:
+        with suppress(AssertionError):  # of a process that was never started
+            self._iterator.close()
 
     def _fetch(self) -> None:
         while self._asked.get():
@@ -78,13 +86,13 @@ class Answers:
             except BaseException as error:  # any: it is raised where the answer is waited for
                 self._answers.put((None, error))
 
-    def _hangs(self, sender: int) -> WorkerError:
-        states = {pid: _STATES.get(_state(pid), "alive") for pid in self._processes}
-        # A slot of the ring may have been another's before, as long as one that starts has not asked for it.
-        stuck = [pid for pid, state in states.items() if state == "stopped"]
-        which = [sender] if sender in states and sender in (stuck or states) else stuck or list(states)
+    def _hangs(self, sender: int, starting: set[int]) -> WorkerError:
+        states = {pid: _STATES.get(_state(pid), "alive") for pid in starting | self._processes.keys()}
+        # The sender is who wrote last to a place of the ring: another, before one that starts has asked for it.
+        stuck = starting or {pid for pid, state in states.items() if state == "stopped"}
+        which = stuck or ({sender} & states.keys()) or states.keys()
         return WorkerError(
-            f"loader process {' or '.join(f'{pid} ({states[pid]})' for pid in which)} did not answer within "
+            f"loader process {' or '.join(f'{pid} ({states[pid]})' for pid in sorted(which))} did not answer within "
             f"train.process_timeout={self._timeout:g} s; set that higher if a few images may take as long, or load "
             "without processes: data.workers=0"
         )
@@ -102,6 +110,22 @@ def _kill(processes: Collection[BaseProcess]) -> None:
 
 def _loaders() -> dict[int, BaseProcess]:
     return {child.pid or 0: child for child in active_children() if child.name.startswith("grain-")}
+
+
+def _starting() -> set[int]:
+    """Children that have not taken their work, which `multiprocessing` does not count before."""
+    known = {child.pid for child in active_children()}
+    with suppress(OSError):
+        found = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+        return {int(pid) for pid in found if int(pid) not in known and b"spawn_main" in _command(int(pid))}
+    return set()
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _state(pid: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,13 +58,14 @@ class TorchEngine:
         self.train = train
         self.world = world
         self.device = pick_device(device)
-        network = resolve(network_of(objective, "torch"))
-        with self.device:
-            self.network: Any = network(objective.model, objective.section, Pixels.of(data), DTYPES[train.precision])
+        network = partial(resolve(network_of(objective, "torch")), objective.model, objective.section, Pixels.of(data))
+        with self.device:  # an average is made likewise: a copy of a tensor that is counted is none (`account`)
+            self.network: Any = network(DTYPES[train.precision])
+            averaged: Any = network(DTYPES[train.precision]) if train.ema_decay else None
         weights = dict[str, nn.Parameter](self.network.named_parameters())
         for name, weight in weights.items():
             weight.requires_grad_(objective.is_trained(name, optimizer))
-        self.averaged = copy.deepcopy(self.network).requires_grad_(False) if train.ema_decay else None
+        self.averaged = None if averaged is None else averaged.requires_grad_(False)
         self.loss_scale, self.good_steps = self._initial_loss_scale()
         self._optimizer_config = optimizer
         if train.activation_checkpointing:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from unmask.config.schema import ModelConfig
+from unmask.config.schema import Config, ModelConfig
 from unmask.data.batch import ClassTargets, Needs
 from unmask.models.parameters import Shapes, linear_shapes, norm_shapes
 from unmask.objectives.classify import Classification, LabelledSection
@@ -28,6 +28,13 @@ class ConvNetSection(LabelledSection):
     name: str = "convnet"
     width: int = Field(default=40, ge=GROUPS, multiple_of=GROUPS)
     """Channels of the first block; each further one has twice as many. 40: 0.48 M weights."""
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.init is not None:
+            raise ValueError("objective.name=convnet is trained from scratch; leave out init")
+        if config.evaluate.every is not None:
+            raise ValueError("evaluate.every looks at features, and objective.name=convnet gives none; leave it out")
 
 
 def stem_layers(model: ModelConfig) -> int:
