@@ -91,6 +91,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)).save(path)
+        mask = root / "masks" / path.relative_to(root / "photos")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 2, (28, 28), np.uint8)).save(mask)
     Image.new("L", (28, 28)).save(root / "one.png")
     (root / "text.txt").write_text("no image\n")
     (root / "empty").mkdir()
@@ -108,6 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert main(["pretrain", "mae-vit-tiny", "data.train=photos", "output=run", *TRAIN]) == 0
         labelled = ["finetune", "scratch-vit-tiny", "data.train=photos", "data.val=photos", "output=classifier"]
         assert main([*labelled, *TRAIN, "augment.mixup=0", "augment.cutmix=0"]) == 0
+        assert main(["finetune", "convnet", *labelled[2:-1], *TRAIN, "objective.width=8", "output=network"]) == 0
     return root
 
 
@@ -178,7 +182,25 @@ COMMANDS: list[list[str]] = [
     ["completion", "bash"],
     ["evaluate", "classifier", "photos", "--label-offset", "0", "--flip", "--batch-size", "3", "--json"],
     ["probe", "run", "photos", "photos", "--attentive", "--pool", "mean", "--flip", "--cache", "cached"],
-    ["probe", "run", "photos", "photos", "--segment", "photos", "photos", "--seed", "1"],
+    ["probe", "run", "photos", "photos", "--segment", "masks", "masks", "--seed", "1"],
+    [
+        *("finetune", "few-labels", "data.train=photos", "data.val=photos", "data.labels_per_class=2", "output=taught"),
+        *(*TRAIN, "model.patch_stem=null", "objective.teacher=[handmade]"),
+    ],
+    [
+        *("finetune", "scratch-vit-tiny", "data.train=photos", "data.val=40%", "data.val_group=[0-3]", "init=run"),
+        *("data.unlabelled=photos", "objective.teacher=[classifier,handmade]", "output=out", *TRAIN),
+        *("objective.head=auto", "evaluate.every=1", "train.ema_decay=0.9"),
+    ],
+    [
+        *("sweep-labels", "few-labels", "data.train=photos", "data.val=photos", "output=few", *TRAIN),
+        *("model.patch_stem=null", "--labels", "1", "2", "--seeds", "0", "--steps", "1"),
+        *("--arms", "taught", "cnn", "handmade"),
+    ],
+    ["report", "network", "--images", "4", "--out", "n.html", "--device", "cpu"],
+    ["knn", "network", "photos", "photos", "--cache", "cached"],
+    ["export", "network", "n.onnx", "--outputs", "logits"],
+    ["pack", "--verify", "packed"],
     ["stats", "photos", "--out", "s.json", "--share", "1/2", "--set", "data.range=[0,255]"],
     ["launch", "kubernetes", "mae-vit-tiny", "data.train=photos", "output=out", *TRAIN, "--check", "1x2", "--mfu", "1"],
 ]
@@ -217,6 +239,7 @@ def one_step(steps: Iterator[object], size: int, window: float) -> float:
 def _shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What measures, measures one step, here; what serves, stops when it could begin."""
     monkeypatch.setattr("unmask.bench._rate", one_step)
+    monkeypatch.setattr("unmask.sweep.CNN_STEPS", 1)
     monkeypatch.setattr(
         "unmask.doctor._apart", lambda recipe, settings, threads, seconds: bench_step(recipe, settings, seconds)
     )
