@@ -1,5 +1,6 @@
 """Every conversion against values computed by hand, or by Pillow from the pixels the file was made of."""
 
+import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -213,6 +214,29 @@ def test_format_is_told_from_the_content():
     assert Picture(encode(Image.fromarray(COLOUR), "PNG"), 3, MANY).pixels().shape == (6, 4, 3)
     with pytest.raises(DecodeError, match="not a JPEG, PNG, WebP, GIF, BMP or TIFF file"):
         Picture(encode(Image.fromarray(COLOUR), "PPM"), 3, MANY).pixels()
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n", "`git lfs pull` brings it"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "but a page of HTML"),
+        (b"<html><body>Sign in</body></html>", "but a page of HTML"),
+    ],
+)
+def test_what_is_often_found_in_place_of_an_image_is_named(data: bytes, what: str):
+    with pytest.raises(DecodeError, match=f"BMP or TIFF file, .*{what}"):
+        Picture(data, 3, MANY)
+
+
+@pytest.mark.parametrize(("kind", "count", "value"), [(2, 2, b"6\0\0\0"), (5, 1, b"\0\0\0\x1a"), (3, 2, b"\0\6\0\6")])
+def test_an_orientation_that_is_no_number_is_passed_over_as_viewers_do(kind: int, count: int, value: bytes):
+    """As text, as a fraction, as two."""
+    tiff = b"MM\0*\0\0\0\x08\0\1\x01\x12" + struct.pack(">HI", kind, count) + value + b"\0" * 4
+    exif = b"Exif\0\0" + tiff + struct.pack(">II", 6, 1)
+    data = encode(Image.fromarray(COLOUR), "JPEG")
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+    assert Picture(data, 3, MANY).pixels().shape == COLOUR.shape
 
 
 def test_crop_is_pillow_antialiased_resize():

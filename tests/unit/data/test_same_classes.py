@@ -89,3 +89,26 @@ def test_arrays_of_other_names_and_several_classes(tmp_path: Path):
     several = opened(tmp_path / "chest.npz")
     assert (several.class_names, several.labels) == (("0", "1"), None)
     assert getattr(several, "label_sets").sum() == 4  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("labels", "alike"),
+    [
+        (["Cat", "dog", "cat"], "'Cat' and 'cat'"),
+        (["01", "1", "2"], "'01' and '1'"),
+        (["0", "1", "0.0"], "'0' and '0.0'"),
+        (["true", "False", "True"], "'True' and 'true'"),
+        (["sea_lion", "sea lion", "seal"], "'sea lion' and 'sea_lion'"),
+    ],
+)
+def test_classes_that_may_be_one_are_told(
+    labels: list[str], alike: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert listed(tmp_path / "a.csv", labels).class_names == tuple(sorted(labels))
+    assert f"the classes {alike} are kept apart" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("labels", [["1", "-1", "10"], ["n01440764", "n01443537"], ["1e3", "1000"], ["a", "b", "ab"]])
+def test_classes_that_are_others_are_not(labels: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    listed(tmp_path / "a.csv", labels)
+    assert "kept apart" not in capsys.readouterr().out

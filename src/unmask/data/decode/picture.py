@@ -183,11 +183,19 @@ class Picture:
             raise DecodeError(reason(error)) from None
 
 
+def _is(data: bytes) -> str:
+    """What stands where an image should, of what is often found there."""
+    start = data[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return ", but a pointer to one in Git LFS: `git lfs pull` brings it"
+    return ", but a page of HTML" if start.startswith((b"<!doctype html", b"<html")) else ""
+
+
 def open_file(data: bytes, max_pixels: int) -> Image.Image:
     """The image of an encoded file, its size checked; of a JPEG only the header is read. Raises DecodeError."""
     reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
     if reader is None:
-        raise DecodeError("empty file" if not data else "not a JPEG, PNG, WebP, GIF, BMP or TIFF file")
+        raise DecodeError("empty file" if not data else f"not a JPEG, PNG, WebP, GIF, BMP or TIFF file{_is(data)}")
     try:
         image = _opened(reader, data)
         check_pixels(image.size, max_pixels)
@@ -238,7 +246,8 @@ def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
 def orientation_of(image: Image.Image) -> int:
     """As EXIF numbers them: 1 is upright."""
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        turn = image.getexif().get(_ORIENTATION, 1)
+        return turn if isinstance(turn, int) else 1  # viewers pass over what is no number
     except Exception:  # damaged metadata does not make the pixels unusable
         return 1
 

@@ -45,6 +45,7 @@ from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
 from unmask.data.sources.image_names import ENCODED
 from unmask.data.sources.in_memory import FORMS, InMemorySource, pixels_of
+from unmask.data.sources.labels import alike_names
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
@@ -139,6 +140,9 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     left_out.check(len(source), what, _share(options.get("left_out"), what))
     if left_out:
         say(f"{what}: {len(source)} images; left out: {left_out}")
+    if labels and (alike := alike_names(source.class_names or ())):
+        named = " and ".join(f"'{printable(name)}'" for name in alike)
+        say(f"{what}: the classes {named} are kept apart; if they are one, write its name in one way")
     return source
 
 

@@ -15,6 +15,17 @@ from unmask.data.sources.table import Table
 from unmask.errors import DataError
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]*)?")
+_BETWEEN = re.compile(r"[\s_-]+")
+
+
+def alike_names(names: Sequence[str]) -> list[str]:
+    """The first of them that may be one class written in several ways: `Cat` and `cat`, `1` and `01`, `0` and `0.0`."""
+    groups: dict[str | float, list[str]] = {}
+    for name in names:
+        as_number = _DECIMAL.fullmatch(name.strip())
+        groups.setdefault(float(name) if as_number else _BETWEEN.sub(" ", name.casefold()).strip(), []).append(name)
+    return next((group for group in groups.values() if len(group) > 1), [])
 
 
 def numbered(
