@@ -27,7 +27,7 @@ RUN useradd --create-home --uid 1000 unmask && mkdir -p /work /cache && chmod 17
 ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     UNMASK_CACHE=/cache/unmask HF_HOME=/cache/huggingface MPLCONFIGDIR=/cache/matplotlib TORCHINDUCTOR_CACHE_DIR=/cache/torch
-USER unmask
+USER 1000
 WORKDIR /work
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["unmask"]

@@ -16,8 +16,10 @@ unmask pretrain demo-mae data.train=bundled:mnist5k/train data.workers=0 train.e
 unmask embed run bundled:mnist5k/val --out embeddings.parquet
 unmask knn run bundled:mnist5k/train bundled:mnist5k/val
 unmask convert run mae.pth --to facebook
+unmask export run features.pt2
+if python -c "import onnxscript" 2>/dev/null; then unmask export run onnx.onnx; fi # of the extra `onnx`
 python -m unmask reconstruct run bundled:mnist5k/val --out reconstruction.png
-for file in run/curves.png run/metrics.jsonl embeddings.parquet mae.pth reconstruction.png; do
+for file in run/curves.png run/metrics.jsonl embeddings.parquet mae.pth features.pt2 reconstruction.png; do
 	[ -s "$file" ] || { echo "smoke.sh: $file was not written" >&2; exit 1; }
 done
 echo "smoke.sh: all done"

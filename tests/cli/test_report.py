@@ -82,6 +82,28 @@ def test_every_part_is_there_and_no_name_is_markup(chromium: Any, report: Path) 
     assert [url for url in watched.requests if not url.startswith(("file:", "blob:", "data:"))] == []
 
 
+def test_a_single_evaluation_is_a_whole_point_and_of_three_classes_five_say_nothing(
+    chromium: Any, report: Path, data: Path, tmp_path: Path
+) -> None:
+    assert "among the likeliest 5" in Watched(chromium).open(report.as_uri()).inner_text("#classes .facts")
+    for part in ("train", "val"):
+        for name in CLASSES[:3]:
+            shutil.copytree(data / part / name, tmp_path / part / name)
+    few = [*TINY_MODEL, *SHORT, "train.epochs=1", f"data.train={tmp_path}/train", f"data.val={tmp_path}/val"]
+    assert main(["finetune", "scratch-vit-tiny", *few, f"output={tmp_path}/run"]) == 0
+    assert main(["report", f"{tmp_path}/run", "--out", f"{tmp_path}/one.html"]) == 0
+    page = Watched(chromium).open((tmp_path / "one.html").as_uri())
+    assert "likeliest" not in page.inner_text("#classes .facts")
+    charts = page.locator("#curves .card").filter(has_text="Accuracy").first
+    left, right = charts.evaluate(
+        "card => { const dot = card.querySelector('svg g circle').getBBox();"
+        " const clip = card.querySelector('clipPath rect').getBBox();"
+        " return [dot.x - clip.x, clip.x + clip.width - dot.x - dot.width]; }"
+    )
+    assert left >= 0
+    assert right >= 0
+
+
 def test_clicks_and_keys(chromium: Any, report: Path, runs: Path, data: Path) -> None:
     page = Watched(chromium).open(report.as_uri())
     page.locator("#mistakes button.picture").first.click()

@@ -95,7 +95,7 @@ def traced(
     """The program for any number of images."""
     module = ReadOuts(engine.module.eval(), outputs, tuple(example)).eval()
     tensors = tuple(torch.from_numpy(array) for array in example.values())
-    rows = Dim("images", min=1)
+    rows = Dim("images", min=1, max=2**31 - 1)  # PyTorch 2.6 refuses one without an end
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch about its own modules
         return torch.export.export(module, tensors, dynamic_shapes=(tuple({0: rows} for _ in tensors),), strict=False)

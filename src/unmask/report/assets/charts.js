@@ -106,7 +106,7 @@ class LineChart {
     this.shown = shown;
     const ends = shown.flatMap((series) => [series.x[0], series.x[series.x.length - 1]]);
     const [low, high] = state.range || (ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1]);
-    this.low = low; this.high = high > low ? high : low + 1; this.width = width;
+    this.low = high > low ? low : low - 1; this.high = high > low ? high : low + 1; this.width = width;
     const skip = panel.loss && !state.whole && !state.range ? low + (high - low) * 0.05 : low;
     let bottom = Infinity, top = -Infinity;
     for (const series of shown)
@@ -126,7 +126,7 @@ class LineChart {
     this.X = X; this.Y = Y;
     const clip = `clip-${Math.random().toString(36).slice(2)}`;
     const made = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, "aria-hidden": "true" });
-    made.append(svg("clipPath", { id: clip }, svg("rect", { x: LEFT, y: TOP - 3, width: width - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 6 })));
+    made.append(svg("clipPath", { id: clip }, svg("rect", { x: LEFT - 3, y: TOP - 3, width: width - LEFT - RIGHT + 6, height: HEIGHT - TOP - BOTTOM + 6 })));
     for (const y of log ? logTicks(bottom, top) : ticks(bottom, top, 4)) {
       made.append(svg("line", { cls: "axis", class: "axis", x1: LEFT, x2: width - RIGHT, y1: Y(y), y2: Y(y) }));
       const text = svg("text", { x: LEFT - 6, y: Y(y) + 4, "text-anchor": "end" });

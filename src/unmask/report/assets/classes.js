@@ -80,7 +80,7 @@ function classSection(run) {
   const { metrics, classes } = images;
   const rows = images.perClass.map(([support, precision, recall, f1], index) => ({ name: classes[index], support, precision, recall, f1 }));
   const share = (title, key) => ({ title, number: true, cell: (row) => row[key], show: percent });
-  const facts = [["accuracy", metrics.top1], ["among the likeliest 5", metrics.top5], ["balanced accuracy", metrics.balanced_accuracy], ["macro F1", metrics.macro_f1], ["calibration error", metrics.calibration_error]];
+  const facts = [["accuracy", metrics.top1], ...(classes.length > 5 ? [["among the likeliest 5", metrics.top5]] : []), ["balanced accuracy", metrics.balanced_accuracy], ["macro F1", metrics.macro_f1], ["calibration error", metrics.calibration_error]];
   return section("classes", "Classes",
     el("p", { cls: "soft" }, `${metrics.count} images of ${images.key}${images.total > images.count ? `, spread over its ${images.total}` : ""}.`),
     el("div", { cls: "facts" }, facts.map(([name, value]) => el("div", {}, el("b", {}, percent(value)), el("span", { cls: "soft" }, name)))),
