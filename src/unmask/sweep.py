@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ CNN_STEPS = 1500
 """Updates of the residual network, for any number of labels."""
 _FROM_INIT = {"pretrained", "probe", "attentive", "semi"}
 _TABLE, _CURVE, _RESULT = "few-labels.csv", "few-labels.png", "result.json"
+_CHECKSUM = "checksum"
 _COLUMNS = ("arm", "labels_per_class", "seed", "accuracy")
 """_RESULT is in the folder of each arm, number of labels and seed; the others are made of all of them."""
 
@@ -245,19 +247,27 @@ def _check_same(sweep: Mapping[str, Any], config: Config, folder: Path) -> None:
 
 def _results(folder: Path) -> list[dict[str, Any]]:
     """All that are in the folder of a sweep, in the order of the table."""
-    found: list[dict[str, Any]] = []
-    for path in folder.glob(f"*/{_RESULT}"):
-        found.append(result := parse_json(path, read_bytes(path)))
-        if not {*_COLUMNS, "settings", "sweep"} <= result.keys():
-            raise CheckpointError(f"{path} is of an earlier version; choose another output=FOLDER")
+    found = [_read(path) for path in folder.glob(f"*/{_RESULT}")]
     return sorted(found, key=lambda one: (ARMS.index(one["arm"]), one["labels_per_class"], one["seed"]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(CheckpointError):
+        found = parse_json(path, read_bytes(path))
+        if found.pop(_CHECKSUM, None) == _checksum(found):
+            return found
+    raise CheckpointError(f"{path} is damaged, or of an earlier version; remove it, and the same command makes it anew")
+
+
+def _checksum(result: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 def _known(path: Path, settings: Mapping[str, Any]) -> Result | None:
     """What is there already, if it is of these settings."""
     if not path.exists():
         return None
-    found = parse_json(path, read_bytes(path))
+    found = _read(path)
     if found["settings"] != settings:
         return None
     say(f"{path.parent} is finished: accuracy {found['accuracy']:.4f}")
@@ -266,7 +276,8 @@ def _known(path: Path, settings: Mapping[str, Any]) -> Result | None:
 
 def _write_result(path: Path, result: Result, settings: Mapping[str, Any], sweep: Mapping[str, Any]) -> Result:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(result) | {"settings": settings, "sweep": sweep}, indent=2) + "\n")
+    found = {**asdict(result), "settings": settings, "sweep": sweep}
+    write_text(path, json.dumps({**found, _CHECKSUM: _checksum(found)}, indent=2) + "\n")
     return result
 
 

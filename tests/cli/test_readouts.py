@@ -433,6 +433,32 @@ def test_a_sweep_that_is_another_is_not_added(
     assert not (tmp_path / "sweep" / "probe-4-labels-seed-7").exists()
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "another arm", "another accuracy", "a list"])
+def test_a_damaged_result_of_a_sweep_is_named_and_made_anew(
+    swept: list[str], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep" / "probe-2-labels-seed-7" / "result.json"
+    table, text = table_of(tmp_path / "sweep"), path.read_text()
+    accuracy = json.loads(text)["accuracy"]
+    changed = {
+        "cut": text[: len(text) // 2],
+        "empty": "",
+        "another arm": text.replace('"arm": "probe"', '"arm": "prone"'),
+        "another accuracy": text.replace(f'"accuracy": {accuracy}', f'"accuracy": {accuracy + 0.25}'),
+        "a list": f"[{text}]",
+    }
+    path.write_text(changed[damage])
+    assert path.read_text() != text
+    words = [*swept, "--arms", "probe", "--labels", "2", "--seeds", "7"]
+    assert main(words) == 4
+    assert f"{path} is damaged, or of an earlier version; remove it" in capsys.readouterr().err
+    path.unlink()
+    assert main(words) == 2, "the table would be lost"
+    (tmp_path / "sweep" / "few-labels.csv").unlink()
+    assert main(words) == 0
+    assert table_of(tmp_path / "sweep") == table
+
+
 def test_all_arms_of_a_sweep_leave_out_what_is_excluded(
     swept: list[str], train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
