@@ -26,7 +26,7 @@ from unmask.errors import CheckpointError, ConfigError, DataError, UnmaskError
 from unmask.evaluate.attentive import judge_attentive
 from unmask.evaluate.fast_probe import fit_probe
 from unmask.evaluate.features import embed_labelled, labelled
-from unmask.evaluate.handmade import handmade_features
+from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import load
 from unmask.files import check_free, parse_json, read_bytes, write_text, written_aside
 from unmask.interchange import read_model
@@ -40,7 +40,7 @@ ARMS = ("pretrained", "probe", "attentive", "semi", "scratch", "taught", "cnn", 
 """Fine-tuned from `init`; a linear classifier on its features, or one that learns where to look (`attentive`);
 fine-tuned on images without labels too; and what a person would do without `init`: train the same network from scratch,
 also on what the last arm says of the images without labels (`taught`), train a small residual network (`convnet`), or
-fit a linear classifier to features that nobody trained (`evaluate.handmade`)."""
+fit a linear classifier to features that no network learned (`evaluate.handmade`)."""
 SEMI = "cifar10-semi"
 """The recipe of how the arm `semi` differs from `pretrained`."""
 CNN_STEPS = 1500
@@ -312,9 +312,12 @@ def _probes(
     union = np.unique(np.concatenate([images.indices for images in subsets.values()]))
     images = SubsetSource(parent, union)
     network, classes = config.model, len(parent.class_names or ())
-    if arm == "handmade":
-        found = handmade_features(images, config, "describe data.train")
-        val_features = handmade_features(val, config, "describe data.val")
+    handmade = Handmade(parent, config) if arm == "handmade" else None
+    if handmade is not None:
+        found, val_features = (
+            handmade.features(images, "describe data.train"),
+            handmade.features(val, "describe data.val"),
+        )
     else:
         with load(config.init or "", engine=config.engine, device=config.device) as model:
             network, pool = model.config.model, "patches" if arm == "attentive" else None
@@ -322,7 +325,9 @@ def _probes(
             val_features = embed_labelled(model, val, folder / "features", "embed data.val", pool=pool)
     for (n, seed), drawn in subsets.items():
         features = found.rows(np.searchsorted(union, drawn.indices))
-        if arm == "attentive":
+        if handmade is not None:
+            accuracy = handmade.fit(features, classes).accuracy(val_features, np.flatnonzero(val_features.labels >= 0))
+        elif arm == "attentive":
             sizes = {"width": network.width, "queries": network.heads}
             accuracy = judge_attentive(features, val_features, classes, **sizes, seed=seed).accuracy
         else:

@@ -2,8 +2,8 @@
 classifiers (Hinton et al. 2015) into a network that is trained on crops, colours and mixtures the teacher never looked
 at, which can make it better than its teacher (Xie et al. 2020, arXiv 1911.04252).
 
-With few labels the best teacher may be one that nobody trained: a linear classifier on gradients and colours needs a
-hundred images where a network needs thousands (docs/few-labels.md).
+With few labels the best teacher may be one that nobody trained: a linear classifier on gradients, colours and a
+dictionary of patches needs a hundred images where a network needs thousands (docs/few-labels.md).
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from unmask.config.schema import Config
 from unmask.data.parts import Share
 from unmask.data.sources import Source
 from unmask.data.sources.same_classes import check_same_classes
-from unmask.data.sources.subset import SpansSource
+from unmask.data.sources.subset import BothSource, SpansSource
 from unmask.data.sources.taught import TaughtSource
 from unmask.errors import CheckpointError, ConfigError
-from unmask.evaluate.fast_probe import fit_head
 from unmask.evaluate.features import Features
-from unmask.evaluate.handmade import described, handmade_features
+from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import Model, load
 from unmask.evaluate.resumable import Records, collect
 from unmask.metrics import log_softmax
@@ -110,9 +109,9 @@ def _mean_of_all(
 
 
 def _handmade(config: Config, labelled: Source, others: Source, spans: Sequence[range]) -> Iterator[NDArray[Any]]:
-    features = handmade_features(labelled, config, "describe the labelled images")
-    head, _, _ = fit_head(features, len(labelled.class_names or ()), seed=config.seed)
-    for values, valid in described(SpansSource(others, spans), config, min(_BATCH, len(others))):
+    handmade = Handmade(BothSource(labelled, others), config)
+    head = handmade.fit(handmade.features(labelled, "describe the labelled images"), len(labelled.class_names or ()))
+    for values, valid in handmade.batches(SpansSource(others, spans), min(_BATCH, len(others))):
         logits, _ = next(head.logits(Features(values, np.zeros(len(values), np.int64)), np.arange(len(values))))
         yield np.where(valid[:, None], np.exp(log_softmax(logits)), np.nan)
 

@@ -45,6 +45,8 @@ class Op(IntEnum):
     """Images whose contents are looked at when a run starts; the seed is of their names and sizes."""
     UNLABELLED = 15
     """Order of the images without labels within a pass."""
+    DICTIONARY = 16
+    """Images, places in them and first words of a dictionary of patches."""
 
 
 def generator(seed: int, epoch: int, index: int, op: Op, view: int = 0) -> np.random.Generator:

@@ -11,8 +11,7 @@ from PIL import Image
 from unmask.config.load import check_config
 from unmask.data.sources import open_source
 from unmask.errors import DataError
-from unmask.evaluate.fast_probe import fit_probe
-from unmask.evaluate.handmade import describe, handmade_features, oriented_gradients
+from unmask.evaluate.handmade import Handmade, fields, oriented_gradients
 
 
 def stripes(side: int, turn: float) -> np.ndarray:
@@ -44,9 +43,9 @@ def test_blocks_are_of_length_one_and_flat_ground_is_nothing() -> None:
 def test_fields_and_colours(channels: int, colours: int) -> None:
     image = np.zeros((1, 16, 16, channels), np.float32)
     image[:, :4, 4:8] = 1.0
-    found = describe(image)[0]
-    assert found.size == 7 * 7 * 36 + 2 * 16 * channels + colours
-    mean = found[7 * 7 * 36 :][: 16 * channels].reshape(4, 4, channels)
+    found = fields(image)[0]
+    assert found.size == 2 * 16 * channels + colours
+    mean = found[: 16 * channels].reshape(4, 4, channels)
     assert mean[0, 1].tolist() == [1.0] * channels
     assert mean.sum() == channels
     if colours:
@@ -71,15 +70,35 @@ def test_they_tell_stripes_apart(tmp_path: Path) -> None:
             "data": {"mean": [0.5], "std": [0.5], "max_bad_share": 0.1},
         }
     )
-    train, val = (
-        handmade_features(open_source(str(tmp_path / part), key="x", labels=True), config, part)
-        for part in ("train", "val")
-    )
+    sources = [open_source(str(tmp_path / part), key="x", labels=True) for part in ("train", "val")]
+    handmade = Handmade(sources[0], config)
+    train, val = (handmade.features(source, "") for source in sources)
     assert (train.labels == -1).sum() == 1
     strict = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_share": 0.01})})
     with pytest.raises(DataError, match=r"1 of 19 images .* cannot be decoded.*such as down/broken\.png"):
-        handmade_features(open_source(str(tmp_path / "train"), key="x", labels=True), strict, "train")
-    assert fit_probe(train, val, 3).accuracy > 0.9
+        Handmade(sources[0], strict).features(sources[0], "train")
+    assert handmade.fit(train, 3).accuracy(val, np.arange(18)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "described"),
+    [(24, 24, 9 * 400), (7, 40, 0), (224, 96, 9 * 400)],
+    ids=["small", "too small for a dictionary", "large and narrow"],
+)
+def test_images_are_shrunk_to_32_pixels_and_described_in_three_ways(
+    height: int, width: int, described: int, tmp_path: Path
+) -> None:
+    for i in range(2):
+        (tmp_path / f"{i}").mkdir()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (height, width), np.uint8)).save(
+            tmp_path / f"{i}" / "0.png"
+        )
+    source = open_source(str(tmp_path), key="x", labels=True)
+    model = {"image_size": [height, width], "patch_size": 1, "channels": 1}
+    config = check_config({"task": "finetune", "model": model, "data": {"mean": [0.5], "std": [0.5]}})
+    handmade = Handmade(source, config)
+    assert sum(handmade.widths[2:]) == described
+    assert handmade.features(source, "").values.shape == (2, sum(handmade.widths))
 
 
 def test_an_image_and_its_mirror_image_are_the_same_where_left_and_right_mean_nothing(tmp_path: Path) -> None:
@@ -92,5 +111,5 @@ def test_an_image_and_its_mirror_image_are_the_same_where_left_and_right_mean_no
     for flip, same in ((0.5, True), (0.0, False)):
         data = {"mean": [0.5], "std": [0.5], "flip": flip, "eval_crop": 1}
         config = check_config({"task": "finetune", "model": model, "data": data})
-        one, other = handmade_features(source, config, "").values
+        one, other = Handmade(source, config).features(source, "").values
         assert np.allclose(one, other, atol=1e-6) == same
