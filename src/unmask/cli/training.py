@@ -56,7 +56,7 @@ def _add_sweep_labels(commands: Commands) -> None:
         metavar="ARM",
         help="of pretrained, probe, attentive (a probe that learns where to look), semi (images without labels too), "
         "scratch, taught (from scratch, on what handmade says of the images without labels), cnn (a small residual "
-        "network) and handmade (gradients and colours); default all",
+        "network) and handmade (gradients, colours, patches); default all",
     )
     sub.add_argument(
         "--steps",

@@ -50,8 +50,8 @@ class ClassifySection(HeadSection):
     teacher: tuple[str, ...] = ()
     """Who tells the classes of images without labels (`data.unlabelled`; by default those of `data.train` that
     `data.labels_per_class` leaves out), which are then trained on beside the others: [handmade], a linear classifier on
-    gradients and colours that is fitted to the labelled images, or classifiers, such as [runs/first]; of several the
-    mean. They are asked once, before the first step."""
+    gradients, colours and a dictionary of the images' own patches that is fitted to the labelled images, or
+    classifiers, such as [runs/first]; of several the mean. They are asked once, before the first step."""
 
     @property
     def teachers(self) -> tuple[str, ...]:
