@@ -25,7 +25,7 @@ RATIOS = (0.1, 0.3, 1.0, 3.0)
 """What each kind but the first may count, the first counting 1."""
 NOISES = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 4))
 """What is added to the kernel's diagonal, which is 1 in the mean."""
-DEFAULT = (0.3, 1.0, 1.0)
+DEFAULT = (0.3, 1.0, 8.0)
 """Ratio of the other kinds, noise and certainty where no class has two images (two groups): nothing can be chosen."""
 JUDGES = 1000
 """Most images that the choice is made on; the weights are fitted to all."""
