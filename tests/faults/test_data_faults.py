@@ -416,9 +416,12 @@ def test_a_loader_process_that_is_stopped_in_a_validation_ends_the_run_which_goe
     words = ["pretrain", "mae-vit-tiny", *settings, "optimizer.warmup_epochs=0"]
     log, stopped = tmp_path / "run" / "metrics.jsonl", list[int]()
 
+    came = set[int]()
+
     def is_validating() -> bool:
-        """Its loader processes come beside those of the training."""
-        return sum(map(is_loader, children(os.getpid()))) == 4
+        """Its loader processes come after those of the training, which may have ended."""
+        came.update(filter(is_loader, children(os.getpid())))
+        return len(came) == 4
 
     watcher = threading.Thread(target=stop_a_loader, args=(os.getpid(), is_validating, stopped))
     watcher.start()
