@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 TINY_MODEL = [
@@ -55,3 +56,12 @@ def unmask(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
     process = start(*arguments, cwd=cwd)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def children(pid: int) -> list[int]:
+    """The numbers of the processes that a process has started, by all its threads."""
+    found = list[int]()
+    for each in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread may end meanwhile
+            found += map(int, each.read_text().split())
+    return found

@@ -15,7 +15,7 @@ from PIL import Image
 
 from little_memory import little_memory
 from ranks import ENGINES, agree, launch, records
-from runs import TINY_MODEL, unmask
+from runs import TINY_MODEL, children, unmask
 
 STEPS = 400
 """Enough that a signal finds the run at work."""
@@ -98,11 +98,6 @@ def assert_kept(folder: Path, said: str) -> None:
     """What was computed is saved once, by the first process."""
     assert checkpoints(folder) == [len(records(folder))], said
     assert said.count("The state is saved") == 1, said
-
-
-def children(pid: int) -> list[int]:
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for each in lists for child in each.read_text().split()]
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.campaign)])
