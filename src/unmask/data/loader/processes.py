@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -62,9 +63,10 @@ class Answers:
                     raise _died(child.exitcode)
         starting = _starting()
         error = self._hangs(sender(), starting)
-        for pid in starting:  # then whoever hands it its work is told that nobody takes it
+        for pid, work in starting.items():
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+            _take(work)
         _kill(self._processes.values())
         raise error
 
@@ -86,8 +88,8 @@ class Answers:
             except BaseException as error:  # any: it is raised where the answer is waited for
                 self._answers.put((None, error))
 
-    def _hangs(self, sender: int, starting: set[int]) -> WorkerError:
-        states = {pid: _STATES.get(_state(pid), "alive") for pid in starting | self._processes.keys()}
+    def _hangs(self, sender: int, starting: Collection[int]) -> WorkerError:
+        states = {pid: _STATES.get(_state(pid), "alive") for pid in {*starting, *self._processes}}
         # The sender is who wrote last to a place of the ring: another, before one that starts has asked for it.
         stuck = starting or {pid for pid, state in states.items() if state == "stopped"}
         which = stuck or ({sender} & states.keys()) or states.keys()
@@ -112,13 +114,22 @@ def _loaders() -> dict[int, BaseProcess]:
     return {child.pid or 0: child for child in active_children() if child.name.startswith("grain-")}
 
 
-def _starting() -> set[int]:
-    """Children that have not taken their work, which `multiprocessing` does not count before."""
+def _starting() -> dict[int, int]:
+    """Children that have not taken their work, which `multiprocessing` does not count before, and the pipe it is in."""
     known = {child.pid for child in active_children()}
     with suppress(OSError):
         found = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-        return {int(pid) for pid in found if int(pid) not in known and b"spawn_main" in _command(int(pid))}
-    return set()
+        commands = {int(pid): _command(int(pid)) for pid in found if int(pid) not in known}
+        pipes = {pid: re.search(rb"spawn_main.*pipe_handle=(\d+)", command) for pid, command in commands.items()}
+        return {pid: int(pipe[1]) for pid, pipe in pipes.items() if pipe}
+    return {}
+
+
+def _take(work: int) -> None:
+    """Empty a pipe, in place of a process that was killed before it did: whoever fills it waits, and is waited for."""
+    with suppress(OSError), os.fdopen(os.dup(work), "rb", buffering=0) as pipe:
+        while stat.S_ISFIFO(os.fstat(work).st_mode) and wait([pipe], _TICK / 2) and pipe.read(2**16):
+            pass
 
 
 def _command(pid: int) -> bytes:
