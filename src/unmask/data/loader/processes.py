@@ -128,7 +128,7 @@ def _starting() -> dict[int, int]:
 def _take(work: int) -> None:
     """Empty a pipe, in place of a process that was killed before it did: whoever fills it waits, and is waited for."""
     with suppress(OSError), os.fdopen(os.dup(work), "rb", buffering=0) as pipe:
-        while stat.S_ISFIFO(os.fstat(work).st_mode) and wait([pipe], _TICK / 2) and pipe.read(2**16):
+        while stat.S_ISFIFO(os.fstat(work).st_mode) and wait([pipe.fileno()], _TICK / 2) and pipe.read(2**16):
             pass
 
 
