@@ -92,6 +92,16 @@ def test_what_is_unknown_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unmask knn: error: unrecognized arguments: --nonsense" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["embed", "", "a", "--out", "o"], ["embed", "run", "a", "--out", ""], ["report", ""]]
+)
+def test_an_empty_argument_is_not_the_folder_one_is_in(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert f"error: argument {words.index('')} is empty, as when a variable is\n" in capsys.readouterr().err
+
+
 def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "pretrain" in capsys.readouterr().out

@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         parser.parse_args(arguments)  # which answers --help and --version, and refuses all else
         return 0
+    for place, word in enumerate(arguments[1:], start=1):
+        if not (word or flat):  # as a path it would be the folder one is in
+            command.error(f"argument {place} is empty, as when a variable is")
     options, rest = command.parse_known_args(arguments[1:]) if flat else command.parse(arguments[1:])
     if rest and not getattr(options, "config_path", None):
         command.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -35,7 +35,7 @@ Origins = dict[str, str]
 
 _MOST_CHANNELS = 4096
 Settings = Mapping[str, Any] | Sequence[str]
-"""Dotted keys with their values; or `key=value` of the command line, the value written as in YAML."""
+"""Dotted keys with their values; or `key=value` of the command line, the value written as in YAML, but never empty."""
 
 
 def load_config(recipe: str | os.PathLike[str], settings: Settings = ()) -> Config:
@@ -242,11 +242,11 @@ def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key=value")
-    return key, _text_or_none(text) if is_text(TODAY.get(key, key)) else parse_value(text)
-
-
-def _text_or_none(text: str) -> str | None:
-    return None if text in ("", "null") else text
+    if not text.strip():
+        raise ConfigError(f"command line: {key}= has no value, as when a variable is empty; for none write {key}=null")
+    if is_text(TODAY.get(key, key)):
+        return key, None if text == "null" else text
+    return key, parse_value(text)
 
 
 def _plain(value: Any) -> Any:

@@ -184,9 +184,16 @@ def test_text_is_taken_as_it_stands(text: str) -> None:
     assert (config.data.train, config.output) == (text, text)
 
 
-@pytest.mark.parametrize("text", ["", "null"])
-def test_nothing_is_nothing(text: str) -> None:
-    assert load_config("mae-vit-tiny", ["data.train=photos", f"data.train={text}"]).data.train is None
+def test_null_is_nothing() -> None:
+    assert load_config("mae-vit-tiny", ["data.train=photos", "data.train=null"]).data.train is None
+
+
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize("key", ["init", "data.val", "output", "augment.policy", "train.epochs", "objective.teacher"])
+def test_a_variable_that_is_empty_is_not_taken_for_none(key: str, text: str) -> None:
+    """`init=$RUN` would train from scratch."""
+    said = refusal("finetune-vit-tiny", f"{key}={text}")
+    assert said == f"command line: {key}= has no value, as when a variable is empty; for none write {key}=null"
 
 
 @pytest.mark.parametrize("text", ["2024-02-30", "0x_", "!!int y", "[" * 1200])
