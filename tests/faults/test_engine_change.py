@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runs import TINY_MODEL, start, unmask
+from unmask.cli import main
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("mindspore", reason="mindspore is not installed")
@@ -60,11 +61,9 @@ def run_and_stop(folder: Path, *settings: str) -> int:
 def test_the_other_engine_goes_on(first: str, second: str, precision: str, tolerance: float, tmp_path: Path) -> None:
     """Loss, norm, loss scale and the skipped steps of every step; moments and average decide the later ones."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
     parts.mkdir()
     settings = [f"train.precision={precision}"]
-    finished = unmask(*RUN, *settings, "engine=torch", cwd=whole)
-    assert finished.returncode == 0, finished.stderr
+    assert main([*RUN, *settings, "engine=torch", f"output={whole}/run"]) == 0
 
     stopped_at = run_and_stop(parts, *settings, f"engine={first}")
     assert 8 <= stopped_at < STEPS

@@ -15,7 +15,8 @@ from PIL import Image
 
 from little_memory import little_memory
 from ranks import ENGINES, agree, launch, records
-from runs import TINY_MODEL, children, unmask
+from runs import TINY_MODEL, children
+from unmask.cli import main
 
 STEPS = 400
 """Enough that a signal finds the run at work."""
@@ -159,11 +160,10 @@ def test_sigterm_saves_once_on_all(engine: str, told: str, processes: int, tmp_p
 
 
 def alone_and_together(engine: str, processes: int, folder: Path, *settings: str) -> tuple[Path, Path, str]:
-    """The same run in one process and in several; what these said."""
+    """The same run in this process and in several; what these said."""
     alone, together = folder / "alone", folder / "together"
-    alone.mkdir()
     together.mkdir()
-    unmask(*RUN, *settings, f"engine={engine}", cwd=alone)
+    main([*RUN, *settings, f"engine={engine}", f"output={alone}/run"])
     ranks = launch(engine, *RUN, *settings, f"engine={engine}", cwd=together, processes=processes)
     return alone, together, ranks.end()
 
@@ -173,9 +173,8 @@ def test_torchrun_restarts_from_the_last_checkpoint_and_nothing_is_lost_or_seen_
     # Long enough that the signal comes before the end on a fast machine too.
     settings = [DIGITS[0], f"train.epochs={200 * 16 / 4000}", f"train.checkpoint_every={20 * 16 / 4000}"]
     alone, together = tmp_path / "alone", tmp_path / "together"
-    alone.mkdir()
     together.mkdir()
-    assert unmask(*RUN, *settings, cwd=alone).returncode == 0
+    assert main([*RUN, *settings, f"output={alone}/run"]) == 0
     ranks = launch("torch", *RUN, *settings, cwd=together, options=["--max-restarts=1"])
     ranks.until(lambda: bool(checkpoints(together)) and len(records(together)) % 20 > 2)
     ranks.send(signal.SIGKILL, 1)
