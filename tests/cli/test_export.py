@@ -132,7 +132,8 @@ def test_nothing_is_overwritten(
 
 
 @pytest.mark.parametrize(
-    ("recipe", "output", "shape"), [("mae-vit-tiny", "features", 32), ("finetune-vit-tiny", "logits", 10)]
+    ("recipe", "output", "shape"),
+    [pytest.param("mae-vit-tiny", "features", 32, marks=pytest.mark.campaign), ("finetune-vit-tiny", "logits", 10)],
 )
 def test_mindir_round_trip(recipe: str, output: str, shape: int, tmp_path: Path) -> None:
     ms = pytest.importorskip("mindspore", reason="mindspore is not installed")

@@ -6,9 +6,6 @@ import csv
 import json
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from PIL import Image
 
 import unmask
 import unmask.sweep
-from runs import ENVIRONMENT, TINY_MODEL, start
+from runs import TINY_MODEL, start
 from runs import unmask as run_command
 from unmask.cli import main
 from unmask.data.sources import open_source
@@ -182,32 +179,6 @@ def test_a_head_with_a_background_class_is_evaluated_with_shifted_labels(
     assert shifted["loss"] != expected["loss"], "the eleventh class has its share of the probability"
 
 
-def test_two_processes_evaluate_as_one(classifier: Path, val: Path, tmp_path: Path) -> None:
-    alone = run_command("evaluate", classifier, val, "--out", "alone", "--batch-size", "16", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", "-m", "unmask"]
-    arguments = ["evaluate", str(classifier), str(val), "--out", "together", "--batch-size", "16", "--device", "cpu"]
-    together = subprocess.run(
-        [sys.executable, "-m", *launcher, *arguments],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert together.returncode == 0, together.stdout
-    assert together.stdout.count("accuracy=") == 1
-    numbers = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "together")]
-    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
-    for name in ("confusion.csv", "per_class.csv", "predictions.csv", "worst.png"):
-        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes(), name
-
-
 def test_killed_in_the_middle_the_same_command_goes_on(classifier: Path, tmp_path: Path) -> None:
     """SIGKILL while it works: the files are those of a run in one go, byte for byte."""
     images = write_digits(tmp_path / "images", "train", 2)
@@ -363,16 +334,27 @@ def test_the_sweep_over_labels(
     assert (output / "few-labels.csv").read_bytes() == expected
 
 
+@pytest.fixture(scope="module")
+def first_sweep(mae: Path, train: Path, val: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first-sweep")
+    for images in (train, val):
+        shutil.copytree(images, folder / "images" / images.name)
+    assert main([*sweep_of(mae, folder), "--arms", "probe", "--labels", "2", "--seeds", "7"]) == 0
+    return folder
+
+
+def sweep_of(mae: Path, folder: Path) -> list[str]:
+    """All but which arms, numbers of labels and seeds."""
+    arguments = ["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"output={folder / 'sweep'}"]
+    arguments += [f"data.train={folder / 'images' / 'train'}", f"data.val={folder / 'images' / 'val'}"]
+    return [*arguments, f"init={mae}", "train.epochs=1"]
+
+
 @pytest.fixture
-def swept(mae: Path, train: Path, val: Path, tmp_path: Path) -> list[str]:
+def swept(first_sweep: Path, mae: Path, tmp_path: Path) -> list[str]:
     """A sweep of which one arm, number of labels and seed are there: all but what asks for them."""
-    images = [tmp_path / "images" / "train", tmp_path / "images" / "val"]
-    for folder, copy in zip((train, val), images, strict=True):
-        shutil.copytree(folder, copy)
-    arguments = ["sweep-labels", "finetune-vit-tiny", *TINY_MODEL, *SHORT, f"output={tmp_path / 'sweep'}"]
-    arguments += [f"init={mae}", f"data.train={images[0]}", f"data.val={images[1]}", "train.epochs=1"]
-    assert main([*arguments, "--arms", "probe", "--labels", "2", "--seeds", "7"]) == 0
-    return arguments
+    shutil.copytree(first_sweep, tmp_path, dirs_exist_ok=True)
+    return sweep_of(mae, tmp_path)
 
 
 def table_of(folder: Path) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.Monkey
         Path(folder).mkdir(parents=True)
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(Path(folder) / f"{i}.jpg")
+    for name in "ab":
+        shutil.copytree(f"clothing/train/{name}", f"labelled/train/{name}")
+    shutil.copytree("clothing/test/a", "photos")
     small = [f"{key}={value}" for key, value in SMALL.items()] + ["data.workers=0", "train.precision=fp32"]
     for part in ("train", "val"):
         for folder, high in ((f"defects/{part}", 256), (f"defects/{part}-masks", 2)):
@@ -86,16 +90,16 @@ def test_the_guide_to_few_labels_runs(tmp_path: Path, monkeypatch: pytest.Monkey
                 pixels = rng.integers(0, high, (40, 48, 3) if high == 256 else (40, 48), dtype=np.uint8)
                 Image.fromarray(pixels).save(Path(folder) / f"{i}.png")
     lines = [line for block in blocks("bash", "docs/few-labels.md") for line in block.splitlines()]
-    assert len(lines) == 11
+    assert len(lines) == 13
     for line in lines:
-        words = shlex.split(line.replace("runs/defects", "runs/cifar10-mae"))[1:]
+        small_line = re.sub(r"(labels_per_class)=\d+", r"\1=2", line.replace("data.val=10%", "data.val=60%"))
+        words = shlex.split(small_line.replace("runs/defects", "runs/cifar10-mae"))[1:]
         if words[0] == "probe":
             words = ["2" if word == "50" else word for word in words] + ["--device", "cpu"]
         elif words[0] == "sweep-labels":
-            words = [*words[: words.index("--labels")], *small, "--labels", "2", "3", "--seeds", "0", "--steps", "2"]
-        elif words[0] != "evaluate":
+            words = [*words[: words.index("--labels")], *small, "--labels", "2", "--seeds", "0", "--steps", "2"]
+        elif words[0] not in ("evaluate", "predict"):
             words += small
-            words += ["data.labels_per_class=2"] if words[0] == "finetune" else []
         assert main(words) == 0, line
     for name in ("cifar10", "clothing"):
         assert (tmp_path / "runs" / f"{name}-few" / "few-labels.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 from pathlib import Path
 
@@ -72,8 +73,11 @@ def test_an_evaluation_lists_each_image_once_and_in_order(engine: str, tmp_path:
         str(path.relative_to(tmp_path / "digits")) for path in (tmp_path / "digits").rglob("*.png")
     )
     assert [row["file"] for row in rows if not row["true"]] == [str(path.relative_to(tmp_path / "digits"))]
-    for name in ("predictions.csv", "per_class.csv", "confusion.csv"):
+    for name in ("predictions.csv", "per_class.csv", "confusion.csv", "worst.png"):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    found, expected = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("shared", "alone"))
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert said.count("accuracy=") == 1
 
 
 @pytest.mark.campaign

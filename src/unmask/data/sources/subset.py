@@ -121,7 +121,7 @@ def subset(source: Source, labels_per_class: int, seed: int) -> SubsetSource:
         if len(members) < labels_per_class:
             raise DataError(
                 f"class {name!r} has {len(members)} images, fewer than the {labels_per_class} labels per class; ask "
-                "for fewer, or add images"
+                f"for {len(members)} or fewer, or add images"
             )
         chosen.append(generator(seed, 0, label, Op.SUBSET).permutation(members)[:labels_per_class])
     return SubsetSource(source, np.sort(np.concatenate(chosen)))
