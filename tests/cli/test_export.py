@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,19 @@ def test_onnx_gives_several_outputs_for_any_number_of_images(classifier: Path, t
                 np.testing.assert_allclose(found[name], expected(model, name, noise(count)), atol=1e-5)
 
 
-def test_onnx_of_a_masked_autoencoder_paints(pretrained: Path, tmp_path: Path) -> None:
+def test_onnx_of_a_masked_autoencoder_paints(
+    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without torchvision, of which the base install has none, nothing is said of it."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *of: None if name == "torchvision" else found(name, *of)
+    )
+    monkeypatch.setattr(logging.getLogger("torch"), "handlers", [caplog.handler])  # it tells no other
     arguments = ["--outputs", "features", "reconstruction", "--dtype", "float32"]
     assert main(["export", str(pretrained), str(tmp_path / "m.onnx"), *arguments]) == 0
+    assert "torchvision" not in caplog.text
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     with load(pretrained) as model:
         for batch in model.batches(noise(4)):

@@ -6,6 +6,7 @@ Both are the same traced program (`torch.export`), for any number of images, wit
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ def write_onnx(
         from onnx_ir.passes import common as passes
     except ImportError as error:
         raise EngineError(f"{path.name}: ONNX needs {error.name}; install it: pip install 'unmask[onnx]'") from None
+    # Without torchvision it would be said that its operators are left out, which no network here has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     program = traced(engine, outputs, example)
     size = sum(tensor.nbytes for tensor in engine.module.state_dict().values())
     with warnings.catch_warnings():
