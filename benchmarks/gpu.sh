@@ -13,13 +13,13 @@ python=${PYTHON:-python}
 export PYTHONPATH=$PWD/src:$PWD/tests:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
 if [[ ${2:-} == --dry-run ]]; then
   device=cpu out=$(mktemp -d) table=/dev/stdout chosen=(-k "average and torch")
-  step=(--size tiny --batch 2 --steps 1 --precision fp32)
+  step=(--recipe mae-vit-tiny --batch 2 --steps 1 --precision fp32)
   loader=(--images 128 --rounds 2 --workers 0)
   recipe=mae-vit-tiny settings=(model.depth=1 model.decoder_depth=1 train.batch_size=4) seconds=2
   inference=(--recipe finetune-vit-tiny --precision fp32 --images 4 --rounds 1)
 else
   device=cuda out=gpu-OUT table=docs/performance.md chosen=(-k torch)
-  step=(--size base --batch 256 --steps 20 --precision bf16,fp32 --compile)
+  step=(--recipe mae-vit-base --batch 256 --steps 20 --precision bf16,fp32 --compile)
   loader=(--images 8192 --workers "$(nproc)")
   recipe=mae-vit-base settings=(train.batch_size=512 "data.workers=$(nproc)") seconds=180
   inference=(--recipe finetune-vit-base --precision bf16 --images 4096)

@@ -1,9 +1,10 @@
 """Images per second of one pretraining step, ours and transformers' ViTMAEForPreTraining, interleaved in one process.
 
-    python benchmarks/step.py --size base --batch 32 --precision fp32,bf16
+    python benchmarks/step.py --recipe mae-vit-base --batch 32 --precision fp32,bf16
 
-Both do the whole step: forward, loss, backward, AdamW (torch's fused one for transformers; bf16 by autocast there), on
-the same images with the same share of patches hidden. `--compile` adds each under torch.compile; the ratio that counts
+The same weights, images and masks give the same loss in fp32: that is checked first. Then both do the whole step:
+forward, loss, backward, AdamW (torch's fused one for transformers; bf16 by autocast there), on the same images with the
+same share of patches hidden. `--compile` adds each under torch.compile; the ratio that counts
 is that of each side's best. transformers finds its images normalised on the device, ours come as bytes from the host.
 
 A round runs each contender once; figures are medians over the rounds, so a machine that is busy now and then slows all
@@ -17,43 +18,50 @@ import argparse
 import functools
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
 from unmask.config.load import load_config
-from unmask.config.schema import Config, ModelConfig
+from unmask.config.schema import Config, DataConfig, ModelConfig
 from unmask.data.batch import Batch
 from unmask.data.masking import random_mask
 from unmask.engines import create_engine
 from unmask.engines.base import EngineState
 from unmask.engines.torch_engine.device import pick_device
 from unmask.engines.torch_engine.engine import DTYPES
+from unmask.interchange.stored_model import OF_DATA, StoredModel
+from unmask.interchange.transformers import write_transformers
 from unmask.objectives.base import create_objective
 from unmask.objectives.mae import MaeSection
 
 LR = 1e-4
 MAE = MaeSection()
+TOLERANCE = 1e-4
+"""Relative, of the losses of the same work."""
 
 
 def main() -> None:
     arguments = parse_arguments()
     device = pick_device(arguments.device)
     print(f"{device_name(device)}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"ViT-{arguments.size}, batch {arguments.batch}, median of {arguments.steps} rounds")
+    print(f"{arguments.recipe}, batch {arguments.batch}, median of {arguments.steps} rounds")
+    check_same_work(load_config(arguments.recipe, [f"device={device}"]))
     for precision in arguments.precision.split(","):
         overrides = [f"train.precision={precision}", f"device={device}", f"train.batch_size={arguments.batch}"]
-        config = load_config(f"mae-vit-{arguments.size}", overrides)
+        config = load_config(arguments.recipe, overrides)
         compare(config, arguments.steps, ("eager", "compiled") if arguments.compile else ("eager",))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="base", choices=("tiny", "small", "base", "large", "huge"))
+    parser.add_argument("--recipe", default="mae-vit-base", help="of masked autoencoding")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32,bf16", help="comma-separated")
@@ -102,7 +110,7 @@ def our_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], objec
 
 def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
     device = torch.device(config.device)
-    model = their_model(config.model).to(device).train()
+    model = their_model(config).to(device)
     optimizer = config.optimizer
     adamw = torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad),
@@ -112,8 +120,7 @@ def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], obj
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    images = (batch.images / np.float32(255) - np.float32(config.data.mean)) / np.float32(config.data.std)
-    pixel_values = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous().to(device)
+    pixel_values = their_images(batch, config.data).to(device)
     dtype = DTYPES[config.train.precision]
     forward = torch.compile(model, dynamic=False) if compiled else model
 
@@ -128,23 +135,40 @@ def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], obj
     return step
 
 
-def their_model(model: ModelConfig) -> transformers.ViTMAEForPreTraining:
-    config = transformers.ViTMAEConfig(
-        image_size=model.image_size[0],
-        patch_size=model.patch_size,
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        intermediate_size=int(model.width * model.mlp_ratio),
-        layer_norm_eps=1e-6,
-        mask_ratio=MAE.mask_ratio,
-        norm_pix_loss=MAE.norm_pix_loss,
-        decoder_hidden_size=model.decoder_width,
-        decoder_num_hidden_layers=model.decoder_depth,
-        decoder_num_attention_heads=model.decoder_heads,
-        decoder_intermediate_size=int(model.decoder_width * model.mlp_ratio),
-    )
-    return transformers.ViTMAEForPreTraining(config)
+def their_model(config: Config) -> torch.nn.Module:
+    """ViTMAEForPreTraining with our first weights."""
+    objective = create_objective(config)
+    weights, section = objective.initial_weights(config.seed), config.objective.model_dump()
+    images = {name: getattr(config.data, name) for name in OF_DATA}
+    stored = StoredModel(weights, config.model.model_dump(), None, "unmask", data=images, objective=section)
+    with tempfile.TemporaryDirectory(prefix="unmask-") as folder:
+        place = Path(folder) / "model"
+        write_transformers(place, stored)
+        model: torch.nn.Module = transformers.ViTMAEForPreTraining.from_pretrained(place)
+    return model.train()
+
+
+def their_images(batch: Batch, data: DataConfig) -> torch.Tensor:
+    images = (batch.images / np.float32(255) - np.array(data.mean, np.float32)) / np.array(data.std, np.float32)
+    return torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous()
+
+
+def check_same_work(config: Config) -> None:
+    """The same loss on the same weights, images and masks, in fp32."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
+    batch = random_batch(config.model, 4)
+    engine = create_engine(config)
+    engine.load(EngineState(create_objective(config).initial_weights(config.seed)))
+    ours = engine.read(engine.train_step([batch], {"lr": 0.0}))["loss"]
+    noise = np.ones((4, config.model.num_patches), np.float32)  # patches of the least noise are kept
+    np.put_along_axis(noise, batch.inputs["ids_keep"].astype(np.int64), 0, 1)
+    device, images = torch.device(config.device), their_images(batch, config.data)
+    with torch.no_grad():
+        model = their_model(config).to(device)
+        theirs = float(model(pixel_values=images.to(device), noise=torch.from_numpy(noise).to(device)).loss)
+    if abs(ours - theirs) > TOLERANCE * abs(theirs):
+        raise SystemExit(f"not the same work: losses {ours} and {theirs}")
+    print(f"the same loss on the same weights, images and masks: {ours:.5f} and {theirs:.5f}")
 
 
 def random_batch(model: ModelConfig, size: int) -> Batch:

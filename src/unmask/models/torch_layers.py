@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
+
+_IN_CACHE = 2**20
+"""Scores of attention at a time, where no gradient needs them all: 2 MB."""
 
 
 def parameter(*shape: int) -> nn.Parameter:
@@ -24,8 +29,15 @@ class Linear(nn.Linear):
             nn.init.constant_(self.bias, torch.nan)
 
     def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return F.linear(input, self.weight.to(input.dtype), bias)
+        return self.product(input)
+
+    def product(self, input: Tensor, *, gelu: bool = False) -> Tensor:
+        """What the layer gives, or GELU of it."""
+        weight, bias = self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
+        if bias is not None and _is_fused(input, weight):
+            return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "gelu" if gelu else "none", [], "none")
+        x = F.linear(input, weight, bias)
+        return F.gelu(x) if gelu else x
 
 
 class LayerNorm(nn.LayerNorm):
@@ -76,7 +88,10 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        fc1 = self.fc1
+        # An adapter or quantiser may have replaced the layer, or hooked on to what it gives.
+        plain = type(fc1) is Linear and not (fc1._forward_hooks or fc1._forward_pre_hooks)
+        return self.fc2(fc1.product(x, gelu=True) if plain else F.gelu(fc1(x)))
 
 
 class SwiGlu(nn.Module):
@@ -156,13 +171,45 @@ def encoder_block(model: ModelConfig, drop_path: float) -> Block:
 
 def attention(q_BHQd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor) -> Tensor:
     """softmax(q k' / sqrt(d)) v, (B, H, Q, d)."""
-    if products_are_faster(q_BHQd):
-        scores_BHQT = (q_BHQd * q_BHQd.shape[-1] ** -0.5) @ k_BHTd.transpose(-2, -1)
-        return scores_BHQT.softmax(-1) @ v_BHTd
-    return F.scaled_dot_product_attention(q_BHQd, k_BHTd, v_BHTd)
+    if not products_are_faster(q_BHQd):
+        return F.scaled_dot_product_attention(q_BHQd, k_BHTd, v_BHTd)
+    if torch.is_grad_enabled():
+        return _products(q_BHQd, k_BHTd, v_BHTd)
+    images = max(1, _IN_CACHE // (q_BHQd.shape[1] * q_BHQd.shape[2] * k_BHTd.shape[2]))
+    parts = zip(q_BHQd.split(images), k_BHTd.split(images), v_BHTd.split(images), strict=True)
+    return torch.cat([_products(*part).transpose(1, 2) for part in parts]).transpose(1, 2)  # laid out as it is read
 
 
 def products_are_faster(x: Tensor) -> bool:
-    """The fused kernel's backward takes twice to four times as long in bf16 on the CPU as plain products; its forward
-    pass alone takes two thirds."""
-    return x.device.type == "cpu" and x.dtype != torch.float32 and torch.is_grad_enabled()
+    """Whether plain products beat the fused kernel: in bf16 on the CPU. Its backward takes two to eight times as long;
+    its forward pass alone 1.1 to 2 times, but with AMX two thirds."""
+    if x.device.type != "cpu" or x.dtype == torch.float32:
+        return False
+    return torch.is_grad_enabled() or not (_has_amx() or torch.compiler.is_compiling())
+
+
+def _products(q_BHQd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor) -> Tensor:
+    scores_BHQT = (q_BHQd * q_BHQd.shape[-1] ** -0.5) @ k_BHTd.transpose(-2, -1)
+    return scores_BHQT.softmax(-1) @ v_BHTd
+
+
+@cache
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_fused(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN adds the bias, and GELU, while it writes the product: to read a network in bf16.
+
+    PyTorch's own way is a pass of its own for each. Its compiler calls the same operator; it has no gradient.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return False
+    plain = type(weight) in (Tensor, nn.Parameter) and type(x) is Tensor  # not of a quantiser, not a share of a weight
+    return plain and _has_fused() and not torch.compiler.is_compiling()
+
+
+@cache
+def _has_fused() -> bool:
+    able = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return able and hasattr(torch.ops.mkldnn, "_linear_pointwise")
