@@ -43,7 +43,7 @@ EXTRAS = {
 """All that an encoder can have beside the plain one."""
 CASES: dict[str, dict[str, Any]] = {
     "pretrain": {"model": MODEL | DECODER, "train": {"ema_decay": 0.9}},
-    "extras": {"model": MODEL | DECODER | EXTRAS},
+    "extras": {"model": MODEL | DECODER | EXTRAS | {"depth": 1}},
     "finetune": {
         "task": "finetune",
         "model": MODEL | HEAD,
@@ -55,8 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
         "model": ALONE | DECODER | {"decoder_depth": 2},  # each block of the decoder reads the features of all
     },
     "hog_mae": {"objective": {"name": "hog_mae", "mask_ratio": 0.5}, "model": SMALL | DECODER},
-    "lejepa": {"objective": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS}, "model": ALONE},
-    "mae_lejepa": {"objective": {"name": "mae_lejepa", "mask_ratio": 0.5, **VIEWS}, "model": ALONE | DECODER},
+    "lejepa": {"objective": {"name": "lejepa", "gaussian_weight": 0.2, **VIEWS}, "model": SMALL},
+    "mae_lejepa": {"objective": {"name": "mae_lejepa", "mask_ratio": 0.5, **VIEWS}, "model": SMALL | DECODER},
     "semi": {"objective": {"name": "semi", **SURE}, "model": ALONE | HEAD, "train": {"ema_decay": 0.9}},
 }
 RATES = [1e-3 * (step + 1) / 10 for step in range(10)]
