@@ -14,13 +14,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "benchmarks" / "gpu.sh"
+NAMED = {"step.py", "loader.py", "roofline.py", "budget.py", "gpu.sh", "against.py", "to_accuracy.py"}
 
 
 def test_scripts_that_the_page_names_are_there() -> None:
     for page in ("performance.md", "performance.zh-CN.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         named = [script for script in (ROOT / "benchmarks").iterdir() if f"benchmarks/{script.name}" in text]
-        assert {"step.py", "loader.py", "roofline.py", "budget.py", "gpu.sh", "against.py"} <= {s.name for s in named}
+        assert {"step.py", "loader.py", "roofline.py", "budget.py", "gpu.sh", "against.py", "to_accuracy.py"} <= {
+            s.name for s in named
+        }
         assert (ROOT / "docs" / "pictures" / "roofline.png").is_file()
 
 
@@ -55,3 +58,34 @@ def test_the_script_for_a_card_runs_dry(tmp_path: Path) -> None:
     for part in ("contract suite", "step, ViT", "loader", "from files", "inference from files"):
         (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"| {part}")]
         assert any(character.isdigit() for character in row.split("|")[2]), row
+
+
+@pytest.mark.campaign
+def test_seconds_to_an_accuracy(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
+    for i in range(16):
+        place = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 128, (32, 32, 3), np.uint8)
+        Image.fromarray(noise + np.uint8(127 * (i % 2))).save(place)  # the classes differ in brightness
+    (tmp_path / "sitecustomize.py").write_text("import conftest\n")  # torchvision beside a PyTorch for the CPU
+    paths = [str(tmp_path), str(ROOT / "tests"), str(ROOT / "src")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    images = ["--train", tmp_path / "images", "--test", tmp_path / "images", "--labels", "4", "--judges", "4"]
+    small = ["--seconds", "1", "--share", "0.5", "--set", "train.batch_size=8", "model.depth=1"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "to_accuracy.py",
+        *images,
+        *small,
+        "--arm",
+        "objective.name=cross_mae",
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the same loss on the same weights, images and masks" in done.stdout
+    theirs, ours = (
+        line.split("|") for line in done.stdout.splitlines() if line.startswith(("| transf", "| objective"))
+    )
+    assert (float(theirs[2]), float(ours[2])) == pytest.approx((1, 0.5), abs=0.5)
+    assert [cell.strip() for cell in theirs[5:9]] == ["100.0%"] * 4, "a probe tells light from dark, whatever is learnt"
