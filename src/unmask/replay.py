@@ -28,7 +28,7 @@ from unmask.preparation import batches_of, open_sources
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.pictures import contact_sheet
 from unmask.report.progress import say, table
-from unmask.teacher import TEACHER, taught
+from unmask.teacher import TEACHER, Teacher
 from unmask.train import train
 
 _SHOWN = 48
@@ -67,7 +67,7 @@ def replay(run: Path, step: int, out: Path | None = None) -> dict[str, Any]:
         train(config, folder, callbacks=[lambda done, _: done >= step])
         found = _numbers(folder, step)
         if config.objective.teachers and unlabelled is not None:
-            source, unlabelled = taught(config, source, unlabelled, folder), None
+            source, unlabelled = Teacher(config, source, unlabelled).taught(folder), None
         weights = load_newest(folder / "checkpoints").state.weights
     norms = {name: float(np.linalg.norm(tensor.astype(np.float64))) for name, tensor in weights.items()}
     logged = _numbers(run, step)

@@ -30,11 +30,9 @@ from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import load
 from unmask.files import check_free, parse_json, read_bytes, write_text, written_aside
 from unmask.interchange import read_model
-from unmask.objectives.classify import ClassifySection
 from unmask.report.charts import few_labels_chart, mean_and_deviation
 from unmask.report.log import METRICS_FILE, read_log
 from unmask.report.progress import say, table
-from unmask.teacher import HANDMADE
 
 ARMS = ("pretrained", "probe", "attentive", "semi", "scratch", "taught", "cnn", "handmade")
 """Fine-tuned from `init`; a linear classifier on its features, or one that learns where to look (`attentive`);
@@ -139,14 +137,17 @@ def _labelled_alone(config: Config) -> Config:
         return config
     changes: dict[str, Any] = {"data": config.data.model_copy(update={"unlabelled": None})}
     if config.objective.teachers:
-        changes["objective"] = config.objective.model_copy(update={"teacher": ()})
+        changes["objective"] = config.objective.model_copy(update={"teacher": (), "teacher_share": 0.0})
     return config.model_copy(update=changes)
 
 
 def _taught(config: Config) -> Config:
     """As `config`, from scratch, with handmade features as the teacher, unless it names one."""
-    objective = config.objective if config.objective.teachers else ClassifySection(teacher=(HANDMADE,))
-    return config.model_copy(update={"objective": objective})
+    if config.objective.teachers:
+        return config
+    recipe = load_config("few-labels")
+    data = config.data.model_copy(update={"eval_crop": recipe.data.eval_crop})
+    return config.model_copy(update={"objective": recipe.objective, "data": data})
 
 
 def _cnn(config: Config) -> Config:

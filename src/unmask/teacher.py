@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,16 @@ from unmask.data.sources.same_classes import check_same_classes
 from unmask.data.sources.subset import BothSource, SpansSource
 from unmask.data.sources.taught import TaughtSource
 from unmask.errors import CheckpointError, ConfigError
+from unmask.evaluate.fast_probe import LinearHead
 from unmask.evaluate.features import Features
 from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import Model, load
 from unmask.evaluate.resumable import Records, collect
 from unmask.metrics import log_softmax
+from unmask.models.parameters import Tensors
+from unmask.objectives.classify import HANDMADE
 from unmask.report.progress import say
 
-HANDMADE = "handmade"
 TEACHER = "teacher"
 """The folder in that of a run where the answers are kept."""
 _BATCH = 64
@@ -41,79 +44,99 @@ _LOOKED_AT = ("dtype", "range", "nodata", "frame", "eval_crop", "interpolation",
 """Keys of `data` that decide what a teacher sees, and how one that is fitted here is chosen."""
 
 
-def taught(
-    config: Config,
-    labelled: Source,
-    others: Source,
-    folder: Path,
-    wait: Callable[[], object] = lambda: None,
-    rank: int = 0,
-    world: int = 1,
-) -> TaughtSource:
-    """`labelled` images, and `others` with what `objective.teacher` says of them, which is kept in the run's `folder`.
+class Teacher:
+    """Who `objective.teacher` names, for a run on `labelled` images and on `others` whose labels are not looked at."""
 
-    The teachers are asked once: a run that goes on finds what they said, and does not need them any more. Of several
-    processes each asks about a share; `wait` is for all of them to come to the same place. Raises ConfigError for a
-    teacher that is no classifier, DataError for one of other classes, and what reading images and models raises.
-    """
-    names, data = labelled.class_names or (), to_dict(config)["data"]
-    job = {
-        "settings": {"command": TEACHER, "teacher": list(config.objective.teachers), "seed": config.seed},
-        "model": {"image_size": list(config.model.image_size), "channels": config.model.channels},
-        "data": {key: data[key] for key in _LOOKED_AT},
-        "labelled": {"images": len(labelled), "fingerprint": labelled.fingerprint()},
-        "source": {"images": len(others), "fingerprint": others.fingerprint()},
-    }
-    name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
-    record = np.dtype([("probability", "<f4", (len(names),))])
+    def __init__(self, config: Config, labelled: Source, others: Source) -> None:
+        self._config, self._labelled, self._others = config, labelled, others
 
-    def compute(spans: Sequence[range]) -> Iterator[Records]:
-        for probabilities in _mean_of_all(config, labelled, others, spans):
-            records = np.empty(len(probabilities), record)
-            records["probability"] = probabilities
-            yield records
+    def taught(
+        self, folder: Path, wait: Callable[[], object] = lambda: None, rank: int = 0, world: int = 1
+    ) -> TaughtSource:
+        """The labelled images, and the others with what is said of them, which is kept in the run's `folder`.
 
-    def ask(share: Share) -> Records | None:
-        batch_size, title = min(_BATCH, len(others)), "ask the teacher"
-        return collect(
-            folder / TEACHER / name, job, record, len(others), compute, batch_size=batch_size, title=title, share=share
-        )
+        The teachers are asked once: a run that goes on finds what they said, and does not need them any more. Of
+        several processes each asks about a share; `wait` is for all of them to come to the same place. Raises
+        ConfigError for a teacher that is no classifier, DataError for one of other classes, and what reading images and
+        models raises.
+        """
+        config, labelled, others = self._config, self._labelled, self._others
+        names, data = labelled.class_names or (), to_dict(config)["data"]
+        job = {
+            "settings": {"command": TEACHER, "teacher": list(config.objective.teachers), "seed": config.seed},
+            "model": {"image_size": list(config.model.image_size), "channels": config.model.channels},
+            "data": {key: data[key] for key in _LOOKED_AT},
+            "labelled": {"images": len(labelled), "fingerprint": labelled.fingerprint()},
+            "source": {"images": len(others), "fingerprint": others.fingerprint()},
+        }
+        name = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:16]
+        record = np.dtype([("probability", "<f4", (len(names),))])
 
-    answers = ask(Share(rank, world))
-    for turn in range(2) if world > 1 else ():
-        wait()  # first until all shares are there, then until one process has joined them
-        if rank == 0 or turn == 1:
-            answers = ask(Share(rank, world)) if answers is None else answers
-    assert answers is not None, "no part is missing"
-    source = TaughtSource(labelled, others, np.array(answers["probability"]))
-    certain = float(source.probabilities[len(labelled) :].max(1).mean())
-    say(f"{' and '.join(config.objective.teachers)} of {len(others)} images without labels: sure to {certain:.0%}")
-    return source
+        def compute(spans: Sequence[range]) -> Iterator[Records]:
+            for probabilities in self._mean_of_all(spans):
+                records = np.empty(len(probabilities), record)
+                records["probability"] = probabilities
+                yield records
 
+        def ask(share: Share) -> Records | None:
+            size, title, place = min(_BATCH, len(others)), "ask the teacher", folder / TEACHER / name
+            return collect(place, job, record, len(others), compute, batch_size=size, title=title, share=share)
 
-def _mean_of_all(
-    config: Config, labelled: Source, others: Source, spans: Sequence[range]
-) -> Iterator[NDArray[np.float32]]:
-    """(B, classes) of each batch of the spans; the same for all classes where an image cannot be decoded, for then
-    another is trained on in its place."""
-    with ExitStack() as stack:
-        teachers = [
-            _handmade(config, labelled, others, spans)
-            if teacher == HANDMADE
-            else _classifier(stack.enter_context(_loaded(teacher, config)), teacher, labelled, others, spans)
-            for teacher in config.objective.teachers
-        ]
-        for answers in zip(*teachers, strict=True):
-            mean = np.stack(answers).mean(0)
-            yield np.where(np.isfinite(mean), mean, 1 / len(labelled.class_names or ())).astype(np.float32)
+        answers = ask(Share(rank, world))
+        for turn in range(2) if world > 1 else ():
+            wait()  # first until all shares are there, then until one process has joined them
+            if rank == 0 or turn == 1:
+                answers = ask(Share(rank, world)) if answers is None else answers
+        assert answers is not None, "no part is missing"
+        source = TaughtSource(labelled, others, np.array(answers["probability"]))
+        certain = float(source.probabilities[len(labelled) :].max(1).mean())
+        say(f"{' and '.join(config.objective.teachers)} of {len(others)} images without labels: sure to {certain:.0%}")
+        return source
 
+    def parameters(self) -> Tensors:
+        """Of the teacher [handmade], as a part of the network (`objective.teacher_share`)."""
+        handmade, head = self._handmade
+        return handmade.parameters(head)
 
-def _handmade(config: Config, labelled: Source, others: Source, spans: Sequence[range]) -> Iterator[NDArray[Any]]:
-    handmade = Handmade(BothSource(labelled, others), config)
-    head = handmade.fit(handmade.features(labelled, "describe the labelled images"), len(labelled.class_names or ()))
-    for values, valid in handmade.batches(SpansSource(others, spans), min(_BATCH, len(others))):
-        logits, _ = next(head.logits(Features(values, np.zeros(len(values), np.int64)), np.arange(len(values))))
-        yield np.where(valid[:, None], np.exp(log_softmax(logits)), np.nan)
+    @cached_property
+    def _handmade(self) -> tuple[Handmade, LinearHead]:
+        labelled = self._labelled
+        handmade = Handmade(BothSource(labelled, self._others), self._config)
+        features = handmade.features(labelled, "describe the labelled images")
+        return handmade, handmade.fit(features, len(labelled.class_names or ()))
+
+    def _mean_of_all(self, spans: Sequence[range]) -> Iterator[NDArray[np.float32]]:
+        """(B, classes) of each batch of the spans; the same for all classes where an image cannot be decoded, for then
+        another is trained on in its place."""
+        with ExitStack() as stack:
+            teachers = [
+                self._say_handmade(spans)
+                if teacher == HANDMADE
+                else self._say(stack.enter_context(_loaded(teacher, self._config)), teacher, spans)
+                for teacher in self._config.objective.teachers
+            ]
+            for answers in zip(*teachers, strict=True):
+                mean = np.stack(answers).mean(0)
+                unknown = 1 / len(self._labelled.class_names or ())
+                yield np.where(np.isfinite(mean), mean, unknown).astype(np.float32)
+
+    def _say_handmade(self, spans: Sequence[range]) -> Iterator[NDArray[Any]]:
+        handmade, head = self._handmade
+        for values, valid in handmade.batches(SpansSource(self._others, spans), min(_BATCH, len(self._others))):
+            logits, _ = next(head.logits(Features(values, np.zeros(len(values), np.int64)), np.arange(len(values))))
+            yield np.where(valid[:, None], np.exp(log_softmax(logits)), np.nan)
+
+    def _say(self, model: Model, teacher: str, spans: Sequence[range]) -> Iterator[NDArray[Any]]:
+        names = self._labelled.class_names or ()
+        if model.class_names is not None:
+            check_same_classes(model.class_names, names, f"objective.teacher={teacher}", "data.train")
+        elif model.config.model.num_classes != len(names):
+            raise ConfigError(
+                f"objective.teacher={teacher} tells {model.config.model.num_classes or 'no'} classes, but data.train "
+                f"has {len(names)}"
+            )
+        for rows in model.predict_batches(self._others, spans):
+            yield rows.values
 
 
 def _loaded(teacher: str, config: Config) -> Model:
@@ -121,17 +144,3 @@ def _loaded(teacher: str, config: Config) -> Model:
         return load(teacher, engine=config.engine, device=config.device, batch_size=_BATCH)
     except CheckpointError as error:
         raise CheckpointError(f"objective.teacher={teacher}: {error}") from None
-
-
-def _classifier(
-    model: Model, teacher: str, labelled: Source, others: Source, spans: Sequence[range]
-) -> Iterator[NDArray[Any]]:
-    if model.class_names is not None:
-        check_same_classes(model.class_names, labelled.class_names or (), f"objective.teacher={teacher}", "data.train")
-    elif model.config.model.num_classes != len(labelled.class_names or ()):
-        raise ConfigError(
-            f"objective.teacher={teacher} tells {model.config.model.num_classes or 'no'} classes, but data.train has "
-            f"{len(labelled.class_names or ())}"
-        )
-    for rows in model.predict_batches(others, spans):
-        yield rows.values

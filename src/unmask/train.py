@@ -39,11 +39,11 @@ from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state
 from unmask.loop import Callback, Loop, Output, Plan
 from unmask.objectives.base import create_objective
-from unmask.preparation import batches_of, complete, earlier, open_sources, probed_head, read_start
+from unmask.preparation import batches_of, complete, earlier, kept_teacher, open_sources, probed_head, read_start
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import say
 from unmask.schedules import learning_rate
-from unmask.teacher import taught
+from unmask.teacher import Teacher
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -87,9 +87,10 @@ def train(
             stack.enter_context(RunLock(folder))
         meet = partial(engine.sum, np.zeros(1))
         meet()  # the others wait until the folder is ours
-        left_out, labelled = LeftOut.of(source).counts(), source
+        left_out, labelled, teacher = LeftOut.of(source).counts(), source, None
         if config.objective.teachers and unlabelled is not None:
-            source, unlabelled = taught(config, source, unlabelled, folder, meet, rank, world), None
+            teacher = Teacher(config, source, unlabelled)
+            source, unlabelled = teacher.taught(folder, meet, rank, world), None
         plan, batches = Plan.of(config, len(source)), batches_of(config, source, unlabelled, rank, world)
         rank_log = stack.enter_context(RankLog(folder, rank)) if world > 1 else None
         store = stack.enter_context(
@@ -118,7 +119,10 @@ def train(
         if checkpoint is not None:
             engine.load(checkpoint.state)
         else:
-            engine.load(state := starting_state(objective, config, start_model))
+            state = starting_state(objective, config, start_model)
+            if teacher is not None and config.objective.keeps_teacher:
+                state = replace(state, weights={**state.weights, **kept_teacher(engine, config, teacher, rank)})
+            engine.load(state)
             if config.objective.starts_at_probe:
                 head = probed_head(engine, config, embed(labelled), source.class_names or (), rank)
                 engine.load(replace(state, weights={**state.weights, **head}))

@@ -426,6 +426,11 @@ class ObjectiveSection(Section):
         """Who tells the classes of images without labels, which are then trained on as those with labels are."""
         return ()
 
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether the teacher becomes a part of the network."""
+        return False
+
     def check(self, config: Config) -> None:
         """Raise ValueError where other sections do not go with this objective."""
 

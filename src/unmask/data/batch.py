@@ -109,7 +109,9 @@ class Pixels:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     full_range: float
+    mirrored: bool = False
+    """An image and its mirror image mean the same (`data.flip`)."""
 
     @classmethod
     def of(cls, data: DataConfig) -> Pixels:
-        return cls(data.mean, data.std, FULL_RANGE[data.dtype])
+        return cls(data.mean, data.std, FULL_RANGE[data.dtype], data.flip > 0)

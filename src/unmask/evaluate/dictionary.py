@@ -13,11 +13,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-PATCH, WORDS, FIELDS = 6, 400, 3
+from unmask.models.handmade import CONTRAST, PARTS, PATCH, WORDS, has_dictionary, shares
+
 PATCHES_OF_AN_IMAGE = 20
 _ROUNDS = 6
-_CONTRAST = 10 / 255**2
-"""Added to the variance of a patch, of values in 0..1: what is nearly flat stays so."""
 _WHITENED = 0.1
 """Added to the variance of each direction."""
 _THRESHOLD = 1.0
@@ -36,7 +35,7 @@ class Dictionary:
     @classmethod
     def learn(cls, images_BHWC: Floats, rng: np.random.Generator) -> Dictionary | None:
         """From patches at random places of images whose channels are in 0..1; None of images too small for fields."""
-        if min(images_BHWC.shape[1:3]) < PATCH + FIELDS - 1:
+        if not has_dictionary(images_BHWC.shape[1:3]):
             return None
         patches = sliding_window_view(images_BHWC, (PATCH, PATCH), axis=(1, 2))
         count = len(images_BHWC) * PATCHES_OF_AN_IMAGE
@@ -60,23 +59,20 @@ class Dictionary:
         answers = _normalised(patches.reshape(B * H * W, -1)) @ self.filters
         answers -= self.threshold
         np.maximum(answers, 0, out=answers)
-        return np.sqrt(means(answers.reshape(B, H, W, -1), FIELDS))
+        return np.sqrt(means(answers.reshape(B, H, W, -1), PARTS))
 
 
 def means(values_BHWC: Floats, parts: int) -> Floats:
-    """Over each of parts x parts fields of as equal a size as there is: (B, parts, parts, C)."""
-    for axis in (1, 2):
-        edges = np.linspace(0, values_BHWC.shape[axis], parts, endpoint=False).astype(int)
-        sizes = np.maximum(np.diff(edges, append=values_BHWC.shape[axis]), 1).astype(np.float32)
-        values_BHWC = np.add.reduceat(values_BHWC, edges, axis=axis)
-        values_BHWC /= sizes.reshape(-1, *(1,) * (3 - axis))
-    return values_BHWC
+    """Over each of parts x parts fields of equal size: (B, parts, parts, C)."""
+    B, H, W, C = values_BHWC.shape
+    share = np.kron(shares(parts, H), shares(parts, W)).astype(np.float32)
+    return (share @ values_BHWC.reshape(B, H * W, C)).reshape(B, parts, parts, C)
 
 
 def _normalised(patches_NP: Floats) -> Floats:
     patches_NP = patches_NP - patches_NP.mean(1, keepdims=True)
     variance_N = np.einsum("np,np->n", patches_NP, patches_NP) / patches_NP.shape[1]
-    patches_NP /= np.sqrt(variance_N + np.float32(_CONTRAST))[:, None]
+    patches_NP /= np.sqrt(variance_N + np.float32(CONTRAST))[:, None]
     return patches_NP
 
 

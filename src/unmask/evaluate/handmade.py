@@ -16,30 +16,36 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from unmask.config.schema import Config, DataConfig, ModelConfig
+from unmask.config.schema import Config, DataConfig
 from unmask.data.batch import FULL_RANGE, Needs
 from unmask.data.loader.pipeline import eval_batches
 from unmask.data.rng import Op, generator
 from unmask.data.sources import Source
 from unmask.data.sources.split import groups_of
 from unmask.data.sources.subset import SubsetSource
+from unmask.engines.base import Tensors
 from unmask.evaluate.bad_images import check_judged
 from unmask.evaluate.dictionary import Dictionary, means
 from unmask.evaluate.fast_probe import LinearHead
 from unmask.evaluate.features import Features
 from unmask.evaluate.ridge import fit_ridge
+from unmask.models.handmade import (
+    CELLS,
+    CLIP,
+    EPS,
+    FIELDS,
+    LEVELS,
+    ORIENTATIONS,
+    PATCH,
+    ROUNDING,
+    shares,
+    size_of,
+    widths,
+)
 from unmask.report.progress import progress
 
-SIDE = 32
-"""Pixels of the longer side, at most."""
-ORIENTATIONS, CELLS, FIELDS = 9, 8, 4
-LEVELS = 4
-"""Of each channel, in the histogram of colours; of more than three channels there is none."""
 SAMPLE = 5000
 """Most images that a dictionary is made of."""
-_CLIP = 0.2
-"""Of a normalised block: no single gradient outweighs the others (Lowe's L2-Hys)."""
-_EPS = 1e-6
 _BATCH = 64
 
 Floats = NDArray[np.float32]
@@ -50,7 +56,7 @@ class Handmade:
 
     def __init__(self, images: Source, config: Config) -> None:
         """`images`: all that may be looked at, with labels and without."""
-        self._model, self._data, self._seed = _whole(config.model), _as_they_are(config.data), config.seed
+        self._model, self._data, self._seed = config.model, _as_they_are(config.data), config.seed
         rng = generator(config.seed, 0, 0, Op.DICTIONARY)
         some = np.sort(rng.choice(len(images), min(SAMPLE, len(images)), replace=False))
         with progress("make the dictionary", total=len(some), unit="image") as bar:
@@ -60,7 +66,7 @@ class Handmade:
                 bar.update(len(batch))
         pictures = np.concatenate(seen)
         self._dictionary = Dictionary.learn(pictures, rng) if len(pictures) else None
-        self.widths = tuple(kind.shape[1] for kind in self._kinds(np.zeros((1, *seen[0].shape[1:]), np.float32)))
+        self.widths = widths(config.model)
 
     def features(self, source: Source, title: str) -> Features:
         """Of images with labels; broken ones have the label -1. Raises DataError if these are too many."""
@@ -92,8 +98,17 @@ class Handmade:
         """A classifier on what this describes. Raises DataError for a class without an image."""
         return fit_ridge(features, self.widths, classes, seed=self._seed)
 
+    def parameters(self, head: LinearHead) -> Tensors:
+        """This and a classifier on what it describes, as a part of a network."""
+        weights = {f"handmade.{name}": tensor for name, tensor in head.parameters().items()}
+        if self._dictionary is not None:
+            filters = self._dictionary.filters.T.reshape(len(self._dictionary.threshold), -1, PATCH, PATCH)
+            weights |= {"handmade.filters": filters, "handmade.threshold": self._dictionary.threshold}
+        return weights
+
     def _read(self, source: Source, batch_size: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:
         """Images (B, H, W, C) whose channels are in 0..1, and which of them could be decoded."""
+        size = size_of(self._model)
         batches = eval_batches(
             source,
             needs=Needs(),
@@ -105,7 +120,7 @@ class Handmade:
         for batch in batches:
             there = batch.index >= 0
             valid = np.ones(there.sum(), bool) if batch.valid is None else batch.valid[there]
-            yield batch.images[there].astype(np.float32) / FULL_RANGE[self._data.dtype], valid
+            yield shrunk(batch.images[there].astype(np.float32) / FULL_RANGE[self._data.dtype], size), valid
 
     def _kinds(self, images_BHWC: Floats) -> list[Floats]:
         """(B, features) of each kind."""
@@ -115,16 +130,16 @@ class Handmade:
         return [part.reshape(len(images_BHWC), -1) for part in parts]
 
 
-def _whole(model: ModelConfig) -> ModelConfig:
-    """A model that takes images of the same proportions, no larger than SIDE."""
-    height, width = model.image_size
-    share = min(1.0, SIDE / max(height, width))
-    size = max(1, round(share * height)), max(1, round(share * width))
-    return model.model_copy(update={"image_size": size, "patch_size": 1})
-
-
 def _as_they_are(data: DataConfig) -> DataConfig:
     return data.model_copy(update={"workers": 0, "eval_crop": 1.0})
+
+
+def shrunk(images_BHWC: Floats, size: tuple[int, int]) -> Floats:
+    """Each pixel the mean of what it covers."""
+    if images_BHWC.shape[1:3] == size:
+        return images_BHWC
+    down, across = (shares(after, before) for after, before in zip(size, images_BHWC.shape[1:3], strict=True))
+    return np.einsum("iy,byxc,jx->bijc", down, images_BHWC, across, optimize=True)
 
 
 def oriented_gradients(images_BHWC: Floats) -> Floats:
@@ -142,7 +157,7 @@ def oriented_gradients(images_BHWC: Floats) -> Floats:
             votes = np.where(orientation % ORIENTATIONS == which, size * weight, 0)
             cells[..., which] += means(votes[..., None], CELLS)[..., 0]
     blocks = np.concatenate([cells[:, y : y + CELLS - 1, x : x + CELLS - 1] for y in (0, 1) for x in (0, 1)], axis=-1)
-    return _unit(np.minimum(_unit(blocks), _CLIP))
+    return _unit(np.minimum(_unit(blocks), CLIP))
 
 
 def fields(images_BHWC: Floats) -> Floats:
@@ -153,11 +168,11 @@ def fields(images_BHWC: Floats) -> Floats:
     parts = [mean.reshape(B, -1), deviation.reshape(B, -1)]
     if channels > 3:
         return np.concatenate(parts, axis=1)
-    level = np.minimum((images_BHWC * LEVELS).astype(np.int64), LEVELS - 1)
+    level = np.minimum((images_BHWC * LEVELS + ROUNDING).astype(np.int64), LEVELS - 1)
     colour: NDArray[np.int64] = level @ LEVELS ** np.arange(channels)
     seen = np.stack([np.bincount(each.ravel(), minlength=LEVELS**channels) for each in colour])
     return np.concatenate([*parts, np.sqrt(seen / colour[0].size).astype(np.float32)], axis=1)
 
 
 def _unit(blocks: Floats) -> Floats:
-    return blocks / np.sqrt((blocks**2).sum(-1, keepdims=True) + _EPS)
+    return blocks / np.sqrt((blocks**2).sum(-1, keepdims=True) + EPS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unmask.evaluate.dictionary import FIELDS, PATCH, WORDS, Dictionary, means
+from unmask.evaluate.dictionary import Dictionary, means
+from unmask.models.handmade import PARTS, PATCH, WORDS
 
 
 def images(count: int, side: int, channels: int, seed: int = 0) -> np.ndarray:
@@ -27,7 +28,7 @@ def test_shapes_and_that_it_is_the_same_each_time(channels: int) -> None:
     assert one.filters.shape == (PATCH * PATCH * channels, WORDS)
     assert np.array_equal(one.filters, other.filters)
     answers = one.describe(pictures[:5])
-    assert answers.shape == (5, FIELDS, FIELDS, WORDS)
+    assert answers.shape == (5, PARTS, PARTS, WORDS)
     assert (answers >= 0).all()
     assert np.array_equal(answers[3:], one.describe(pictures[3:5])), "an image is described alone"
 
@@ -52,11 +53,11 @@ def test_flat_ground_says_nothing_and_images_may_be_too_small() -> None:
     assert np.isfinite(answers).all()
     assert np.array_equal(answers[0], answers[1])
     assert np.isfinite(learned(flat).describe(flat)).all(), "nothing but flat ground to learn from"
-    assert Dictionary.learn(images(4, PATCH + FIELDS - 2, 1), np.random.default_rng(0)) is None
+    assert Dictionary.learn(images(4, PATCH + PARTS - 2, 1), np.random.default_rng(0)) is None
 
 
-def test_means_over_fields_of_unequal_size() -> None:
+def test_means_over_fields_whose_edges_are_within_pixels() -> None:
     values = np.arange(49, dtype=np.float32).reshape(1, 7, 7, 1)
     found = means(values, 3)[0, :, :, 0]
-    assert found[0, 0] == values[0, :2, :2].mean()
-    assert found[2, 1] == values[0, 4:, 2:4].mean()
+    whole = np.kron(values[0, :, :, 0], np.ones((3, 3)))  # each pixel as 3 x 3, of which a field has 7 x 7
+    np.testing.assert_allclose(found, whole.reshape(3, 7, 3, 7).mean((1, 3)), rtol=1e-5)

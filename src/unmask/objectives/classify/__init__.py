@@ -6,13 +6,18 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from unmask.config.schema import Config, ObjectiveSection
+from unmask.config.schema import Config, ObjectiveSection, OptimizerConfig
 from unmask.data.batch import Batch, ClassTargets, Needs
 from unmask.data.masking import DropPath
 from unmask.metrics import classification_sums, multi_label_sums
+from unmask.models.handmade import handmade_shapes
 from unmask.models.parameters import Shapes, encoder_shapes, linear_shapes, norm_shapes
 from unmask.objectives.base import READ_OUTS, Objective, valid_rows
+
+HANDMADE = "handmade"
+"""The teacher that is no model."""
 
 
 class LabelledSection(ObjectiveSection):
@@ -52,10 +57,17 @@ class ClassifySection(HeadSection):
     `data.labels_per_class` leaves out), which are then trained on beside the others: [handmade], a linear classifier on
     gradients, colours and a dictionary of the images' own patches that is fitted to the labelled images, or
     classifiers, such as [runs/first]; of several the mean. They are asked once, before the first step."""
+    teacher_share: float = Field(default=0.0, ge=0, lt=1)
+    """Above 0 the teacher [handmade] becomes part of the classifier, which answers with the weighted mean of both
+    log-probabilities, of which this is the teacher's weight: what the two get wrong is not the same."""
 
     @property
     def teachers(self) -> tuple[str, ...]:
         return self.teacher
+
+    @property
+    def keeps_teacher(self) -> bool:
+        return self.teacher_share > 0
 
     @property
     def takes_several_classes(self) -> bool:
@@ -67,6 +79,10 @@ class ClassifySection(HeadSection):
             raise ValueError("objective.head=probe is for objective.loss=cross_entropy; set it to drawn")
         if self.teacher and self.loss == "bce":
             raise ValueError("objective.teacher is for objective.loss=cross_entropy; leave it out")
+        if self.teacher_share and self.teacher != (HANDMADE,):
+            raise ValueError(f"objective.teacher_share is for objective.teacher=[{HANDMADE}]; leave it out")
+        if self.teacher_share and config.data.eval_crop != 1:
+            raise ValueError(f"objective.teacher_share: {HANDMADE} looks at whole images; set data.eval_crop=1")
         if self.class_weights is not None and self.loss == "bce":
             raise ValueError("objective.class_weights is for objective.loss=cross_entropy; leave it out")
 
@@ -87,7 +103,11 @@ class Classification(Objective):
         if model.num_classes is None:
             raise ValueError("model.num_classes is not set")
         norm = norm_shapes("fc_norm" if model.pool == "mean" else "norm", model.width)
-        return encoder_shapes(model) | norm | linear_shapes("head", model.feature_width, model.num_classes)
+        shapes = encoder_shapes(model) | norm | linear_shapes("head", model.feature_width, model.num_classes)
+        return shapes | (handmade_shapes(model, model.num_classes) if self.section.keeps_teacher else {})
+
+    def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
+        return not name.startswith("handmade.") and super().is_trained(name, optimizer)
 
     def needs(self, *, training: bool) -> Needs:
         drop_path = (DropPath(self.model.depth, self.model.drop_path),) if training and self.model.drop_path else ()

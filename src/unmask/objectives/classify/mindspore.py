@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from mindspore import Tensor, float32, ops
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
+from unmask.models.mindspore_handmade import Handmade
 from unmask.models.mindspore_layers import Linear
 from unmask.models.mindspore_vit import VisionTransformer
 from unmask.objectives.classify import LabelledSection
@@ -20,13 +22,19 @@ class Classifier(VisionTransformer):
             raise ValueError("model.num_classes is not set")
         self.binary = getattr(section, "loss", None) == "bce"  # a linear probe has no choice
         self.head = Linear(model.feature_width, model.num_classes)
+        handmade = partial(Handmade, model, model.num_classes, mirrored=pixels.mirrored)
+        self.teacher_share = getattr(section, "teacher_share", 0.0)
+        self.handmade = handmade() if self.teacher_share else None
 
     def construct(self, images_BCHW: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised images."""
-        return self.head(super().construct(images_BCHW))
+        logits = self.head(super().construct(images_BCHW))
+        if self.handmade is None:
+            return logits
+        return self._with_teacher(logits, images_BCHW.transpose(0, 2, 3, 1).astype(float32) * self.std + self.mean)
 
     def loss(self, pixels_BHWC: Tensor, targets: Tensor, keep_path: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits = self.logits(pixels_BHWC, keep_path)
+        logits = self._logits(pixels_BHWC, keep_path)
         if self.binary:
             losses = -(targets * ops.logsigmoid(logits) + (1 - targets) * ops.logsigmoid(-logits))
             return (losses.mean(1).mean(),)
@@ -34,5 +42,18 @@ class Classifier(VisionTransformer):
 
     def logits(self, pixels_BHWC: Tensor, keep_path: Tensor | None = None) -> Tensor:
         """(B, num_classes) fp32, before the softmax."""
+        logits = self._logits(pixels_BHWC, keep_path)
+        if self.handmade is None:
+            return logits
+        return self._with_teacher(logits, pixels_BHWC.astype(float32) / self.full_range)
+
+    def _logits(self, pixels_BHWC: Tensor, keep_path: Tensor | None) -> Tensor:
+        """The network's own."""
         tokens = self.encode(self.patches(pixels_BHWC), None, keep_path)
         return self.head(self.pooled(tokens, self.pool)).astype(float32)
+
+    def _with_teacher(self, logits: Tensor, images_BHWC: Tensor) -> Tensor:
+        """The weighted mean of both log-probabilities."""
+        assert self.handmade is not None
+        own, share = ops.log_softmax(logits.astype(float32), 1), self.teacher_share
+        return (1 - share) * own + share * self.handmade(images_BHWC)
