@@ -37,6 +37,7 @@ from unmask.models.handmade import (
     LEVELS,
     ORIENTATIONS,
     PATCH,
+    PREFIX,
     ROUNDING,
     shares,
     size_of,
@@ -100,10 +101,10 @@ class Handmade:
 
     def parameters(self, head: LinearHead) -> Tensors:
         """This and a classifier on what it describes, as a part of a network."""
-        weights = {f"handmade.{name}": tensor for name, tensor in head.parameters().items()}
+        weights = {f"{PREFIX}{name}": tensor for name, tensor in head.parameters().items()}
         if self._dictionary is not None:
             filters = self._dictionary.filters.T.reshape(len(self._dictionary.threshold), -1, PATCH, PATCH)
-            weights |= {"handmade.filters": filters, "handmade.threshold": self._dictionary.threshold}
+            weights |= {f"{PREFIX}filters": filters, f"{PREFIX}threshold": self._dictionary.threshold}
         return weights
 
     def _read(self, source: Source, batch_size: int) -> Iterator[tuple[Floats, NDArray[np.bool_]]]:

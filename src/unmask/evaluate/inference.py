@@ -34,6 +34,7 @@ from unmask.evaluate.reconstruct import Reconstruction, paint, visible
 from unmask.interchange import read_model
 from unmask.interchange.completion import at_size_of, config_of, how_to_tell
 from unmask.metrics import log_softmax
+from unmask.models.handmade import without_handmade
 from unmask.objectives.base import PaintingSection, create_objective
 
 Pool = Literal["mean", "cls", "mean+cls", "patches"]
@@ -397,9 +398,10 @@ def load(
         data={**(stated.get("data") or found.data), "workers": 0},
     )
     config = with_precision(config)  # before the fingerprint
-    return Model(
-        config, at_size_of(found, config.model), found.class_names, batch_size, join=join, flip=flip, untold=untold
-    )
+    weights = at_size_of(found, config.model)
+    if not config.objective.keeps_teacher:
+        weights = without_handmade(weights)
+    return Model(config, weights, found.class_names, batch_size, join=join, flip=flip, untold=untold)
 
 
 def as_source(images: Images, *, dtype: str, labels: bool | None = False) -> Source:

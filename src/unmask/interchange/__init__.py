@@ -34,6 +34,7 @@ from unmask.interchange.timm import is_timm, read_timm, write_timm
 from unmask.interchange.torch_file import is_torch_file
 from unmask.interchange.transformers import read_transformers, write_transformers
 from unmask.interchange.vit import from_state_dict
+from unmask.models.handmade import without_handmade
 from unmask.models.parameters import encoder_shapes
 from unmask.objectives.base import create_objective
 
@@ -92,8 +93,9 @@ def read_model(path: str | os.PathLike[str], checkpoint: Choice = "last") -> Sto
 def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel) -> None:
     """Write a model for another tool; `model` is `completed`.
 
-    Of what was trained in a way that no other tool knows, the encoder is written, and that is said. Raises
-    CheckpointError if the format has no place for the model or the file cannot be written.
+    Of what was trained in a way that no other tool knows, the encoder is written, of a network with its teacher the
+    network, and that is said. Raises CheckpointError if the format has no place for the model or the file cannot be
+    written.
     """
     name = model.config["objective"]["name"] if model.config else None
     if name and "features" not in plugins.find(plugins.OBJECTIVES, name).outputs:
@@ -106,6 +108,13 @@ def write_model(format: Format, path: str | os.PathLike[str], model: StoredModel
         if left := len(model.weights) - len(weights):
             log.warning("%s: the encoder alone is written; %d tensors of its training have no place there", path, left)
         model = dataclasses.replace(model, weights=weights, objective={})
+    if len(alone := without_handmade(model.weights)) < len(model.weights):
+        model = dataclasses.replace(model, weights=alone)
+        log.warning(
+            "%s: the network alone is written, without its teacher; `unmask export` writes both. What the network says "
+            "alone: unmask evaluate --set objective.teacher_share=0",
+            path,
+        )
     if model.data.get("range") is not None and format in ("timm", "transformers"):
         log.warning(
             "%s: %s knows no data.range=%s; spread the values of images over 8 bits first",

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.config.schema import ModelConfig
-from unmask.models.parameters import Shapes, linear_shapes
+from unmask.models.parameters import Shapes, Tensors, linear_shapes
 
+PREFIX = "handmade."
+"""Of the names of weights."""
 SIDE = 32
 """Pixels of the longer side, at most."""
 ORIENTATIONS, CELLS, FIELDS = 9, 8, 4
@@ -51,8 +53,13 @@ def handmade_shapes(model: ModelConfig, classes: int) -> Shapes:
     """Of a linear classifier on these features, as a part of a network."""
     words: Shapes = {}
     if has_dictionary(size_of(model)):
-        words = {"handmade.filters": (WORDS, model.channels, PATCH, PATCH), "handmade.threshold": (WORDS,)}
-    return words | linear_shapes("handmade.head", sum(widths(model)), classes)
+        words = {f"{PREFIX}filters": (WORDS, model.channels, PATCH, PATCH), f"{PREFIX}threshold": (WORDS,)}
+    return words | linear_shapes(f"{PREFIX}head", sum(widths(model)), classes)
+
+
+def without_handmade(weights: Tensors) -> Tensors:
+    """The network alone."""
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
 
 
 @cache

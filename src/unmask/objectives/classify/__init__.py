@@ -12,7 +12,7 @@ from unmask.config.schema import Config, ObjectiveSection, OptimizerConfig
 from unmask.data.batch import Batch, ClassTargets, Needs
 from unmask.data.masking import DropPath
 from unmask.metrics import classification_sums, multi_label_sums
-from unmask.models.handmade import handmade_shapes
+from unmask.models.handmade import PREFIX, handmade_shapes
 from unmask.models.parameters import Shapes, encoder_shapes, linear_shapes, norm_shapes
 from unmask.objectives.base import READ_OUTS, Objective, valid_rows
 
@@ -107,7 +107,7 @@ class Classification(Objective):
         return shapes | (handmade_shapes(model, model.num_classes) if self.section.keeps_teacher else {})
 
     def is_trained(self, name: str, optimizer: OptimizerConfig) -> bool:
-        return not name.startswith("handmade.") and super().is_trained(name, optimizer)
+        return not name.startswith(PREFIX) and super().is_trained(name, optimizer)
 
     def needs(self, *, training: bool) -> Needs:
         drop_path = (DropPath(self.model.depth, self.model.drop_path),) if training and self.model.drop_path else ()
