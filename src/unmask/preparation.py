@@ -179,9 +179,9 @@ def kept_teacher(engine: Engine, config: Config, teacher: Teacher, rank: int) ->
             f"objective.teacher_share: data.train has {len(weights[differing[0]])} classes of "
             f"model.num_classes={config.model.num_classes}; leave one of the two out"
         )
-    return _of_first(engine, weights)
+    return _of_first(engine, {name: weights[name] for name in shapes})
 
 
 def _of_first(engine: Engine, tensors: Tensors) -> Tensors:
-    """What the first process gives, where the others give zeros."""
+    """What the first process gives, where the others give zeros; all in the same order."""
     return {name: engine.sum(tensor.astype(np.float64)).astype(np.float32) for name, tensor in tensors.items()}

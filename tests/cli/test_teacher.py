@@ -28,6 +28,8 @@ RUN = [
     *("data.eval_crop=1", "augment.color_jitter=[0,0,0,0]"),
 ]
 
+STAYS = ["objective.teacher=[handmade]", "objective.teacher_share=0.25"]
+"""In the classifier."""
 NONE = ["train.epochs=0", "objective.head=probe"]
 """The teacher is asked, and nothing trained."""
 
@@ -46,7 +48,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def run(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught") / "run"
-    assert main([*settings, "objective.teacher=[handmade]", f"output={folder}"]) == 0
+    assert main([*settings, *STAYS, f"output={folder}"]) == 0
     return folder
 
 
@@ -60,19 +62,48 @@ def test_all_images_are_trained_on_and_the_answers_are_kept(
     assert main(["evaluate", str(run), VAL]) == 0
 
     shutil.copytree(run, tmp_path / "again")
-    assert main([*settings, "objective.teacher=[handmade]", f"output={tmp_path / 'again'}"]) == 0
+    assert main([*settings, *STAYS, f"output={tmp_path / 'again'}"]) == 0
     assert "100 of 100 images are done already" in capsys.readouterr().out
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(run: Path, settings: list[str], tmp_path: Path) -> None:
     """Also with loader processes."""
     values = {key: _value(text) for key, _, text in (each.partition("=") for each in settings[2:])}
-    values |= {"objective.teacher": ["handmade"], "output": tmp_path / "run"}
+    values |= {"objective.teacher": ["handmade"], "objective.teacher_share": 0.25, "output": tmp_path / "run"}
     unmask.finetune("small-finetune", values, callbacks=[lambda step, _: step >= 5])
     unmask.finetune("small-finetune", values | {"data.workers": 1})
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     one, other = (load_newest(folder / "checkpoints").state for folder in (run, tmp_path / "run"))
     assert all(np.array_equal(one.weights[name], other.weights[name]) for name in one.weights)
+
+
+def test_a_teacher_that_stays_answers_with_the_network(run: Path, digits: Path, tmp_path: Path) -> None:
+    """In evaluation while it is trained too, and in a graph that is exported."""
+
+    def said(share: float) -> NDArray[np.float64]:
+        with unmask.load(run, settings={"objective.teacher_share": share}) as model:
+            return np.log(model.predict(digits).astype(np.float64))
+
+    network, mostly_teacher, both = said(0.0), said(1 - 1e-6), said(0.25)
+    mean = 0.75 * network + 0.25 * mostly_teacher
+    mean -= np.log(np.exp(mean).sum(1, keepdims=True))
+    np.testing.assert_allclose(both, mean, atol=1e-4)
+    assert not np.allclose(network, both, atol=0.1)
+    with unmask.load(run) as model:
+        np.testing.assert_allclose(np.log(model.predict(digits)), both, atol=1e-5)
+        top1 = model.evaluate(VAL)["top1"]
+    assert next(row["top1"] for row in read_log(run / "metrics.jsonl") if row["split"] == "val") == pytest.approx(top1)
+    assert main(["export", str(run), str(tmp_path / "both.pt2")]) == 0
+
+
+def test_other_tools_get_the_network_alone(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["convert", str(run), str(tmp_path / "timm"), "--to", "timm"]) == 0
+    assert "the network alone is written, without its teacher" in caplog.text
+    with (
+        unmask.load(tmp_path / "timm", settings={"data.eval_crop": 1.0}) as alone,
+        unmask.load(run, settings={"objective.teacher_share": 0}) as network,
+    ):
+        assert alone.evaluate(VAL)["top1"] == pytest.approx(network.evaluate(VAL)["top1"], abs=2e-3)
 
 
 def _value(text: str) -> object:
@@ -148,6 +179,9 @@ def test_one_image_without_label_is_broken(
     [
         (["data.labels_per_class=null"], 2, "objective.teacher is for training on images without labels too"),
         (["objective.loss=bce"], 2, "objective.teacher is for objective.loss=cross_entropy"),
+        (["objective.teacher_share=0.5", "data.eval_crop=0.9"], 2, "set data.eval_crop=1"),
+        (["objective.teacher=[]", "objective.teacher_share=0.5"], 2, "is for objective.teacher=[handmade]"),
+        (["objective.teacher_share=0.5", "model.num_classes=12"], 2, "data.train has 10 classes"),
         (["objective.teacher=[nowhere]"], 4, "objective.teacher=nowhere: nowhere does not exist"),
         (["objective.teacher=handmade"], 2, "objective.teacher"),
         (["objective=semi", "objective.teacher=[handmade]"], 2, "objective.teacher"),
@@ -156,7 +190,7 @@ def test_one_image_without_label_is_broken(
 def test_what_cannot_be_is_refused(
     changes: list[str], code: int, message: str, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taught = [] if any("teacher" in each for each in changes) else ["objective.teacher=[handmade]"]
+    taught = [] if any("objective.teacher=" in each for each in changes) else ["objective.teacher=[handmade]"]
     assert main([*settings, *taught, *changes, f"output={tmp_path / 'run'}"]) == code
     err = capsys.readouterr().err
     assert message in err

@@ -97,6 +97,15 @@ def test_images_without_labels_are_the_same_over_two_processes(engine: str, tmp_
         agree(together(tmp_path / "shards", *run, "train.shard=true", processes=2), expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("engine", BOTH)
+def test_a_teacher_that_stays_is_the_same_over_two_processes(engine: str, tmp_path: Path) -> None:
+    run = ["finetune", "finetune-vit-tiny", *MODEL, "objective.teacher=[handmade]", "objective.teacher_share=0.25"]
+    run += ["data.train=bundled:mnist5k/val", "data.eval_crop=1", "data.labels_per_class=10", "train.eval_every=1"]
+    run += ["train.epochs=1", "objective.head=drawn", "optimizer.warmup_epochs=0", f"engine={engine}"]
+    expected = alone(tmp_path / "alone", *run)
+    agree(together(tmp_path / "two", *run, processes=2, engine=engine), expected, rel=1e-4)
+
+
 def test_gradients_that_travel_in_bf16_are_nearly_the_same(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed")
     run = [*PRETRAIN, steps(4)]
