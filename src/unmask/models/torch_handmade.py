@@ -27,7 +27,7 @@ from unmask.models.handmade import (
     size_of,
     widths,
 )
-from unmask.models.torch_layers import Linear, parameter
+from unmask.models.torch_layers import parameter
 
 
 class Handmade(nn.Module):
@@ -40,7 +40,7 @@ class Handmade(nn.Module):
         self.filters = self.threshold = None
         if has_dictionary(self.size):
             self.filters, self.threshold = parameter(WORDS, model.channels, PATCH, PATCH), parameter(WORDS)
-        self.head = Linear(sum(widths(model)), classes)
+        self.head = Head(sum(widths(model)), classes)
 
     @torch.no_grad()
     def forward(self, images_BHWC: Tensor) -> Tensor:
@@ -56,6 +56,17 @@ class Handmade(nn.Module):
         if self.filters is not None and self.threshold is not None:
             kinds.append(answers(x_BHWC, self.filters, self.threshold))
         return torch.cat([kind.flatten(1) for kind in kinds], 1)
+
+
+class Head(nn.Module):
+    """Linear, and in fp32 also where the network's layers are not."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        self.weight, self.bias = parameter(fan_out, fan_in), parameter(fan_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 def oriented_gradients(x_BHWC: Tensor) -> Tensor:

@@ -63,14 +63,14 @@ QUICK = {"wide, shrunk by a broken number", "five channels of 16 bits"}
 
 
 @pytest.mark.parametrize(
-    ("engine", "case"),
+    ("engine", "precision", "case"),
     [
-        pytest.param(engine, case, marks=() if engine == "torch" or case in QUICK else pytest.mark.campaign)
-        for engine in ("torch", "mindspore")
+        pytest.param(engine, precision, case, marks=() if engine == "torch" or case in QUICK else pytest.mark.campaign)
+        for engine, precision in (("torch", "fp32"), ("torch", "bf16"), ("mindspore", "fp32"))
         for case in CASES
     ],
 )
-def test_an_engine_says_the_same(engine: str, case: str) -> None:
+def test_an_engine_says_the_same(engine: str, precision: str, case: str) -> None:
     """Of a classifier that is next to nothing but its teacher."""
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     config, images, weights, expected = fitted(case)
@@ -80,6 +80,7 @@ def test_an_engine_says_the_same(engine: str, case: str) -> None:
         update={
             "engine": engine,
             "device": "cpu",
+            "train": config.train.model_copy(update={"precision": precision}),
             "model": config.model.model_copy(update=small),
             "objective": ClassifySection(teacher=("handmade",), teacher_share=1 - 1e-6),
         }
