@@ -26,10 +26,8 @@ from unmask.evaluate.features import Features
 from unmask.interchange import StoredModel, read_model
 from unmask.interchange.start import with_architecture
 from unmask.interchange.stored_model import fields_from_shapes
-from unmask.models.handmade import handmade_shapes
 from unmask.objectives.base import create_objective
 from unmask.report.progress import say
-from unmask.teacher import Teacher
 
 
 def open_sources(
@@ -167,21 +165,9 @@ def probed_head(engine: Engine, config: Config, features: Features, class_names:
         fitted, strength, _ = fit_head(features, classes, seed=config.seed)
         head = fitted.parameters()
         say(f"the head starts as the linear probe of {config.init or 'the drawn network'}, L2 strength {strength:g}")
-    return _of_first(engine, head)
+    return of_first(engine, head)
 
 
-def kept_teacher(engine: Engine, config: Config, teacher: Teacher, rank: int) -> Tensors:
-    """The teacher as a part of the network: as the first process fitted it, for all."""
-    shapes = handmade_shapes(config.model, config.model.num_classes or 0)
-    weights = teacher.parameters() if rank == 0 else {name: np.zeros(shape) for name, shape in shapes.items()}
-    if differing := [name for name, shape in shapes.items() if weights[name].shape != shape]:
-        raise ConfigError(
-            f"objective.teacher_share: data.train has {len(weights[differing[0]])} classes of "
-            f"model.num_classes={config.model.num_classes}; leave one of the two out"
-        )
-    return _of_first(engine, {name: weights[name] for name in shapes})
-
-
-def _of_first(engine: Engine, tensors: Tensors) -> Tensors:
+def of_first(engine: Engine, tensors: Tensors) -> Tensors:
     """What the first process gives, where the others give zeros; all in the same order."""
     return {name: engine.sum(tensor.astype(np.float64)).astype(np.float32) for name, tensor in tensors.items()}

@@ -26,6 +26,7 @@ from unmask.data.sources import Source
 from unmask.data.sources.same_classes import check_same_classes
 from unmask.data.sources.subset import BothSource, SpansSource
 from unmask.data.sources.taught import TaughtSource
+from unmask.engines.base import Engine
 from unmask.errors import CheckpointError, ConfigError
 from unmask.evaluate.fast_probe import LinearHead
 from unmask.evaluate.features import Features
@@ -33,8 +34,10 @@ from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import Model, load
 from unmask.evaluate.resumable import Records, collect
 from unmask.metrics import log_softmax
+from unmask.models.handmade import handmade_shapes
 from unmask.models.parameters import Tensors
 from unmask.objectives.classify import HANDMADE
+from unmask.preparation import of_first
 from unmask.report.progress import say
 
 TEACHER = "teacher"
@@ -93,10 +96,21 @@ class Teacher:
         say(f"{' and '.join(config.objective.teachers)} of {len(others)} images without labels: sure to {certain:.0%}")
         return source
 
-    def parameters(self) -> Tensors:
-        """Of the teacher [handmade], as a part of the network (`objective.teacher_share`)."""
-        handmade, head = self._handmade
-        return handmade.parameters(head)
+    def kept(self, engine: Engine, rank: int) -> Tensors:
+        """The teacher [handmade] as a part of the network (`objective.teacher_share`): as the first process fitted it,
+        for all. Raises ConfigError for a network of other classes."""
+        model, classes = self._config.model, len(self._labelled.class_names or ())
+        if model.num_classes != classes:
+            raise ConfigError(
+                f"objective.teacher_share: data.train has {classes} classes of model.num_classes={model.num_classes}; "
+                "leave one of the two out"
+            )
+        shapes = handmade_shapes(model, classes)
+        weights: Tensors = {name: np.zeros(shape) for name, shape in shapes.items()}
+        if rank == 0:
+            handmade, head = self._handmade
+            weights |= handmade.parameters(head)
+        return of_first(engine, weights)
 
     @cached_property
     def _handmade(self) -> tuple[Handmade, LinearHead]:

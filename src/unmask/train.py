@@ -39,7 +39,7 @@ from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state
 from unmask.loop import Callback, Loop, Output, Plan
 from unmask.objectives.base import create_objective
-from unmask.preparation import batches_of, complete, earlier, kept_teacher, open_sources, probed_head, read_start
+from unmask.preparation import batches_of, complete, earlier, open_sources, probed_head, read_start
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import say
 from unmask.schedules import learning_rate
@@ -121,7 +121,7 @@ def train(
         else:
             state = starting_state(objective, config, start_model)
             if teacher is not None and config.objective.keeps_teacher:
-                state = replace(state, weights={**state.weights, **kept_teacher(engine, config, teacher, rank)})
+                state = replace(state, weights={**state.weights, **teacher.kept(engine, rank)})
             engine.load(state)
             if config.objective.starts_at_probe:
                 head = probed_head(engine, config, embed(labelled), source.class_names or (), rank)

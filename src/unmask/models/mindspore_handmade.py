@@ -43,6 +43,9 @@ class Handmade(Cell):
         self.has_dictionary = has_dictionary((height, width))
         if self.has_dictionary:
             self.filters, self.threshold = parameter(WORDS, model.channels, PATCH, PATCH), parameter(WORDS)
+            self.average = Tensor(
+                np.full((1, model.channels, PATCH, PATCH), 1 / (model.channels * PATCH**2), np.float32)
+            )
             self.in_parts = Means((PARTS, PARTS), (height - PATCH + 1, width - PATCH + 1))
         self.head = Linear(sum(widths(model)), classes)
         self.shrunk = Means((height, width), model.image_size)
@@ -106,8 +109,7 @@ class Handmade(Cell):
     def answers(self, x_BHWC: Tensor) -> Tensor:
         """(B, 3, 3, words): how strongly words answer in each of 3 x 3 fields to patches, normalised in contrast."""
         x = x_BHWC.transpose(0, 3, 1, 2)
-        ones = ops.ones_like(self.filters[:1]) / (self.channels * PATCH * PATCH)
-        mean, square = conv2d(x, ones, pad_mode="valid"), conv2d(x * x, ones, pad_mode="valid")
+        mean, square = conv2d(x, self.average, pad_mode="valid"), conv2d(x * x, self.average, pad_mode="valid")
         contrast = ops.rsqrt(ops.relu(square - mean * mean) + CONTRAST)
         said = conv2d(x, self.filters, pad_mode="valid") - mean * self.filters.sum((1, 2, 3)).reshape(1, -1, 1, 1)
         said = ops.relu(said * contrast - self.threshold.reshape(1, -1, 1, 1))
