@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def _whole(text: str, least: int, most: int, what: str) -> int:
+def _whole(text: str, least: int, most: int, what: str, part: str | None = None) -> int:
+    """`part`: of the text, all of which is shown if it is wrong."""
     try:
-        number = int(text)
+        number = int(text if part is None else part)
     except ValueError:
         number = least - 1
     if not least <= number <= most:
@@ -33,7 +34,7 @@ def size(text: str) -> tuple[int, int]:
     """Machines, and cards of each."""
     nodes, _, cards = text.partition("x")
     what = "of the form NODESxCARDS, such as 16x8"
-    return _whole(nodes, 1, 2**16, what), _whole(cards, 1, 2**10, what)
+    return _whole(text, 1, 2**16, what, nodes), _whole(text, 1, 2**10, what, cards)
 
 
 def seed(text: str) -> int:

@@ -286,7 +286,7 @@ def test_a_job_that_would_die_at_its_start_is_not_printed(
 def test_a_size_is_nodes_and_cards(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["launch", "slurm", "mae-vit-base", *PLACES, "--size", size])
-    assert "is not of the form NODESxCARDS, such as 16x8" in capsys.readouterr().err
+    assert f"{size!r} is not of the form NODESxCARDS, such as 16x8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("platform", "tool"), [("slurm", "sbatch"), ("sky", "sky"), ("kubernetes", "kubectl")])
