@@ -39,7 +39,7 @@ from unmask.models.handmade import (
     PATCH,
     PREFIX,
     ROUNDING,
-    shares,
+    resampling,
     size_of,
     widths,
 )
@@ -136,11 +136,11 @@ def _as_they_are(data: DataConfig) -> DataConfig:
 
 
 def shrunk(images_BHWC: Floats, size: tuple[int, int]) -> Floats:
-    """Each pixel the mean of what it covers."""
+    """Values that interpolation takes out of 0..1 are clipped."""
     if images_BHWC.shape[1:3] == size:
         return images_BHWC
-    down, across = (shares(after, before) for after, before in zip(size, images_BHWC.shape[1:3], strict=True))
-    return np.einsum("iy,byxc,jx->bijc", down, images_BHWC, across, optimize=True)
+    down, across = (resampling(after, before) for after, before in zip(size, images_BHWC.shape[1:3], strict=True))
+    return np.einsum("iy,byxc,jx->bijc", down, images_BHWC, across, optimize=True).clip(0, 1)
 
 
 def oriented_gradients(images_BHWC: Floats) -> Floats:

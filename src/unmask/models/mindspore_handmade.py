@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor, float32, ops
+from numpy.typing import NDArray
 
 from unmask.config.schema import ModelConfig
 from unmask.models.handmade import (
@@ -22,6 +23,7 @@ from unmask.models.handmade import (
     ROUNDING,
     WORDS,
     has_dictionary,
+    resampling,
     shares,
     size_of,
     widths,
@@ -46,10 +48,10 @@ class Handmade(Cell):
             self.average = Tensor(
                 np.full((1, model.channels, PATCH, PATCH), 1 / (model.channels * PATCH**2), np.float32)
             )
-            self.in_parts = Means((PARTS, PARTS), (height - PATCH + 1, width - PATCH + 1))
+            self.in_parts = means(PARTS, (height - PATCH + 1, width - PATCH + 1))
         self.head = Linear(sum(widths(model)), classes)
-        self.shrunk = Means((height, width), model.image_size)
-        self.in_cells, self.in_fields = (Means((side, side), (height, width)) for side in (CELLS, FIELDS))
+        self.shrunk = EachWay(*(resampling(*sizes) for sizes in zip((height, width), model.image_size, strict=True)))
+        self.in_cells, self.in_fields = (means(parts, (height, width)) for parts in (CELLS, FIELDS))
         self.down, self.across = Gradient(height, 1), Gradient(width, 2)
         self.backwards = Tensor(np.arange(width)[::-1].astype(np.int32))
         self.orientations = Tensor(np.arange(ORIENTATIONS, dtype=np.float32))
@@ -57,7 +59,7 @@ class Handmade(Cell):
 
     def construct(self, images_BHWC: Tensor) -> Tensor:
         """Log-probabilities (B, classes) of images whose channels are in 0..1."""
-        x = self.shrunk(images_BHWC.astype(float32))
+        x = ops.clamp(self.shrunk(images_BHWC.astype(float32)), 0.0, 1.0)
         features = self.features(x)
         if self.mirrored:
             features = (features + self.features(ops.gather(x, self.backwards, 2))) / 2
@@ -116,6 +118,11 @@ class Handmade(Cell):
         return ops.sqrt(self.in_parts(said.transpose(0, 2, 3, 1)))
 
 
+def means(parts: int, size: tuple[int, int]) -> EachWay:
+    """Over each of parts x parts fields of equal size."""
+    return EachWay(*(shares(parts, side) for side in size))
+
+
 class Gradient(Cell):
     """Half the difference of the two neighbours; at the edge, of a pixel and its neighbour the whole."""
 
@@ -130,13 +137,13 @@ class Gradient(Cell):
         return (ops.gather(x_BHWC, self.after, self.axis) - ops.gather(x_BHWC, self.before, self.axis)) / self.gap
 
 
-class Means(Cell):
-    """Over each of some fields of equal size."""
+class EachWay(Cell):
+    """Rows and columns, each times a matrix."""
 
-    def __init__(self, after: tuple[int, int], before: tuple[int, int]) -> None:
+    def __init__(self, down: NDArray[np.float32], across: NDArray[np.float32]) -> None:
         super().__init__()
-        self.after = after
-        self.down, self.across = (Tensor(shares(*sizes)) for sizes in zip(after, before, strict=True))
+        self.after = len(down), len(across)
+        self.down, self.across = Tensor(down), Tensor(across)
         self.matmul: Any = ops.MatMul()
 
     def construct(self, x_BHWC: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
@@ -23,6 +24,7 @@ from unmask.models.handmade import (
     ROUNDING,
     WORDS,
     has_dictionary,
+    resampling,
     shares,
     size_of,
     widths,
@@ -45,7 +47,7 @@ class Handmade(nn.Module):
     @torch.no_grad()
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Log-probabilities (B, classes) of images whose channels are in 0..1."""
-        x = _means(images_BHWC.float(), *self.size)
+        x = _shrunk(images_BHWC.float(), *self.size)
         features = self._features(x)
         if self.mirrored:
             features = (features + self._features(x.flip(2))) / 2
@@ -120,13 +122,19 @@ def _gradient(x_BHWC: Tensor, axis: int) -> Tensor:
     return (x_BHWC.index_select(axis, after) - x_BHWC.index_select(axis, before)) / gap
 
 
+def _shrunk(x_BHWC: Tensor, height: int, width: int) -> Tensor:
+    down, across = resampling(height, x_BHWC.shape[1]), resampling(width, x_BHWC.shape[2])
+    return _each_way(x_BHWC, down, across).clamp(0, 1)
+
+
 def _means(x_BHWC: Tensor, rows: int, columns: int) -> Tensor:
     """Over each of rows x columns fields of equal size."""
-    down, across = (
-        torch.from_numpy(shares(after, before)).to(x_BHWC.device)
-        for after, before in ((rows, x_BHWC.shape[1]), (columns, x_BHWC.shape[2]))
-    )
-    return torch.einsum("iy,byxc,jx->bijc", down, x_BHWC, across)
+    return _each_way(x_BHWC, shares(rows, x_BHWC.shape[1]), shares(columns, x_BHWC.shape[2]))
+
+
+def _each_way(x_BHWC: Tensor, down: NDArray[np.float32], across: NDArray[np.float32]) -> Tensor:
+    tensors = (torch.from_numpy(each).to(x_BHWC.device) for each in (down, across))
+    return torch.einsum("iy,jx,byxc->bijc", *tensors, x_BHWC)
 
 
 def _unit(blocks: Tensor) -> Tensor:

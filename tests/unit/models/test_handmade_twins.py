@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from unmask.config.load import check_config
 from unmask.config.schema import Config
@@ -19,7 +20,7 @@ from unmask.engines.base import EngineState
 from unmask.evaluate.features import Features
 from unmask.evaluate.handmade import Handmade
 from unmask.metrics import log_softmax
-from unmask.models.handmade import handmade_shapes, shares
+from unmask.models.handmade import handmade_shapes, resampling, shares
 from unmask.objectives.base import create_objective
 from unmask.objectives.classify import ClassifySection
 
@@ -98,3 +99,10 @@ def test_shares_of_places(parts: int, size: int) -> None:
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(found.sum(0), parts / size, rtol=1e-5)
     assert (found >= 0).all()
+
+
+@pytest.mark.parametrize(("after", "before"), [(32, 64), (32, 45), (32, 200)])
+def test_resampling_is_what_pillow_does(after: int, before: int) -> None:
+    row = np.random.default_rng(0).random((1, before)).astype(np.float32)
+    expected = np.asarray(Image.fromarray(row).resize((after, 1), Image.Resampling.BICUBIC))[0]
+    np.testing.assert_allclose(resampling(after, before) @ row[0], expected, atol=1e-5)
