@@ -89,12 +89,12 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     ),
     "finetune, no labels": (
         [*FINETUNE, "data.train=flat", "output=run"],
-        "move them into one",
+        "move them into one for each class",
         [*FINETUNE, "data.train=photos", "output=run"],
     ),
     "finetune, few images of a class": (
         [*FINETUNE, "data.labels_per_class=9", "output=run"],
-        "ask for fewer",
+        "ask for 6 or fewer",
         [*FINETUNE, "data.labels_per_class=3", "output=run"],
     ),
     "finetune, semi": (
@@ -154,7 +154,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     ),
     "evaluate, no labels": (
         ["evaluate", "classifier", "flat", *CPU],
-        "move them into one",
+        "move them into one for each class",
         ["evaluate", "classifier", "photos", *CPU],
     ),
     "probe, attentive": (
@@ -164,7 +164,7 @@ CASES: dict[str, tuple[list[str], str, list[str]]] = {
     ),
     "probe, few images of a class": (
         ["probe", "mae", "photos", "photos", *CPU, "--labels-per-class", "9"],
-        "ask for fewer",
+        "ask for 6 or fewer",
         ["probe", "mae", "photos", "photos", *CPU, "--labels-per-class", "3"],
     ),
     "knn, pool": (
