@@ -214,7 +214,9 @@ def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> 
         labels[rows] = places[composed[name]]
     if len(stray := np.flatnonzero(labels < 0)):
         name = printable(os.fsdecode(table.name(int(stray[0]))))
-        raise DataError(f"{what}: {len(stray)} images are in no class folder, such as {name}; move them into one for each class")
+        raise DataError(
+            f"{what}: {len(stray)} images are in no class folder, such as {name}; move them into one for each class"
+        )
     return labels, names
 
 
