@@ -9,7 +9,7 @@ import pytest
 from unmask.config.schema import ModelConfig
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
-layers = pytest.importorskip("unmask.models.torch_layers")
+layers = pytest.importorskip("unmask.models.torch_layers", reason="torch is not installed")
 BF16 = {"rtol": 2e-2, "atol": 2e-2}
 
 
