@@ -8,8 +8,10 @@ same share of patches hidden. `--compile` adds each under torch.compile; the rat
 is that of each side's best. transformers finds its images normalised on the device, ours come as bytes from the host.
 
 A round runs each contender once; figures are medians over the rounds, so a machine that is busy now and then slows all
-alike. `of matrix rate` is the share of the time that the step's matrix products would take alone: they are timed in
-each round too, in their own shapes. On the CPU both profit from the allocator settings that our engine makes.
+alike; ratios are of one round each, with their quartiles. On the CPU seconds are those of the processor that a thread
+took, of which other processes have no part. `of matrix rate` is the share of the time that the step's matrix products
+would take alone: they are timed in each round too, in their own shapes. On the CPU both profit from the allocator
+settings that our engine makes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import functools
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -83,7 +86,8 @@ def compare(config: Config, rounds: int, modes: Sequence[str]) -> None:
         contenders["transformers", mode] = their_step(config, batch, mode == "compiled")
     for shape in shapes:
         contenders[shape] = products_of_layer(shape, config)
-    seconds = interleaved(contenders, rounds, torch.device(config.device))
+    times = interleaved(contenders, rounds, torch.device(config.device))
+    seconds = {name: statistics.median(each) for name, each in times.items()}
 
     print(f"{config.train.precision:24} images/s   ms/step   GFLOP/image   of matrix rate")
     for mode in modes:
@@ -96,9 +100,17 @@ def compare(config: Config, rounds: int, modes: Sequence[str]) -> None:
                 f"  {side} {mode:{21 - len(side)}} {rate:8.2f}  {1e3 * took:8.1f}  {gflop:12.1f}  {alone / took:14.0%}"
             )
     for mode in modes:
-        print(f"  ratio {mode}: {seconds['transformers', mode] / seconds['unmask', mode]:.2f}")
-    best_ours, best_theirs = (min(seconds[side, mode] for mode in modes) for side in products)
-    print(f"  ratio of the best modes: {best_theirs / best_ours:.2f}", flush=True)
+        print(f"  ratio {mode}: {ratio(times, mode, mode)}")
+    if len(modes) > 1:
+        best = {side: min(modes, key=lambda mode: seconds[side, mode]) for side in products}
+        print(f"  ratio of the best modes: {ratio(times, best['transformers'], best['unmask'])}")
+    sys.stdout.flush()
+
+
+def ratio(times: Mapping[Hashable, Sequence[float]], theirs: str, ours: str) -> str:
+    pairs = zip(times["transformers", theirs], times["unmask", ours], strict=True)
+    low, middle, high = np.quantile([theirs / ours for theirs, ours in pairs], (0.25, 0.5, 0.75))
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def our_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
@@ -265,21 +277,22 @@ def products_of_layer(shape: tuple[int, int, int], config: Config) -> Callable[[
 
 def interleaved(
     contenders: Mapping[Hashable, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[Hashable, float]:
-    """Median seconds of each contender."""
+) -> dict[Hashable, list[float]]:
+    """Seconds of each contender in each round."""
     seconds: dict[Hashable, list[float]] = {name: [] for name in contenders}
     for _ in range(2 + rounds):
         for name, run in contenders.items():
             seconds[name].append(timed(run, device))
-    return {name: statistics.median(times[2:]) for name, times in seconds.items()}
+    return {name: times[2:] for name, times in seconds.items()}
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
+    clock, threads = (time.process_time, torch.get_num_threads()) if device.type == "cpu" else (time.perf_counter, 1)
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return (clock() - start) / threads
 
 
 def synchronize(device: torch.device) -> None:

@@ -67,7 +67,7 @@ def export(
     checkpoint: Choice = "last",
     settings: Settings | None = None,
 ) -> Cost | None:
-    """Write `model` as a graph to `out` (.onnx, .pt2, .mindir), and how it is used to the same name with .json.
+    """Write `model` as a graph to `out` (.onnx, .pt2, .mindir), and how it is used to `out`.json.
 
     The graph takes `images` (any number, height, width, channels), resized and cropped as for evaluation, with the
     values that they are stored with: uint8, or float32 where `data.dtype` is another or `dtype` says so. Normalisation
@@ -89,7 +89,7 @@ def export(
         raise ConfigError(f"{out}: --int8 is for a name that ends in .onnx")
     if dtype not in (None, "uint8", "float32"):
         raise ConfigError(f"dtype={dtype} is none of uint8, float32")
-    described = out.with_suffix(".json")
+    described = Path(f"{out}.json")
     check_free(out, described)
     engine, write = writers[out.suffix]
     with load(model, checkpoint, engine=engine, device="cpu", settings=settings) as loaded:

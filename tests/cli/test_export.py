@@ -49,8 +49,8 @@ def test_onnx_gives_several_outputs_for_any_number_of_images(classifier: Path, t
     names = ["logits", "features", "patch_features"]
     out = tmp_path / "m.onnx"
     assert main(["export", str(classifier), str(out), "--outputs", *names, "--set", "data.eval_crop=1"]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.onnx"]
-    described = json.loads((tmp_path / "m.json").read_text("utf-8"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.json"]
+    described = json.loads((tmp_path / "m.onnx.json").read_text("utf-8"))
     assert described["inputs"]["images"]["shape"] == [None, 28, 28, 1]
     assert described["preprocessing"]["short_side"] == [28, 28]
     assert described["class_names"] == [str(digit) for digit in range(10)]
@@ -107,7 +107,7 @@ def test_int8_tells_what_it_costs(classifier: Path, tmp_path: Path, capsys: pyte
         said = capsys.readouterr().out
         assert "int8 on" in said
         assert ("accuracy" in said) == (out == "a.onnx")
-        assert json.loads((tmp_path / out).with_suffix(".json").read_text("utf-8"))["weights"] == "int8"
+        assert json.loads((tmp_path / f"{out}.json").read_text("utf-8"))["weights"] == "int8"
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     with load(classifier) as model:
         (logits,) = session.run(["logits"], {"images": next(model.batches(noise(5))).images})
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("there", ["m.onnx", "m.json"])
+@pytest.mark.parametrize("there", ["m.onnx", "m.onnx.json"])
 def test_nothing_is_overwritten(
     classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str
 ) -> None:
@@ -153,7 +153,7 @@ def test_mindir_round_trip(recipe: str, output: str, shape: int, tmp_path: Path)
 
     graph = ms.nn.GraphCell(ms.load(str(tmp_path / "model.mindir")))
     engine: Any = load(tmp_path / "run").engine
-    described = json.loads((tmp_path / "model.json").read_text())
+    described = json.loads((tmp_path / "model.mindir.json").read_text())
     assert (list(described["outputs"]), described["inputs"]["images"]["shape"]) == ([output], [None, 28, 28, 1])
     assert (described["class_names"] is None) == (output == "features")
     for count in (1, 5):  # one graph for any number of images

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "report": (["report", "mae", "--images", "0", "--out", "r.html"], ["r.html"]),
     "launch": ([*JOB, "--out", "job.sh"], ["job.sh"]),
     "convert": (["convert", "mae", "m.pth", "--to", "facebook"], ["m.pth"]),
-    "export": (["export", "classifier", "c.pt2"], ["c.pt2", "c.json"]),
+    "export": (["export", "classifier", "c.pt2"], ["c.pt2", "c.pt2.json"]),
     "pack": (["pack", "photos", "OUT"], ["OUT/of-others"]),
 }
 RUNS = {"pretrain", "finetune", "sweep-labels", "demo"}

@@ -88,7 +88,7 @@ def export(options: Namespace) -> dict[str, Any]:
         checkpoint=options.checkpoint,
         settings=options.set,
     )
-    say(f"{options.model} -> {options.out}, described in {options.out.with_suffix('.json')}")
+    say(f"{options.model} -> {options.out}, described in {options.out}.json")
     if cost is not None:
         say(f"int8 on {cost.images} images: {cost.text()}")
     return {"out": options.out, "int8": cost}
