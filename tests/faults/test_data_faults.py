@@ -383,22 +383,28 @@ def test_a_stopped_loader_process_ends_a_command_which_goes_on(
 @pytest.mark.parametrize(
     ("workers", "which"), [(2, 1), *(pytest.param(*each, marks=pytest.mark.campaign) for each in ((2, 0), (3, 1)))]
 )
-def test_a_loader_process_that_is_stopped_while_it_starts_is_the_one_that_is_named(
-    workers: int, which: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "timeout"), [(signal.SIGSTOP, 10), (signal.SIGKILL, 600)], ids=lambda value: getattr(value, "name", "")
+)
+def test_a_loader_process_that_is_stopped_or_killed_while_it_starts_is_the_one_that_is_named(
+    workers: int, which: int, number: signal.Signals, timeout: int, tmp_path: Path
 ):
-    """And nothing else is said, in the end either."""
+    """And nothing else is said, in the end either. A killed one is not waited for."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     settings = [*TINY_MODEL, "data.train=bundled:mnist5k/val", "train.batch_size=4", "optimizer.warmup_epochs=0"]
-    settings += [f"data.workers={workers}", "train.process_timeout=10", "output=run"]
+    settings += [f"data.workers={workers}", f"train.process_timeout={timeout}", "output=run"]
     process = run_of("pretrain", "mae-vit-tiny", *settings, cwd=tmp_path)
     deadline = time.monotonic() + 200
     while len(loaders := sorted(filter(is_loader, children(process.pid)))) <= which and time.monotonic() < deadline:
         time.sleep(0.001)
-    os.kill(loaders[which], signal.SIGSTOP)
+    os.kill(loaders[which], number)
     said = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 3, said
     *before, last = [line for line in said if "WARNING:absl:" not in line]
-    assert f"loader process {loaders[which]} (stopped) did not answer within train.process_timeout=10 s" in last
+    if number == signal.SIGSTOP:
+        assert f"loader process {loaders[which]} (stopped) did not answer within train.process_timeout=10 s" in last
+    else:
+        assert "a loader process was killed (SIGKILL), as happens when memory runs out; lower data.workers" in last
     assert not before
     assert not [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
 

@@ -7,15 +7,18 @@ import os
 import re
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
+from multiprocessing.popen_spawn_posix import Popen
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any
 
 from unmask.data.loader.left_over import SHARED_MEMORY
@@ -27,6 +30,8 @@ _CLOSE = 30.0
 """Seconds that processes get to end by themselves."""
 _STATES = {"T": "stopped", "t": "stopped", "D": "waiting for a disk", "S": "waiting", "R": "computing"}
 """What the kernel says of a process."""
+_START = getattr(Popen, "_launch").__code__  # noqa: B009 (not public)
+"""What starts a process and gives it its work."""
 
 
 class WorkerError(DataError):
@@ -61,6 +66,10 @@ class Answers:
             for child in self._processes.values():
                 if child.exitcode:
                     raise _died(child.exitcode)
+            for pid, work in _starting().items():
+                if code := _exit_code(pid):
+                    _take(work)
+                    raise _died(code)
         starting = _starting()
         error = self._hangs(sender(), starting)
         for pid, work in starting.items():
@@ -115,14 +124,26 @@ def _loaders() -> dict[int, BaseProcess]:
 
 
 def _starting() -> dict[int, int]:
-    """Children that have not taken their work, which `multiprocessing` does not count before, and the pipe it is in."""
-    known = {child.pid for child in active_children()}
+    """Processes that have not taken their work, which `multiprocessing` does not count before, and the pipe it is in.
+
+    Whoever starts one keeps that pipe open, so it is not told when the process dies, and waits until the pipe has room.
+    """
+    found = dict[int, int]()
+    for top in getattr(sys, "_current_frames")().values():  # noqa: B009 (a private name, and documented)
+        frame: FrameType | None = top
+        while frame is not None and frame.f_code is not _START:
+            frame = frame.f_back
+        if frame is not None and (pid := getattr(frame.f_locals["self"], "pid", None)):
+            found[pid] = frame.f_locals["child_r"]
+    return found
+
+
+def _exit_code(pid: int) -> int:
+    """0 of a process that lives; nobody else is kept from learning it."""
     with suppress(OSError):
-        found = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-        commands = {int(pid): _command(int(pid)) for pid in found if int(pid) not in known}
-        pipes = {pid: re.search(rb"spawn_main.*pipe_handle=(\d+)", command) for pid, command in commands.items()}
-        return {pid: int(pipe[1]) for pid, pipe in pipes.items() if pipe}
-    return {}
+        if ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    return 0
 
 
 def _take(work: int) -> None:
@@ -130,13 +151,6 @@ def _take(work: int) -> None:
     with suppress(OSError), os.fdopen(os.dup(work), "rb", buffering=0) as pipe:
         while stat.S_ISFIFO(os.fstat(work).st_mode) and wait([pipe.fileno()], _TICK / 2) and pipe.read(2**16):
             pass
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def _state(pid: int) -> str:
