@@ -290,7 +290,7 @@ def _histograms(patch: NDArray[Any], config: Config) -> NDArray[np.float64]:
 
 def test_the_statistic_of_known_samples() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from unmask.objectives.lejepa.torch import epps_pulley
+    from unmask.objectives.lejepa.torch import EppsPulley
 
     rng = np.random.default_rng(0)
     t = np.linspace(-3, 3, 20001)
@@ -307,7 +307,7 @@ def test_the_statistic_of_known_samples() -> None:
         "uniform": rng.uniform(-(3**0.5), 3**0.5, 2000),
         "collapsed": np.zeros(2000),
     }
-    found = epps_pulley(torch.from_numpy(np.stack(list(samples.values()), 1)).float()).numpy()
+    found = EppsPulley()(torch.from_numpy(np.stack(list(samples.values()), 1)).float()).numpy()
     values = dict(zip(samples, found.tolist(), strict=True))
     for name, x in samples.items():
         assert values[name] == pytest.approx(exact(x), rel=0.01, abs=0.02), name

@@ -29,35 +29,79 @@ from unmask.models.handmade import (
     size_of,
     widths,
 )
-from unmask.models.torch_layers import parameter
+from unmask.models.torch_layers import constant, parameter
 
 
 class Handmade(nn.Module):
-    """What `unmask.evaluate.handmade` computes in NumPy and `evaluate.ridge` fits; in fp32, and without a gradient."""
+    """What `unmask.evaluate.handmade` computes in NumPy and `evaluate.ridge` fits; in fp32, and without a gradient.
+
+    Its matrices lie where its weights do, so that nothing is copied to the device in a batch.
+    """
 
     def __init__(self, model: ModelConfig, classes: int, *, mirrored: bool) -> None:
         """`mirrored`: features are the mean over an image and its mirror image."""
         super().__init__()
-        self.size, self.channels, self.mirrored = size_of(model), model.channels, mirrored
-        self.filters = self.threshold = None
-        if has_dictionary(self.size):
+        (height, width), self.mirrored, self.channels = size_of(model), mirrored, model.channels
+        self.has_dictionary = has_dictionary((height, width))
+        if self.has_dictionary:
             self.filters, self.threshold = parameter(WORDS, model.channels, PATCH, PATCH), parameter(WORDS)
+            down, across = (shares(PARTS, side - PATCH + 1) for side in (height, width))
+            self.in_parts = constant(np.kron(down, across))
         self.head = Head(sum(widths(model)), classes)
+        self.shrunk = EachWay(*(resampling(*sizes) for sizes in zip((height, width), model.image_size, strict=True)))
+        self.in_cells, self.in_fields = (means(parts, (height, width)) for parts in (CELLS, FIELDS))
+        self.down, self.across = Gradient(height, 1), Gradient(width, 2)
+        self.orientations = constant(np.arange(ORIENTATIONS))
+        self.colours = constant(np.arange(LEVELS ** min(model.channels, 3)))
 
     @torch.no_grad()
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Log-probabilities (B, classes) of images whose channels are in 0..1."""
-        x = _shrunk(images_BHWC.float(), *self.size)
-        features = self._features(x)
+        x = self.shrunk(images_BHWC.float()).clamp(0, 1)
+        features = self.features(x)
         if self.mirrored:
-            features = (features + self._features(x.flip(2))) / 2
+            features = (features + self.features(x.flip(2))) / 2
         return F.log_softmax(self.head(features), 1)
 
-    def _features(self, x_BHWC: Tensor) -> Tensor:
-        kinds = [oriented_gradients(x_BHWC), fields(x_BHWC)]
-        if self.filters is not None and self.threshold is not None:
-            kinds.append(answers(x_BHWC, self.filters, self.threshold))
+    def features(self, x_BHWC: Tensor) -> Tensor:
+        kinds = [self.oriented_gradients(x_BHWC), *self.fields(x_BHWC)]
+        if self.has_dictionary:
+            kinds.append(self.answers(x_BHWC))
         return torch.cat([kind.flatten(1) for kind in kinds], 1)
+
+    def oriented_gradients(self, x_BHWC: Tensor) -> Tensor:
+        """(B, 7, 7, 36): each block's four histograms, its length 1."""
+        down, across = self.down(x_BHWC).unbind(-1), self.across(x_BHWC).unbind(-1)
+        y, x = down[0], across[0]
+        for each_y, each_x in zip(down[1:], across[1:], strict=True):  # of the channel where it is the strongest
+            stronger = each_y**2 + each_x**2 > y**2 + x**2
+            y, x = torch.where(stronger, each_y, y), torch.where(stronger, each_x, x)
+        size = (y**2 + x**2).sqrt()
+        turn = torch.atan2(y, x) * (ORIENTATIONS / math.pi)
+        lower = turn.floor()
+        share = turn - lower  # between the two orientations that are nearest
+        to_lower, to_upper = (each[..., None] % ORIENTATIONS == self.orientations for each in (lower, lower + 1))
+        votes = size[..., None] * (to_lower * (1 - share)[..., None] + to_upper * share[..., None])
+        cells, last = self.in_cells(votes), CELLS - 1
+        blocks = torch.cat([cells[:, i : i + last, j : j + last] for i in (0, 1) for j in (0, 1)], -1)
+        return unit(unit(blocks).clamp(max=CLIP))
+
+    def fields(self, x_BHWC: Tensor) -> tuple[Tensor, ...]:
+        """Means, deviations, and the roots of the shares that colours have."""
+        mean = self.in_fields(x_BHWC)
+        deviation = (self.in_fields(x_BHWC**2) - mean**2).clamp(min=0).sqrt()
+        if self.channels > 3:
+            return mean, deviation
+        levels = (x_BHWC * LEVELS + ROUNDING).floor().clamp(max=LEVELS - 1).unbind(-1)
+        colour = torch.stack([level * LEVELS**i for i, level in enumerate(levels)]).sum(0)
+        return mean, deviation, (colour[..., None] == self.colours).float().mean((1, 2)).sqrt()
+
+    def answers(self, x_BHWC: Tensor) -> Tensor:
+        """(B, 9, words): how strongly words answer in each of 3 x 3 fields to patches, normalised in contrast."""
+        patches = F.unfold(x_BHWC.permute(0, 3, 1, 2).contiguous(), PATCH).transpose(1, 2)
+        patches = patches - patches.mean(-1, keepdim=True)
+        patches = patches * ((patches**2).mean(-1, keepdim=True) + CONTRAST).rsqrt()
+        return (self.in_parts @ F.relu(F.linear(patches, self.filters.flatten(1), -self.threshold))).sqrt()
 
 
 class Head(nn.Module):
@@ -71,71 +115,36 @@ class Head(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def oriented_gradients(x_BHWC: Tensor) -> Tensor:
-    """(B, 7, 7, 36): each block's four histograms, its length 1."""
-    down, across = _gradient(x_BHWC, 1).unbind(-1), _gradient(x_BHWC, 2).unbind(-1)
-    y, x = down[0], across[0]
-    for each_y, each_x in zip(down[1:], across[1:], strict=True):  # of the channel where it is the strongest
-        stronger = each_y**2 + each_x**2 > y**2 + x**2
-        y, x = torch.where(stronger, each_y, y), torch.where(stronger, each_x, x)
-    size = (y**2 + x**2).sqrt()
-    turn = torch.atan2(y, x) * (ORIENTATIONS / math.pi)
-    lower = turn.floor()
-    share = turn - lower  # between the two orientations that are nearest
-    numbers = torch.arange(ORIENTATIONS, device=size.device)
-    to_lower, to_upper = (orientation[..., None] % ORIENTATIONS == numbers for orientation in (lower, lower + 1))
-    votes = size[..., None] * (to_lower * (1 - share)[..., None] + to_upper * share[..., None])
-    cells, last = _means(votes, CELLS, CELLS), CELLS - 1
-    blocks = torch.cat([cells[:, i : i + last, j : j + last] for i in (0, 1) for j in (0, 1)], -1)
-    return _unit(_unit(blocks).clamp(max=CLIP))
+def means(parts: int, size: tuple[int, int]) -> EachWay:
+    """Over each of parts x parts fields of equal size."""
+    return EachWay(*(shares(parts, side) for side in size))
 
 
-def fields(x_BHWC: Tensor) -> Tensor:
-    """(B, features): means, deviations, and the roots of the shares that colours have."""
-    mean = _means(x_BHWC, FIELDS, FIELDS)
-    deviation = (_means(x_BHWC**2, FIELDS, FIELDS) - mean**2).clamp(min=0).sqrt()
-    parts = [mean.flatten(1), deviation.flatten(1)]
-    channels = x_BHWC.shape[-1]
-    if channels <= 3:
-        levels = (x_BHWC * LEVELS + ROUNDING).floor().clamp(max=LEVELS - 1).unbind(-1)
-        colour = torch.stack([level * LEVELS**i for i, level in enumerate(levels)]).sum(0)
-        numbers = torch.arange(LEVELS**channels, device=x_BHWC.device)
-        parts.append((colour[..., None] == numbers).float().mean((1, 2)).sqrt())
-    return torch.cat(parts, 1)
-
-
-def answers(x_BHWC: Tensor, filters: Tensor, threshold: Tensor) -> Tensor:
-    """(B, 9, words): how strongly words answer in each of 3 x 3 fields to patches, normalised in contrast."""
-    patches = F.unfold(x_BHWC.permute(0, 3, 1, 2).contiguous(), PATCH).transpose(1, 2)
-    patches = patches - patches.mean(-1, keepdim=True)
-    patches = patches * ((patches**2).mean(-1, keepdim=True) + CONTRAST).rsqrt()
-    said = F.relu(F.linear(patches, filters.flatten(1), -threshold))
-    across, down = (shares(PARTS, side - PATCH + 1) for side in (x_BHWC.shape[2], x_BHWC.shape[1]))
-    return (torch.from_numpy(np.kron(down, across)).to(said.device) @ said).sqrt()
-
-
-def _gradient(x_BHWC: Tensor, axis: int) -> Tensor:
+class Gradient(nn.Module):
     """Half the difference of the two neighbours; at the edge, of a pixel and its neighbour the whole."""
-    place, last = torch.arange(x_BHWC.shape[axis], device=x_BHWC.device), x_BHWC.shape[axis] - 1
-    before, after = (place - 1).clamp(min=0), (place + 1).clamp(max=last)
-    gap = (after - before).float().view(-1, *(1,) * (3 - axis))
-    return (x_BHWC.index_select(axis, after) - x_BHWC.index_select(axis, before)) / gap
+
+    def __init__(self, size: int, axis: int) -> None:
+        super().__init__()
+        place = np.arange(size)
+        before, after = np.maximum(place - 1, 0), np.minimum(place + 1, size - 1)
+        self.before, self.after, self.axis = constant(before), constant(after), axis
+        self.gap = constant((after - before).astype(np.float32).reshape(-1, *(1,) * (3 - axis)))
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        difference = x_BHWC.index_select(self.axis, self.after) - x_BHWC.index_select(self.axis, self.before)
+        return difference / self.gap
 
 
-def _shrunk(x_BHWC: Tensor, height: int, width: int) -> Tensor:
-    down, across = resampling(height, x_BHWC.shape[1]), resampling(width, x_BHWC.shape[2])
-    return _each_way(x_BHWC, down, across).clamp(0, 1)
+class EachWay(nn.Module):
+    """Rows and columns, each times a matrix."""
+
+    def __init__(self, down: NDArray[np.float32], across: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.down, self.across = constant(down), constant(across)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return torch.einsum("iy,jx,byxc->bijc", self.down, self.across, x_BHWC)
 
 
-def _means(x_BHWC: Tensor, rows: int, columns: int) -> Tensor:
-    """Over each of rows x columns fields of equal size."""
-    return _each_way(x_BHWC, shares(rows, x_BHWC.shape[1]), shares(columns, x_BHWC.shape[2]))
-
-
-def _each_way(x_BHWC: Tensor, down: NDArray[np.float32], across: NDArray[np.float32]) -> Tensor:
-    tensors = (torch.from_numpy(each).to(x_BHWC.device) for each in (down, across))
-    return torch.einsum("iy,jx,byxc->bijc", *tensors, x_BHWC)
-
-
-def _unit(blocks: Tensor) -> Tensor:
+def unit(blocks: Tensor) -> Tensor:
     return blocks / ((blocks**2).sum(-1, keepdim=True) + EPS).sqrt()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
@@ -17,6 +19,11 @@ _IN_CACHE = 2**20
 def parameter(*shape: int) -> nn.Parameter:
     """NaN until the engine loads weights: one that is forgotten shows."""
     return nn.Parameter(torch.full(shape, torch.nan))
+
+
+def constant(array: NDArray[Any]) -> nn.Buffer:
+    """Numbers that lie where the weights do and are no part of a model's state: nothing is copied to use them."""
+    return nn.Buffer(torch.tensor(array), persistent=False)
 
 
 class Linear(nn.Linear):

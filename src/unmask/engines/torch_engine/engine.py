@@ -105,7 +105,7 @@ class TorchEngine:
     def train_step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> StepResult:
         self.network.train()
         self._cast = None  # not beside the activations
-        values = {name: torch.tensor(value, device=self.device) for name, value in hyper.items() if name != "lr"}
+        values = {name: torch.full((), value, device=self.device) for name, value in hyper.items() if name != "lr"}
         total: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with nullcontext() if self._parallel is None else self._parallel.exchange(i == len(batches) - 1):

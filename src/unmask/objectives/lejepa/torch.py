@@ -5,6 +5,7 @@ Shapes as in `unmask.objectives.mae.torch`, and V views, Z values of a projectio
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
@@ -13,14 +14,11 @@ from torch import Tensor, nn
 
 from unmask.config.schema import ModelConfig
 from unmask.data.batch import Pixels
-from unmask.models.torch_layers import Linear, parameter
+from unmask.models.torch_layers import Linear, constant, parameter
 from unmask.models.torch_patches import patchify
 from unmask.models.torch_vit import VisionTransformer
 from unmask.objectives.lejepa import EPS, GAUSSIAN, KNOTS, QUADRATURE, AgreementSection, LeJepaSection, MaeLeJepaSection
 from unmask.objectives.mae.torch import MaskedAutoencoder
-
-_LISTS = tuple(values.tolist() for values in (KNOTS, GAUSSIAN, QUADRATURE))
-"""A compiler takes numbers for constants, but not arrays."""
 
 
 class BatchNorm(nn.Module):
@@ -57,20 +55,21 @@ class Projector(nn.Module):
 class ViewEncoder(VisionTransformer):
     def __init__(self, model: ModelConfig, section: LeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__(model, pixels, dtype, pool="mean", fc_norm=False)
-        self.gaussian_weight = section.gaussian_weight
         self.projector = Projector(model, section)
+        self.agreement = Agreement(section.gaussian_weight)
 
     def loss(self, pixels_BVHWC: Tensor, directions: Tensor) -> dict[str, Tensor]:
         features = self.features(pixels_BVHWC.flatten(0, 1))
         projections = self.projector(features).unflatten(0, pixels_BVHWC.shape[:2])
-        return agreement(projections, directions, self.gaussian_weight)
+        return self.agreement(projections, directions)
 
 
 class MaskedViewAutoencoder(MaskedAutoencoder):
     def __init__(self, model: ModelConfig, section: MaeLeJepaSection, pixels: Pixels, dtype: torch.dtype) -> None:
         super().__init__(model, section, pixels, dtype)
-        self.gaussian_weight, self.agreement_weight = section.gaussian_weight, section.agreement_weight
+        self.agreement_weight = section.agreement_weight
         self.projector = Projector(model, section)
+        self.agreement = Agreement(section.gaussian_weight)
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -86,30 +85,44 @@ class MaskedViewAutoencoder(MaskedAutoencoder):
         valid = None if valid_pixels is None else valid_pixels.flatten(0, 1)
         reconstruction = self.errors_of(x, patches, ids_keep, ids_mask, valid).mean()
         projections = self.projector(self.pooled(x, self.pool)).unflatten(0, pixels_BVHWC.shape[:2])
-        agreed = agreement(projections, directions, self.gaussian_weight)
+        agreed = self.agreement(projections, directions)
         loss = reconstruction + self.agreement_weight * agreed["loss"]
         return {**agreed, "loss": loss, "reconstruction": reconstruction}
 
 
-def agreement(projections_BVZ: Tensor, directions_ZS: Tensor, gaussian_weight: float) -> dict[str, Tensor]:
+class Agreement(nn.Module):
     """The loss of LeJEPA and its terms, in fp32."""
-    z = projections_BVZ.float()
-    invariance = (z - z.mean(1, keepdim=True)).square().mean()
-    gaussian = epps_pulley(z @ directions_ZS).mean()
-    loss = (1 - gaussian_weight) * invariance + gaussian_weight * gaussian
-    return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
+
+    def __init__(self, gaussian_weight: float) -> None:
+        super().__init__()
+        self.gaussian_weight = gaussian_weight
+        self.epps_pulley = EppsPulley()
+
+    def forward(self, projections_BVZ: Tensor, directions_ZS: Tensor) -> dict[str, Tensor]:
+        z = projections_BVZ.float()
+        invariance = (z - z.mean(1, keepdim=True)).square().mean()
+        gaussian = self.epps_pulley(z @ directions_ZS).mean()
+        loss = (1 - self.gaussian_weight) * invariance + self.gaussian_weight * gaussian
+        return {"loss": loss, "invariance": invariance, "gaussian": gaussian}
 
 
-def epps_pulley(x: Tensor) -> Tensor:
+class EppsPulley(nn.Module):
     """How far from a standard Gaussian samples along the first axis are, for each of the others; fp32.
 
     Of several processes each has as many of the samples.
     """
-    knots, gaussian, quadrature = (torch.tensor(values, dtype=torch.float32, device=x.device) for values in _LISTS)
-    angles = x[..., None] * knots
-    cos, sin = over_processes(torch.stack((angles.cos().mean(0), angles.sin().mean(0))))
-    distance = (cos - gaussian).square() + sin.square()
-    return len(x) * (dist.get_world_size() if dist.is_initialized() else 1) * (distance @ quadrature)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.knots, self.gaussian, self.quadrature = (
+            constant(values.astype(np.float32)) for values in (KNOTS, GAUSSIAN, QUADRATURE)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = x[..., None] * self.knots
+        cos, sin = over_processes(torch.stack((angles.cos().mean(0), angles.sin().mean(0))))
+        distance = (cos - self.gaussian).square() + sin.square()
+        return len(x) * (dist.get_world_size() if dist.is_initialized() else 1) * (distance @ self.quadrature)
 
 
 def over_processes(mean: Tensor) -> Tensor:
