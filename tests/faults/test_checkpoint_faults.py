@@ -25,7 +25,6 @@ from unmask.checkpoint.folder import folder_name
 from unmask.engines.base import EngineState
 from unmask.errors import CheckpointError
 
-KILLS = int(os.environ.get("UNMASK_TEST_KILLS", "40"))
 DURABLE_CALLS = ("fsync", "replace", "rmdir", "unlink")
 """What the fate of a save hangs on, as the functions of `os` that do it."""
 
@@ -137,10 +136,11 @@ def victim(verb: str, *args: object) -> subprocess.Popen[str]:
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_any_moment_the_newest_committed_checkpoint_loads(tmp_path: Path):
-    rng = random.Random(0)
+@pytest.mark.parametrize("kills", [40, pytest.param(500, marks=pytest.mark.campaign)])
+def test_killed_at_any_moment_the_newest_committed_checkpoint_loads(tmp_path: Path, kills: int):
+    rng = random.Random(kills)
     caught_half_way = 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         with victim("save_for_ever", tmp_path) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"

@@ -1,7 +1,4 @@
-"""Damaged images of every format, for runs of every kind: pixels of the right form or a DataError (cases 7 and 9).
-
-A longer run is a line: docs/log.md has it, with what it found.
-"""
+"""Damaged images of every format, for runs of every kind: pixels of the right form or a DataError (cases 7 and 9)."""
 
 from __future__ import annotations
 
@@ -140,6 +137,19 @@ def test_undamaged_all_are_read() -> None:
 @settings(max_examples=800, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(pair=st.sampled_from(PAIRS), seed=st.integers(0, 2**63), parts=st.booleans())
 def test_damaged_images_are_pixels_or_a_data_error(pair: tuple[str, tuple[int, str]], seed: int, parts: bool) -> None:
+    check(pair, seed, parts)
+
+
+@pytest.mark.campaign
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", range(0, 100_000, 5000))
+def test_a_hundred_thousand_damaged_images(first: int) -> None:
+    for seed in range(first, first + 5000):
+        rng = random.Random(seed)
+        check(rng.choice(PAIRS), seed, rng.random() < 0.5)
+
+
+def check(pair: tuple[str, tuple[int, str]], seed: int, parts: bool) -> None:
     name, run = pair
     with pytest.MonkeyPatch.context() as patch:
         if parts:
