@@ -171,3 +171,89 @@ def test_image_without_bytes_is_an_error_of_its_own(tmp_path: Path):
     )
     with pytest.raises(DataError, match=r"d\.parquet/0 has no bytes, only the path /far/1\.jpg"):
         open_images(tmp_path / "d.parquet").read(0)
+
+
+def hugging_face(columns: dict[str, Any], **features: Any) -> pa.Table:
+    table = pa.table(columns)
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def images(count: int = 4) -> pa.Array:
+    return pa.array([{"bytes": b"image %d" % i, "path": f"{i}.jpg"} for i in range(count)], IMAGE)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path, suffix: str):
+    orders = {"a": ["cat", "dog"], "b": ["dog", "cat"], "c": ["cat", "dog"], "d": None}
+    for name, classes in orders.items():
+        kind = {"label": {"_type": "ClassLabel", "names": classes}} if classes else {}
+        table = hugging_face({"image": images(), "label": [0, 1, 0, 1]}, image={"_type": "Image"}, **kind)
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+    with pytest.raises(DataError, match=rf"a\.{suffix} and b\.{suffix} number their classes differently"):
+        open_images(tmp_path)
+    assert len(open_images(tmp_path, labels=False)) == 16
+    assert open_images(f"{tmp_path}/[acd].{suffix}").labels is not None
+
+
+@pytest.mark.parametrize(
+    ("columns", "taken"),
+    [
+        (["mask", "image"], "image"),
+        (["depth", "img", "jpg"], "img"),
+        (["jpg", "png"], "several image columns, jpg, png; name the one with #image=COLUMN"),
+        (["left", "right"], "several image columns, left, right; name the one with #image=COLUMN"),
+    ],
+)
+def test_of_several_image_columns_one_is_the_image_or_it_is_asked_for(tmp_path: Path, columns: list[str], taken: str):
+    content = {name: [{"bytes": name.encode(), "path": None}] for name in columns}
+    table = hugging_face({**content, "label": [1]}, **{name: {"_type": "Image"} for name in columns})
+    pq.write_table(table, tmp_path / "set.parquet")
+    if taken in columns:
+        assert open_images(tmp_path / "set.parquet").read(0) == taken.encode()
+    else:
+        with pytest.raises(DataError, match=taken):
+            open_images(tmp_path / "set.parquet")
+    assert open_images(f"{tmp_path}/set.parquet#image={columns[-1]}").read(0) == columns[-1].encode()
+
+
+def test_of_two_columns_of_classes_one_is_asked_for(tmp_path: Path):
+    kinds = {name: {"_type": "ClassLabel", "names": ["a", "b"]} for name in ("breed", "colour")}
+    pq.write_table(
+        hugging_face({"image": images(2), "breed": [0, 1], "colour": [1, 0]}, **kinds), tmp_path / "s.parquet"
+    )
+    with pytest.raises(DataError, match="no label column, or several; name one of image, breed, colour with #label="):
+        open_images(tmp_path / "s.parquet")
+    labels = open_images(f"{tmp_path}/s.parquet#label=colour").labels
+    assert labels is not None
+    assert labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (pa.array(["b", "a", "b", "a"]).cast(pa.string_view()), (("a", "b"), [1, 0, 1, 0])),
+        (pa.array([2**64 - 1, 7, 2**63, 7], pa.uint64()), (("7", str(2**63), str(2**64 - 1)), [2, 0, 1, 0])),
+        (pa.array(["10.0", "9.5", "-2", "9.5"]), (("-2", "9.5", "10.0"), [2, 1, 0, 1])),
+        (pa.array(["a", " ", "b", "a"]), "a label is empty"),
+        (pa.array([[0, None], [1], [0], [2]]), "1 entries in the lists of label are empty"),
+        (pa.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 1, 0]]), "the lists of label name a class twice"),
+        (pa.array([0.0, 1.0, 0.0, 1.0]), "column label is double, not a class; .* store whole numbers or names"),
+    ],
+    ids=["text of Polars", "64 bits", "decimals", "blank", "nothing in a list", "yes or no to each class", "floating"],
+)
+def test_labels_of_every_type_are_classes_or_refused(tmp_path: Path, labels: pa.Array, expected: Any):
+    table = pa.table({"image": images(), "label": labels})
+    with pa.OSFile(str(tmp_path / "set.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            open_images(tmp_path / "set.arrow")
+    else:
+        source = open_images(tmp_path / "set.arrow")
+        assert source.labels is not None
+        assert (source.class_names, source.labels.tolist()) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import cached_property
 
 import numpy as np
@@ -14,17 +15,16 @@ from unmask.data.sources import files
 from unmask.data.sources.table import Table
 from unmask.errors import DataError
 
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
-_DECIMAL = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]*)?")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{0,30})?")
 _BETWEEN = re.compile(r"[\s_-]+")
 
 
 def alike_names(names: Sequence[str]) -> list[str]:
     """The first of them that may be one class written in several ways: `Cat` and `cat`, `1` and `01`, `0` and `0.0`."""
-    groups: dict[str | float, list[str]] = {}
+    groups: dict[str | Decimal, list[str]] = {}
     for name in names:
-        as_number = _DECIMAL.fullmatch(name.strip())
-        groups.setdefault(float(name) if as_number else _BETWEEN.sub(" ", name.casefold()).strip(), []).append(name)
+        as_number = _NUMBER.fullmatch(name.strip())
+        groups.setdefault(Decimal(name) if as_number else _BETWEEN.sub(" ", name.casefold()).strip(), []).append(name)
     return next((group for group in groups.values() if len(group) > 1), [])
 
 
@@ -33,17 +33,19 @@ def numbered(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The class of each text, and the names of all classes.
 
-    The classes are the distinct texts: in order of the numbers where all are whole numbers, else in byte order; names
+    The classes are the distinct texts: in order of the numbers where all are numbers, else in byte order; names
     that differ only in how their accents are written (Unicode's NFC and NFD) are the same. Or they are `classes`, in
-    that order: then DataError is raised for a text that is none of them.
+    that order: then DataError is raised for a text that is none of them. It is raised for an empty text too.
     """
     written = [unicodedata.normalize("NFC", text) for text in texts]
+    if not all(text.strip() for text in written):
+        raise DataError(f"{what}: a label is empty; give each image a class, or leave the image out")
     if classes is None:
         if set(written) == {"-1"}:
             raise DataError(f"{what}: all labels are -1, which stands for none; use labelled images")
         names = sorted(set(written), key=lambda text: text.encode("utf-8", "surrogateescape"))
         if all(_NUMBER.fullmatch(text) for text in names):
-            names.sort(key=int)
+            names.sort(key=Decimal)
     else:
         names = list(classes)
     ranks = {name: rank for rank, name in enumerate(names)}

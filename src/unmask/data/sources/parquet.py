@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 from unmask.data.sources import files
 from unmask.data.sources.base import printable
 from unmask.data.sources.labels import numbered
+from unmask.data.sources.same_classes import shortened
 from unmask.errors import DataError
 
 _CACHE_BYTES = 256 << 20
 """Row groups kept in a process."""
 _IMAGES = ("image", "img", "jpg", "png", "picture")
+_SURE = ("image", "img")
+"""What is called so is the image, whatever stands beside it: of a jpg and a png one may be a mask."""
 _LABELS = ("label", "labels", "fine_label", "cls")
 
 
@@ -55,6 +58,8 @@ class ParquetSource:
         self._what = what
         tables = [_open(path, state.size, what) for path, state in zip(self._paths, self._states, strict=True)]
         self._columns = _columns(tables[0].schema, what, image, label)
+        if labels:
+            _check_same_names(paths, tables, self._columns, what)
         groups = [table.groups() for table in tables]
         self._group_ends = np.cumsum([rows for lengths in groups for rows in lengths], dtype=np.int64)
         self._file_groups = np.cumsum([0, *(len(lengths) for lengths in groups)], dtype=np.int64)
@@ -256,22 +261,48 @@ def _open(path: str, size: int, what: str, version: str = "", footer: Any = None
 
 def _columns(schema: Any, what: str, image: str | None, label: str | None) -> Columns:
     features = _features(schema)
-    images = [image] if image else [*_of_type(features, "Image"), *(name for name in _IMAGES if name in schema.names)]
-    labels = [label] if label else [*(n for n in _LABELS if n in schema.names), *_of_type(features, "ClassLabel")]
-    if not images or images[0] not in schema.names:
+    named = [name for name in _IMAGES if name in schema.names]
+    meant = [image] if image else list(dict.fromkeys([*named, *_of_type(features, "Image")]))
+    if not meant or meant[0] not in schema.names:
         raise DataError(f"{what} has no image column among {', '.join(schema.names)}; name it with #image=COLUMN")
+    images = [name for name in meant if _holds_images(schema.field(name).type)]
+    if not images:
+        raise DataError(
+            f"{what}: column {meant[0]} is {schema.field(meant[0]).type}, not images with their bytes; name one with "
+            "#image=COLUMN"
+        )
+    if len(images) > 1 and images[0] not in _SURE:
+        raise DataError(f"{what} has several image columns, {', '.join(images)}; name the one with #image=COLUMN")
     if label is not None and label not in schema.names:
         raise DataError(f"{what} has no column {label}; there are {', '.join(schema.names)}")
-    kind = schema.field(images[0]).type
+    usual = [label] if label else [name for name in _LABELS if name in schema.names]
+    labels = usual[:1] or list(_of_type(features, "ClassLabel"))
+    chosen = labels[0] if len(labels) == 1 else None
+    return Columns(images[0], chosen, _class_names(schema, chosen))
+
+
+def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
+    names = _features(schema).get(label, {}).get("names") if label else None
+    return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def _check_same_names(paths: list[str], tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> None:
+    """The numbers of each file stand for the classes that its own schema names."""
+    for path, table in zip(paths, tables, strict=True):
+        if columns.class_names and (names := _class_names(table.schema, columns.label)) not in (
+            None,
+            columns.class_names,
+        ):
+            first, other = (printable(each.rpartition("/")[2]) for each in (paths[0], path))
+            raise DataError(
+                f"{what}: {first} and {other} number their classes differently ({shortened(columns.class_names)} and "
+                f"{shortened(names or ())}); write both with one ClassLabel, or name one of them"
+            )
+
+
+def _holds_images(kind: Any) -> bool:
     member = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-    whole = member >= 0 and _is_bytes(kind.field(member).type)
-    if not whole and not _is_bytes(kind):
-        raise DataError(
-            f"{what}: column {images[0]} is {kind}, not images with their bytes; name one with #image=COLUMN"
-        )
-    chosen = labels[0] if labels else None
-    names = features.get(chosen, {}).get("names") if chosen else None
-    return Columns(images[0], chosen, tuple(str(name) for name in names) if isinstance(names, list) else None)
+    return _is_bytes(kind.field(member).type if member >= 0 else kind)
 
 
 def _is_bytes(kind: Any) -> bool:
@@ -293,7 +324,8 @@ def _of_type(features: Mapping[str, dict[str, Any]], kind: str) -> Iterator[str]
 
 def _label_column(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> Any:
     if columns.label is None:
-        raise DataError(f"{what} has no label column; name it with #label=COLUMN")
+        there = ", ".join(tables[0].schema.names)
+        raise DataError(f"{what} has no label column, or several; name one of {there} with #label=COLUMN")
     try:
         values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns.label).chunks])
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -307,9 +339,17 @@ def _label_sets(values: Any, columns: Columns, what: str) -> tuple[NDArray[np.bo
     """From lists of classes, one for each image."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    labels, names = _labels(pa.chunked_array([values.flatten()]), columns, what)
+    flat = values.flatten()
+    if flat.null_count:
+        raise DataError(f"{what}: {flat.null_count} entries in the lists of {columns.label} are empty")
+    labels, names = _labels(pa.chunked_array([flat]), columns, what)
     sets = np.zeros((len(values), len(names)), bool)
     sets[values.value_parent_indices().to_numpy(), labels] = True
+    if sets.sum() < len(flat):
+        raise DataError(
+            f"{what}: the lists of {columns.label} name a class twice, so they are not the classes of an image; where "
+            "they say yes or no to each class, write the numbers of those with yes"
+        )
     return sets, names
 
 
@@ -318,21 +358,23 @@ def _labels(values: Any, columns: Columns, what: str) -> tuple[NDArray[np.int64]
         values = values.cast(values.type.value_type)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.string())
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if pa.types.is_string_view(values.type):  # of Polars
+        values = values.cast(pa.large_string())
+    texts = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if not texts and not pa.types.is_integer(values.type):
+        raise DataError(
+            f"{what}: column {columns.label} is {values.type}, not a class; name another with #label=COLUMN, or store "
+            "whole numbers or names"
+        )
+    if texts or columns.class_names is None:
         encoded = values.combine_chunks().dictionary_encode()
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        numbers, names = numbered(encoded.dictionary.to_pylist(), what=what)
+        numbers, names = numbered([str(value) for value in encoded.dictionary.to_pylist()], what=what)
         return numbers[encoded.indices.to_numpy()], tuple(names)
-    if not pa.types.is_integer(values.type):
-        raise DataError(f"{what}: column {columns.label} is {values.type}, not a class; name one with #label=COLUMN")
-    labels = values.to_numpy().astype(np.int64)
-    if columns.class_names is None:
-        distinct, inverse = np.unique(labels, return_inverse=True)
-        numbers, names = numbered([str(number) for number in distinct.tolist()], what=what)
-        return numbers[inverse], tuple(names)
+    labels = values.to_numpy()
     if labels.min() < 0 or labels.max() >= len(columns.class_names):
         raise DataError(
             f"{what}: labels are {labels.min()} to {labels.max()}, and there are {len(columns.class_names)} classes; "
             "use labelled images"
         )
-    return labels, columns.class_names
+    return labels.astype(np.int64), columns.class_names
