@@ -123,8 +123,8 @@ class StemNorm(nn.Module):
 
     def forward(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
         weight, bias = self.weight.to(x_BHWC.dtype), self.bias.to(x_BHWC.dtype)
-        if given_BHW1 is None:
-            return F.layer_norm(x_BHWC, x_BHWC.shape[1:], eps=self.eps) * weight + bias
+        if given_BHW1 is None:  # one group is all channels
+            return F.group_norm(x_BHWC.permute(0, 3, 1, 2), 1, weight, bias, self.eps).permute(0, 2, 3, 1)
         x, given = x_BHWC.float(), given_BHW1.float()
         share = given.mean((1, 2, 3), keepdim=True)
         x = (x - (x * given).mean((1, 2, 3), keepdim=True) / share) * given
@@ -135,8 +135,8 @@ class StemNorm(nn.Module):
 def standardized(weight: Tensor) -> Tensor:
     """(out, in, kh, kw) to mean 0 and variance 1 / fan-in of each output."""
     flat = weight.flatten(1)
-    flat = flat - flat.mean(1, keepdim=True)
-    return (flat / (flat.square().sum(1, keepdim=True) + STANDARDIZED_EPS).sqrt()).view_as(weight)
+    fan_in = flat.shape[1]
+    return (F.layer_norm(flat, (fan_in,), eps=STANDARDIZED_EPS / fan_in) * fan_in**-0.5).view_as(weight)
 
 
 def patchify(images_BHWC: Tensor, patch_size: int) -> Tensor:
