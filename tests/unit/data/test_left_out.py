@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -200,6 +201,131 @@ def test_dots_in_names_are_no_samples(tmp_path: Path, files: list[str]):
         (root / name).write_bytes(picture())
     assert len(opened(root)) == len(files)
     assert len(opened(make_tar(tmp_path / "photos.tar", {name: picture() for name in files}))) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "image"),
+    [
+        (
+            [f"{n:03}{word}.png" for n in range(9) for word in ("", "_mask")],
+            "such as 000.png and 000_mask.png; ",
+            "png",
+        ),
+        (
+            [f"ISIC_{n}{word}" for n in range(9) for word in (".jpg", "_Segmentation.png", "_superpixels.png")],
+            "such as ISIC_0.jpg and ISIC_0_Segmentation.png; .*(one of jpg, _segmentation.png, _superpixels.png)",
+            "jpg",
+        ),
+        (  # most have one mask, and a few two
+            [f"{c}/{c} ({n}){word}.png" for c in ("benign", "sound") for n in range(9) for word in ("", "_mask")]
+            + ["benign/benign (1)_mask_1.png"],
+            "such as benign/benign (0).png and benign/benign (0)_mask.png; ",
+            "png",
+        ),
+        ([f"{n}{word}.jpg" for n in range(12) for word in ("", "-depth")], "such as 0.jpg and 0-depth.jpg; ", "jpg"),
+    ],
+)
+def test_a_word_behind_the_name_is_another_file_of_the_sample(tmp_path: Path, files: list[str], asked: str, image: str):
+    root = tmp_path / "photos"
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture())
+    sound = sorted(name for name in files if not re.search("_mask|_Seg|_super|-depth", name))
+    for spec in (root, make_tar(tmp_path / "photos.tar", {name: picture() for name in files})):
+        with pytest.raises(DataError, match=asked.replace("(", r"\(").replace(")", r"\)")):
+            opened(spec)
+        source = opened(f"{spec}#image={image}")
+        assert sorted(names(source)) == sound
+        assert LeftOut.of(source).counts() == {"other files of a sample": len(files) - len(sound)}
+        assert len(opened(f"{spec}#image=*")) == len(files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"IMG_{n}{word}.jpg" for n in range(40) for word in ([""] if n else ["", "-edited"])],
+        [f"frame_{n}_left.jpg" for n in range(9)] + ["frame.jpg"],
+        [f"{n}_{m}.jpg" for n in range(9) for m in range(3)] + [f"{n}.jpg" for n in range(9)],
+        [f"{colour} cat.jpg" for colour in ("black", "white")] + ["cat.jpg"],
+    ],
+)
+def test_words_behind_names_that_are_no_samples(tmp_path: Path, files: list[str]):
+    assert len(opened(make_tar(tmp_path / "photos.tar", {name: picture() for name in files}))) == len(files)
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/{}.jpg", "masks/{}.png"),
+        ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+        ("img/train/{}.png", "GT/train/{}.png"),
+        ("town/rgb/{}.jpg", "town/depth/{}.depth.png"),
+    ],
+)
+def test_folders_of_masks_are_no_images(tmp_path: Path, images: str, masks: str):
+    root = tmp_path / "set"
+    files = [form.format(n) for form in (images, masks) for n in range(8)]
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture())
+    for spec in (root, make_tar(tmp_path / "set.tar", {name: picture() for name in files})):
+        with pytest.raises(
+            DataError, match=r"another what belongs to them, such as .* name the folder of the images, or"
+        ):
+            opened(spec)
+        assert len(opened(f"{spec}#image=*")) == 16
+    assert len(opened((root / images).parent)) == 8
+
+
+@pytest.mark.parametrize("folders", [("mask", "no_mask"), ("masks", "images"), ("labels", "photos")])
+def test_a_folder_called_as_masks_are_may_hold_images(tmp_path: Path, folders: tuple[str, str]):
+    files = {f"{folder}/{folder}{n}.jpg": picture() for folder in folders for n in range(8)}
+    assert len(opened(make_tar(tmp_path / "set.tar", files))) == 16
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["train/cat/{}.jpg", "train/dog/{}.jpg", "val/cat/{}.jpg", "val/dog/{}.jpg"],
+            "its folders, train, val, are parts",
+        ),
+        (["Training/{}.jpg", "test/{}.jpg", "validation/{}.jpg"], "its folders, Training, test, validation, are parts"),
+        (
+            ["seg_train/{}.jpg", "seg_test/{}.jpg"],
+            "its folders, seg_test, seg_train, are parts of a data set, not classes",
+        ),
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, files: list[str], message: str):
+    root = tmp_path / "set"
+    for name in [form.format(n) for form in files for n in range(3)]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture())
+    tar = make_tar(tmp_path / "set.tar", {form.format(n): picture() for form in files for n in range(3)})
+    for spec in (root, tar):
+        with pytest.raises(DataError, match=message):
+            open_source(str(spec), key="data.train", labels=True)
+        assert len(opened(spec)) == 3 * len(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "one"),
+    [
+        (
+            [f"imagenet1k-{part}-{n:04}.tar" for part in ("train", "validation") for n in range(2)],
+            "imagenet1k-train-*.tar",
+        ),
+        (["train.tar", "val.tar", "test.tar"], "train.tar"),
+        (["cats_test.tar", "cats_val.tar"], "cats_test.tar"),
+    ],
+)
+def test_tars_of_several_parts_are_not_mixed(tmp_path: Path, files: list[str], one: str):
+    for place, name in enumerate(files):
+        make_tar(tmp_path / name, {f"{place}-{n}.jpg": picture(shade=place) for n in range(3)})
+    with pytest.raises(DataError, match=f"; name one of them, such as .*/{re.escape(one)}$"):
+        opened(tmp_path)
+    assert len(opened(tmp_path / one)) == 3 * len(list(tmp_path.glob(one)))
 
 
 @pytest.mark.parametrize(

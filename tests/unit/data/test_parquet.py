@@ -182,6 +182,15 @@ def images(count: int = 4) -> pa.Array:
     return pa.array([{"bytes": b"image %d" % i, "path": f"{i}.jpg"} for i in range(count)], IMAGE)
 
 
+@pytest.mark.parametrize("files", [("train", "test"), ("validation_0", "training_0"), ("cats-dev", "cats-train")])
+def test_files_named_after_parts_of_a_data_set_are_not_mixed(tmp_path: Path, files: tuple[str, str]):
+    for name in files:
+        pq.write_table(pa.table({"image": images(), "label": [0, 1, 0, 1]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"name one of them, such as .*train(ing_0)?\.parquet"):
+        open_images(tmp_path)
+    assert len(open_images(f"{tmp_path}/*.parquet")) == 8
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_files_that_number_their_classes_differently_are_refused(tmp_path: Path, suffix: str):
     orders = {"a": ["cat", "dog"], "b": ["dog", "cat"], "c": ["cat", "dog"], "d": None}

@@ -127,3 +127,40 @@ def test_duplicate_missing_and_unlabelled_are_refused(tmp_path: Path):
 def test_absurd_patterns_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="more than 100,000 files"):
         open_shards(tmp_path / "{0..999999999999}.tar")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"frame.{n:04}" for n in range(7)],
+        [f"photo.of.{n}.and.more" for n in range(7)],
+        [f"v1.2/{n}.0" for n in range(7)],
+    ],
+)
+@pytest.mark.parametrize("kind", ["cls", "json"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_keys_with_several_dots_have_their_own_labels(tmp_path: Path, names: list[str], kind: str, order: int):
+    members: dict[str, bytes] = {}
+    for n, name in enumerate(names):
+        told = str(n % 3) if kind == "cls" else json.dumps({"label": n % 3})
+        members |= dict([(f"{name}.jpg", b"%d" % n), (f"{name}.{kind}", told.encode())][::order])
+    make_shard(tmp_path / "s.tar", members)
+    assert [label for _, _, label in rows(open_shards(f"{tmp_path}/s.tar#image=*"))] == [n % 3 for n in range(7)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_nearest_label_counts(tmp_path: Path, order: int):
+    members = {
+        "a.cls": b"0",
+        "a.0.jpg": b"x",
+        "a.1.cls": b"1",
+        "a.1.jpg": b"y",
+        "a.json": b'{"label": 2}',
+        "a.2.jpg": b"z",
+    }
+    make_shard(tmp_path / "s.tar", dict(list(members.items())[::order]))
+    source = open_shards(tmp_path / "s.tar")
+    assert [(name, label) for name, _, label in rows(source)] == [("a.0.jpg", 0), ("a.1.jpg", 1), ("a.2.jpg", 0)]
+    make_shard(tmp_path / "s.tar", {"a.0.jpg": b"x", "a.1.jpg": b"y", "a.1.cls": b"1"})
+    with pytest.raises(DataError, match=r"1 images have no label .* such as a\.0\.jpg"):
+        open_shards(tmp_path / "s.tar")

@@ -49,6 +49,7 @@ from unmask.data.sources.labels import alike_names
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
+from unmask.data.sources.table import split_of
 from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError, StorageError
 from unmask.report.progress import say
@@ -231,8 +232,19 @@ def _share(text: str | None, what: str) -> float | None:
 
 def _tars(path: str) -> list[str]:
     """The tars directly in a folder that holds no images, whatever lies beside: img2dataset adds Parquet of URLs."""
-    names = sorted(os.fsencode(name) for name, _, is_folder in files.listing(path) if not is_folder)
-    return [f"{path}/{os.fsdecode(name)}" for name in names if name.lower().endswith(b".tar")]
+    found = sorted(os.fsencode(name) for name, _, is_folder in files.listing(path) if not is_folder)
+    names = [os.fsdecode(name) for name in found if name.lower().endswith(b".tar")]
+    _refuse_splits(path, names)
+    return [f"{path}/{name}" for name in names]
+
+
+def _refuse_splits(path: str, names: Sequence[str]) -> None:
+    """Files of a folder that are parts of a data set, such as train and validation, are no one set of images."""
+    splits = {name: split for name in names if (split := split_of(name))}
+    if len(there := sorted(set(splits.values()))) > 1:
+        one = next(name for name, split in splits.items() if split == (there[0] if "train" not in there else "train"))
+        pattern = re.sub(r"\d{3,}", "*", one)
+        raise DataError(f"{path} holds {', '.join(there)}; name one of them, such as {path}/{pattern}")
 
 
 def _columnar_files(path: str) -> list[str]:
@@ -251,6 +263,7 @@ def _columnar_files(path: str) -> list[str]:
         raise DataError(
             f"{path} holds {', '.join(sorted(splits))}; name one of them, such as {path}/{min(splits)}-*.parquet"
         )
+    _refuse_splits(path, names)
     return [f"{path}/{name}" for name in names]
 
 

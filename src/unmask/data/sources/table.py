@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 import unicodedata
 from array import array
@@ -24,11 +25,12 @@ from unmask.data.sources.base import printable
 from unmask.errors import DataError
 from unmask.files import expanded, written_aside
 
-_VERSION = 3
+_VERSION = 4
 _WORD = 8
 """Bytes of a name compared at once."""
 _ROWS = 1024
 """Names copied at once."""
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +214,11 @@ def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> 
         if rows.start == rows.stop:
             raise DataError(f"{what}: class folder {printable(os.fsdecode(name))} holds no images; fill or remove it")
         labels[rows] = places[composed[name]]
+    if len(names) > 1 and len({split_of(name) for name in names} - {None}) == len(names):
+        raise DataError(
+            f"{what}: its folders, {', '.join(names)}, are parts of a data set, not classes; name one of them, or make "
+            "a tar of each"
+        )
     if len(stray := np.flatnonzero(labels < 0)):
         name = printable(os.fsdecode(table.name(int(stray[0]))))
         raise DataError(
@@ -231,6 +238,12 @@ def _first_folders(table: Table) -> list[bytes]:
         else:
             row += 1
     return sorted(names)
+
+
+def split_of(name: str) -> str | None:
+    """The part of a data set that a folder or file is called after: `train` of `imagenet-train-0000.tar`."""
+    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    return words.pop() if len(words) == 1 else None
 
 
 def cache_folder() -> Path:

@@ -2,7 +2,8 @@
 
 All images of all shards form one set in byte order of their names, like those of a folder: the same images packed
 differently give the same run. An image's class is the member `KEY.cls`, or the field `label` or `cls` of `KEY.json`,
-where KEY is the image's name up to the first dot (WebDataset); otherwise its first folder. An inner tar is a folder.
+where KEY is the image's name up to a dot (WebDataset: the first), the last of these where several have a label;
+otherwise its first folder. An inner tar is a folder.
 """
 
 from __future__ import annotations
@@ -212,10 +213,12 @@ class _Walk:
         self.left_out = Tally()
         self._path, self._number, self._size = path, number, size
         self._key = b""
-        self._first = 0
-        """Row of the first image of this key."""
-        self._label = -1
-        self._from_cls = False
+        self._images: dict[bytes, list[int]] = {}
+        """Rows of this key by what a label of theirs may be called: `a` and `a.0` of `a.0.jpg`."""
+        self._labels: dict[bytes, tuple[int, bool]] = {}
+        """Labels of this key by what they are called, and whether they are from a .cls."""
+        self._nearest: dict[int, int] = {}
+        """How much of the name of a row its label shares."""
         self._window, self._window_start = b"", 0
 
     def run(self) -> _Walk:
@@ -252,22 +255,35 @@ class _Walk:
         folder, slash, base = name.rpartition(b"/")
         key = folder + slash + base.partition(b".")[0]
         if key != self._key:
-            self._key, self._first, self._label, self._from_cls = key, len(self.rows), -1, False
+            self._key, self._images, self._labels, self._nearest = key, {}, {}, {}
+        stem = base.rpartition(b".")[0] or base
         if image:
             if member.kind is not None:
                 raise DataError(_NOT_PLAIN.format(what, printable(os.fsdecode(name)), member.kind))
-            self.rows.add(name, self._number, member.start, member.size, self._label)
+            stems = [stem]
+            while b"." in stems[-1]:
+                stems.append(stems[-1].rpartition(b".")[0])
+            nearest = next((each for each in stems if each in self._labels), None)
+            label = -1 if nearest is None else self._labels[nearest][0]
+            self._nearest[len(self.rows)] = 0 if nearest is None else len(nearest)
+            for each in stems:
+                self._images.setdefault(each, []).append(len(self.rows))
+            self.rows.add(name, self._number, member.start, member.size, label)
         elif member.kind is None and member.size <= _MOST_LABEL:
-            self._set_label(lower.endswith(b".cls"), self._read(member.start, member.size))
+            self._set_label(stem, lower.endswith(b".cls"), self._read(member.start, member.size))
 
-    def _set_label(self, cls: bool, payload: bytes) -> None:
+    def _set_label(self, stem: bytes, cls: bool, payload: bytes) -> None:
+        """Of all images whose names go on with a dot; where several labels are theirs, of the longest name: `a.0.jpg`
+        has `a.0.cls`, else `a.cls`."""
         text = payload.strip() if cls else _json_label(payload)
-        if not text or (self._from_cls and not cls):
+        if not text or (not cls and self._labels.get(stem, (0, False))[1]):
             return
-        self._label = self.texts.setdefault(text, len(self.texts))
-        self._from_cls = cls
-        for row in range(self._first, len(self.rows)):
-            self.rows.set("label", row, self._label)
+        label = self.texts.setdefault(text, len(self.texts))
+        self._labels[stem] = label, cls
+        for row in self._images.get(stem, ()):
+            if self._nearest[row] <= len(stem):
+                self._nearest[row] = len(stem)
+                self.rows.set("label", row, label)
 
     def _head(self, member: Member) -> bytes:
         return b"" if member.kind is not None else self._read(member.start, min(member.size, HEAD))
