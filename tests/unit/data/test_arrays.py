@@ -104,3 +104,19 @@ def test_unusable_arrays_are_refused(tmp_path: Path):
     np.savez(tmp_path / "d.npz", pictures=IMAGES)
     with pytest.raises(DataError, match="holds no array called images"):
         open_file(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((4, 3, 32, 32), np.uint8), np.arange(4), r"images are \(4, 3, 32, 32\), channels first"),
+        (np.zeros((4, 1, 28, 28), np.float32), np.arange(4), "channels first"),
+        (np.zeros((4, 4, 16, 24), np.uint16), np.arange(4), "channels first"),
+        (np.zeros((4, 8, 8), np.uint8), np.array([b"a", b"\xff", b"c", b"d"]), "labels are bytes that are not UTF-8"),
+        (np.zeros((4, 8, 8), np.uint8), np.array(["a", "", "c", "d"]), "a label is empty"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, images: Any, labels: Any, message: str):
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    with pytest.raises(DataError, match=message):
+        open_source(f"{tmp_path}/set.npz", key="data.train", labels=True)

@@ -284,6 +284,22 @@ def test_lists_of_other_tools(tmp_path: Path):
         (COCO | {"annotations": [{"image_id": 1, "category_id": 2}]}, "looks like COCO, but 1 is not where it should"),
         ([{"path": "a.jpg", "label": {"name": "cat"}}], "entry 1: its label is dict, not a name"),
         ([{"path": "a.jpg", "label": 0.5}], "entry 1: its label is float"),
+        ({"cat": ["a.jpg", "b.jpg"], "dog": ["c.jpg"]}, "lists images by cat, dog; write an entry for each image"),
+        ({"train": ["a.jpg"], "test": []}, "lists images by train, test; write"),
+        ({"path": ["a.jpg", "b.jpg"], "label": ["cat", "dog"]}, "lists images by path, label; write"),
+        ({"a.jpg1": {"filename": "a.jpg", "regions": []}}, "is VIA's; export"),
+        ({"images": [], "annotations": [{"caption": "a cat"}]}, "annotations without its categories"),
+        (COCO | {"images": COCO["images"] * 2}, "several of its images have one id"),
+        (
+            COCO | {"categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]},
+            "several of its categories have one id",
+        ),
+        (
+            MMPRETRAIN | {"data_list": [{"img_path": "a.jpg", "gt_label": -1}]},
+            "gt_label -1 of a.jpg is none of 2 classes",
+        ),
+        (MMPRETRAIN | {"data_list": [{"img_path": "a.jpg", "gt_label": True}]}, "gt_label True of a.jpg is none of"),
+        (MMPRETRAIN | {"data_list": [{"img_path": "a.jpg", "gt_label": [0, 2]}]}, "gt_label 2 of a.jpg is none of"),
     ],
 )
 def test_json_that_is_no_list_of_images_is_refused_by_name(tmp_path: Path, content: object, message: str):
@@ -294,3 +310,76 @@ def test_json_that_is_no_list_of_images_is_refused_by_name(tmp_path: Path, conte
 def test_rows_that_do_not_fit_the_header(tmp_path: Path):
     with pytest.raises(DataError, match="line 3 has 3 fields, the header 2"):
         open_list(tmp_path / "l.csv", "path,label\na.jpg,cat\nb,c.jpg,dog\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", "path,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", "names a.jpg twice, as cat and as dog; give each"),
+        ("l.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", "names a.jpg twice, as 1 and as 0"),
+        ("l.csv", "path,label\na.jpg,cat;dog\nb.jpg,dog\na.jpg,\n", "names a.jpg twice, as cat;dog and as none"),
+        ("l.json", '[["b.jpg", 0], ["a.jpg", [1, 2]], ["a.jpg", 2]]', "names a.jpg twice, as 1;2 and as 2"),
+        ("l.json", '{"a.jpg": "cat", "b.jpg": "dog", "a.jpg": "dog"}', "has two entries called a.jpg"),
+    ],
+)
+def test_an_image_has_its_classes_in_one_entry(root: Path, name: str, content: str, message: str):
+    with pytest.raises(DataError, match=message):
+        open_list(root / name, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.csv", "path,label\na.jpg,cat;dog\nb.jpg,dog\na.jpg,dog;cat\n"),
+        ("l.txt", "a.jpg 1\nb.jpg 0\na.jpg 1\n"),
+        ("l.json", '["a.jpg", "b.jpg", "a.jpg"]'),
+    ],
+)
+def test_an_image_that_is_named_again_is_told(root: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]):
+    assert len(open_list(root / name, content, labels=name != "l.json")) == 3
+    assert "names 1 images again, such as a.jpg; each time counts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.jpg", "label": "cat"}\n{"file_name": "b.jpg", "label": "dog"}\n'),
+        ("l.json", '{"path": "a.jpg", "label": "cat"}\r\n\r\n{"path": "b.jpg", "label": "dog"}'),
+        ("l.jsonl", '["a.jpg", "cat"]\n["b.jpg", "dog"]\n'),
+        ("l.csv", "sep=;\r\npath;label\r\na.jpg;cat\r\nb.jpg;dog\r\n"),
+    ],
+)
+def test_an_entry_a_line_and_a_first_line_for_spreadsheets(root: Path, name: str, content: str):
+    source = open_list(root / name, content)
+    assert source.labels is not None
+    assert ([source.name(i) for i in range(2)], source.class_names) == (["a.jpg", "b.jpg"], ("cat", "dog"))
+    assert source.labels.tolist() == [0, 1]
+    assert open_list(root / "one.jsonl", '{"path": "a.jpg", "label": "cat"}').name(0) == "a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", "", "is empty"),
+        ("l.csv", "path,label\na.jpg,é\n".encode("utf-16-le"), "name its #encoding=, such as utf-16-le"),
+        (
+            "l.csv",
+            "image,MEL,NV\na.jpg,1.0,0.0\n",
+            "or name the column with them, of image, MEL, NV, with #label=COLUMN",
+        ),
+        ("l.txt", "a.jpg,0\nb.jpg,1\n", "gives no label for a.jpg,0; .*: a path, a blank or tab, and one label a line"),
+        ("l.txt", "a.jpg\t0\t7\nb.jpg\t1\t7\n", "line 1 has more than a path and a label; a table is a .tsv"),
+    ],
+)
+def test_a_list_that_gives_no_labels_is_told_how(root: Path, name: str, content: str | bytes, message: str):
+    path = root / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        open_source(str(path), key="data.train", labels=True)
+
+
+@pytest.mark.parametrize("missing", ["nan", "N/A", "None"])
+def test_what_may_stand_for_a_missing_label_is_told(root: Path, missing: str, capsys: pytest.CaptureFixture[str]):
+    source = open_list(root / "l.csv", f"path,label\na.jpg,cat\nb.jpg,{missing}\n")
+    assert missing in (source.class_names or ())
+    assert f"{missing} is a class like others; if it stands for a label that is missing" in capsys.readouterr().out

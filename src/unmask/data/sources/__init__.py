@@ -5,7 +5,7 @@ what is no path.
 |---|---|
 | a folder | its images; class folders; without images the tars or Parquet files in it |
 | a folder of `unmask pack` | the images packed there |
-| `.txt`, `.csv`, `.tsv`, `.json` | the files listed there |
+| `.txt`, `.csv`, `.tsv`, `.json`, `.jsonl` | the files listed there |
 | `.tar`, `{000000..000146}.tar`, `*.tar` | images in tars, read in place; WebDataset; ImageNet's tars as shipped |
 | `.parquet`, `.arrow`, a folder of them, `*.parquet` | Hugging Face layout |
 | `.npy`, `.npz` | arrays |
@@ -62,6 +62,8 @@ Images = OneImage | Sequence[OneImage] | Dataset | Source
 
 _IMAGES = tuple(extension.decode() for extension in ENCODED)
 _COLUMNAR = (".parquet", ".arrow")
+_MISSING = {"nan", "na", "n/a", "<na>", "null", "none", "nat", "-1"}
+"""What tables hold where a label is missing, in lower case."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
 
 
@@ -144,6 +146,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     if labels and (alike := alike_names(source.class_names or ())):
         named = " and ".join(f"'{printable(name)}'" for name in alike)
         say(f"{what}: the classes {named} are kept apart; if they are one, write its name in one way")
+    if labels and (missing := next((name for name in source.class_names or () if name.lower() in _MISSING), None)):
+        say(f"{what}: {missing} is a class like others; if it stands for a label that is missing, leave its images out")
     return source
 
 

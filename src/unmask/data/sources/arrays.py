@@ -18,6 +18,8 @@ from unmask.errors import DataError
 SUFFIXES = (".npy", ".npz")
 _IMAGES = ("images", "x", "data", "arr_0")
 _LABELS = ("labels", "y", "label")
+_SIDE = 12
+"""Channels of an image that is at most 4 pixels high: they are its width."""
 _TYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 
 
@@ -117,7 +119,10 @@ def open_arrays(
             f"({len(images)}, classes), are needed"
         )
     distinct, inverse = np.unique(values, return_inverse=True)
-    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in distinct.tolist()]
+    try:
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in distinct.tolist()]
+    except UnicodeDecodeError:
+        raise DataError(f"{what}: labels are bytes that are not UTF-8; store them as text") from None
     numbers, names = numbered(texts, what=what)
     return ArraySource(name, images, numbers[inverse], tuple(names), mapped=mapped, version=f" {state.size}")
 
@@ -165,6 +170,8 @@ def _with_channels(images: NDArray[Any], what: str) -> NDArray[Any]:
         raise DataError(
             f"{what}: images are {images.dtype}{images.shape}; (N, H, W, C) uint8, uint16 or float32 is needed"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) >= _SIDE:
+        raise DataError(f"{what}: images are {images.shape}, channels first; store them as (N, H, W, C)")
     return images if images.ndim == 4 else images[..., None]
 
 

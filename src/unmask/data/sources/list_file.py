@@ -4,9 +4,9 @@
 - CSV (RFC 4180; commas, semicolons, tabs or bars): a header with a column `file`, `path`, `image` or `filename`, and
   `label` or `class` if there are labels. In a table that `predict`, `embed` or `evaluate` wrote, names are what they
   were, though it writes some otherwise, see `unmask.data.spreadsheets`.
-- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …};
-  {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are in it; mmpretrain's
-  annotation files.
+- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …}, or these a line
+  each (`.jsonl`); {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are in it;
+  mmpretrain's annotation files.
 
 Several classes of one image are written `cat;dog` (in JSON also as a list). Where any image has several, one without
 has none of them.
@@ -22,10 +22,12 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unmask.data.sources import files, list_layouts
 from unmask.data.sources.base import printable
@@ -34,14 +36,17 @@ from unmask.data.sources.labels import TableLabels, in_order, numbered
 from unmask.data.sources.table import Table, TableBuilder, cached
 from unmask.data.spreadsheets import is_ours, name_in
 from unmask.errors import DataError
+from unmask.report.progress import say
 
-SUFFIXES = (".txt", ".lst", ".csv", ".tsv", ".json")
+SUFFIXES = (".txt", ".lst", ".csv", ".tsv", ".json", ".jsonl")
 _FILE_COLUMNS = ("path", "file", "filename", "file_name", "image")
 _LABEL_COLUMNS = ("label", "labels", "class")
 _EXTENSIONS = tuple(extension.decode() for extension in EXTENSIONS)
 
 _SHOWN = 10
 """Columns in a message."""
+_HEAD = 100
+"""Characters at the start of a text, in which zeros tell of two bytes a character."""
 
 Row = tuple[str, str]
 """Path, and labels joined by semicolons ("" without)."""
@@ -70,10 +75,22 @@ class ListFileSource(TableLabels):
         index = cached(identity, lambda: _index(path, reading, classes, what))
         if not len(index):
             raise DataError(f"{what} names no images")
+        if twice := index.meta["twice"]:
+            count, name = twice
+            say(f"{what} names {count} images again, such as {printable(name)}; each time counts")
         if not labels:
             return cls(root, index, None)
+        if index.meta["torn"] is not None:
+            name, classes_of_it = index.meta["torn"]
+            raise DataError(
+                f"{what} names {printable(name)} twice, as {' and as '.join(map(printable, classes_of_it))}; give each "
+                "image one entry, with all its classes (cat;dog) if it has several"
+            )
         if index.meta["unlabelled"] is not None and not index.meta["several"]:
-            raise DataError(f"{what} gives no label for {printable(index.meta['unlabelled'])}; give one for each image")
+            raise DataError(
+                f"{what} gives no label for {printable(index.meta['unlabelled'])}; give one for each image"
+                f"{_form(path, index.meta['columns'])}"
+            )
         if not index.meta["classes"]:
             raise DataError(f"{what} gives no labels")
         if (
@@ -105,10 +122,11 @@ def _index(path: str, reading: Mapping[str, str], classes: Sequence[str] | None,
     """Names; the column `label` holds the classes of all images one after the other, `label_end` where each end."""
     rows = TableBuilder("label_end")
     ids: dict[str, int] = {}
-    flat = array("q")
+    flat, marks = array("q"), array("q")
     unlabelled: str | None = None
     several = False
-    for name, joined in _rows(path, reading, what):
+    columns: list[str] = []
+    for name, joined in _rows(path, reading, what, columns):
         if not name or "\0" in name:
             raise DataError(f"{what}: entry {len(rows) + 1} has no path")
         texts = list(dict.fromkeys(text for part in joined.split(";") if (text := part.strip())))
@@ -117,13 +135,42 @@ def _index(path: str, reading: Mapping[str, str], classes: Sequence[str] | None,
         several = several or len(texts) > 1
         flat.extend(ids.setdefault(text, len(ids)) for text in texts)
         rows.add(os.fsencode(name), len(flat))
+        marks.append(hash(name))
     values, names = numbered(list(ids), classes, what)
-    table = rows.build(classes=names, unlabelled=unlabelled, several=several)
+    table = rows.build(classes=names, unlabelled=unlabelled, several=several, columns=columns)
     labels = values[np.frombuffer(flat, np.int64)] if flat else np.zeros(0, np.int64)
-    return Table(table.names, table.ends, table.columns | {"label": labels}, table.meta)
+    table = Table(table.names, table.ends, table.columns | {"label": labels}, table.meta)
+    return Table(table.names, table.ends, table.columns, table.meta | _repeated(table, np.frombuffer(marks, np.int64)))
 
 
-def _rows(path: str, reading: Mapping[str, str], what: str) -> Iterator[Row]:
+def _repeated(table: Table, marks: NDArray[np.int64]) -> dict[str, Any]:
+    """How many rows have the name of another, and the first whose classes differ. `marks`: (N,) a hash of each name."""
+    order = np.argsort(marks, kind="stable")
+    pairs = zip(
+        order[:-1][again := marks[order[1:]] == marks[order[:-1]]].tolist(), order[1:][again].tolist(), strict=True
+    )
+    same = [(first, second) for first, second in pairs if table.name(first) == table.name(second)]
+
+    def classes(row: int) -> list[str]:
+        start, end = (int(table.columns["label_end"][each]) if each >= 0 else 0 for each in (row - 1, row))
+        return sorted(table.meta["classes"][label] for label in table.columns["label"][start:end].tolist())
+
+    torn = next(((first, second) for first, second in same if classes(first) != classes(second)), None)
+    return {
+        "twice": [len(same), os.fsdecode(table.name(same[0][0]))] if same else None,
+        "torn": torn and (os.fsdecode(table.name(torn[0])), [";".join(classes(row)) or "none" for row in torn]),
+    }
+
+
+def _form(path: str, columns: Sequence[str]) -> str:
+    """What an entry should look like, of a list that gives no label."""
+    if columns:
+        return f", or name the column with them, of {', '.join(columns[:_SHOWN])}, with #label=COLUMN"
+    return ": a path, a blank or tab, and one label a line" if path.lower().endswith((".txt", ".lst")) else ""
+
+
+def _rows(path: str, reading: Mapping[str, str], what: str, unused: list[str]) -> Iterator[Row]:
+    """`unused` gets the names of the columns where none is a label."""
     text = _decoded(files.read(path), reading.get("encoding"), what)
     columns = (
         (reading["image"],) if "image" in reading else _FILE_COLUMNS,
@@ -131,12 +178,12 @@ def _rows(path: str, reading: Mapping[str, str], what: str) -> Iterator[Row]:
     )
     suffix = path.lower().rpartition(".")[2]
     if suffix in ("csv", "tsv"):
-        return _csv(text, *columns, what)
-    if suffix == "json":
-        return _json(text, *columns, what)
+        return _csv(text, *columns, what, unused)
+    if suffix in ("json", "jsonl"):
+        return _json(text, *columns, what, by_line=suffix == "jsonl")
     if named := {"image", "label"} & reading.keys():
         raise DataError(f"{what}: a list in plain text has no columns; leave out #{min(named)}=, or make it a .csv")
-    return _text(text)
+    return _text(text, what)
 
 
 def _decoded(data: bytes, encoding: str | None, what: str) -> str:
@@ -152,14 +199,22 @@ def _decoded(data: bytes, encoding: str | None, what: str) -> str:
         raise DataError(
             f"{what} is not {encoding or 'UTF-16'} (at byte {error.start}); name another #encoding="
         ) from None
-    return data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    if 4 * text.count("\0", 0, _HEAD) > min(len(text), _HEAD):
+        raise DataError(f"{what} is not UTF-8, and does not say what else; name its #encoding=, such as utf-16-le")
+    return text
 
 
-def _text(text: str) -> Iterator[Row]:
-    for line in io.StringIO(text, newline=None):
-        if not (line := line.strip()):
+def _text(text: str, what: str) -> Iterator[Row]:
+    for number, whole in enumerate(io.StringIO(text, newline=None), 1):
+        if not (line := whole.strip()):
             continue
         name, tab, label = line.partition("\t")
+        if "\t" in label:
+            raise DataError(
+                f"{what}: line {number} has more than a path and a label; a table is a .tsv whose first line names the "
+                "columns"
+            )
         if not tab and not line.lower().endswith(_EXTENSIONS):
             name, _, label = line.rpartition(" ")
             if not name.rstrip().lower().endswith(_EXTENSIONS):
@@ -167,7 +222,10 @@ def _text(text: str) -> Iterator[Row]:
         yield name.strip(), label.strip()
 
 
-def _csv(text: str, file_names: Names, label_names: Names, what: str) -> Iterator[Row]:
+def _csv(text: str, file_names: Names, label_names: Names, what: str, unused: list[str]) -> Iterator[Row]:
+    if not text.strip():
+        raise DataError(f"{what} is empty")
+    text = re.sub(r"\A\s*sep=.\r?\n", "", text)  # Excel's
     try:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header = [name.strip() for name in next(rows, [])]
@@ -180,6 +238,7 @@ def _csv(text: str, file_names: Names, label_names: Names, what: str) -> Iterato
                 f"{what} has no column path or file; its first line must name the columns, such as path,label, or name "
                 f"one of {', '.join(header[:_SHOWN])} with #image=COLUMN"
             )
+        unused += header if label is None else []
         for row in rows:
             if not row:
                 continue
@@ -207,9 +266,20 @@ def _column(
     return found
 
 
-def _json(text: str, file_names: Names, label_names: Names, what: str) -> Iterator[Row]:
+def _json(text: str, file_names: Names, label_names: Names, what: str, *, by_line: bool) -> Iterator[Row]:
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in fields if names.count(name) > 1)
+            raise DataError(
+                f"{what} has two entries called {printable(twice)}, of which JSON knows the last; leave one"
+            )
+        return fields
+
+    decoder = json.JSONDecoder(object_pairs_hook=distinct)
     try:
-        content: Any = json.loads(text)
+        content: Any = _lines(text, decoder) if by_line else _values(text, decoder)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what} is not JSON: {error}") from None
     if not isinstance(content, dict | list):
@@ -236,6 +306,20 @@ def _json(text: str, file_names: Names, label_names: Names, what: str) -> Iterat
                 yield name, _joined(label)
             case _:
                 raise DataError(f"{what}: entry {number} is neither a path nor a path and a label")
+
+
+def _values(text: str, decoder: json.JSONDecoder) -> Any:
+    """The value of a text, or a list of those of its lines, if each is an object: a .jsonl by another name."""
+    try:
+        return decoder.decode(text)
+    except ValueError:
+        with suppress(ValueError):
+            return _lines(text, decoder)
+        raise
+
+
+def _lines(text: str, decoder: json.JSONDecoder) -> list[Any]:
+    return [decoder.decode(line) for line in text.split("\n") if line.strip()]
 
 
 def _is_label(label: Any) -> bool:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from unmask.data.sources.image_names import EXTENSIONS
 from unmask.errors import DataError
 
+_EXTENSIONS = tuple(extension.decode() for extension in EXTENSIONS)
 Row = tuple[str, str]
 """As in `list_file`."""
 
@@ -28,8 +30,16 @@ def recognised(content: Any, what: str) -> Iterator[Row] | None:
         tools = {"_via_img_metadata": "VIA", "shapes": "LabelMe", "assets": "VoTT"}
         if tool := next((tool for key, tool in tools.items() if key in keys), None):
             raise _refused(what, tool)
-        if "annotations" in keys and "images" not in keys:
-            raise DataError(f"{what} has COCO's annotations without its images; name a file that has both")
+        if "annotations" in keys and isinstance(content["annotations"], list):
+            missing = "images" if "images" not in keys else "categories"
+            raise DataError(f"{what} has COCO's annotations without its {missing}; name a file that has both")
+        if any(isinstance(value, dict) and {"regions", "filename"} <= value.keys() for value in content.values()):
+            raise _refused(what, "VIA")
+        if any(map(_names_images, content.values())):
+            raise DataError(
+                f"{what} lists images by {', '.join(list(content)[:3])}; write an entry for each image, "
+                '{"PATH": label, …}, or a CSV with the columns path and label'
+            )
     elif content and isinstance(content[0], dict) and isinstance(content[0].get("data"), dict):
         raise _refused(what, "Label Studio")
     return None
@@ -39,11 +49,19 @@ def _refused(what: str, tool: str) -> DataError:
     return DataError(f"{what} is {tool}'s; export it as CSV with the columns path and label, or as COCO")
 
 
+def _names_images(value: Any) -> bool:
+    names: list[Any] = value if isinstance(value, list) else []
+    return bool(names) and isinstance(names[0], str) and names[0].lower().endswith(_EXTENSIONS)
+
+
 def _coco(content: Any, what: str) -> Iterator[Row]:
     try:
         names = {entry["id"]: _plain(str(entry["name"]), what) for entry in content["categories"]}
         images = [(entry["id"], str(entry["file_name"])) for entry in content["images"]]
         classes: dict[Any, list[str]] = {identity: [] for identity, _ in images}
+        if len(classes) < len(images) or len(names) < len(content["categories"]):
+            twice = "images" if len(classes) < len(images) else "categories"
+            raise DataError(f"{what} looks like COCO, but several of its {twice} have one id; number them anew")
         for entry in content["annotations"]:
             classes[entry["image_id"]].append(names[entry["category_id"]])
     except (LookupError, TypeError) as error:
@@ -58,6 +76,8 @@ def _mmpretrain(content: Any, what: str) -> Iterator[Row]:
         for entry in content["data_list"]:
             labels: Any = entry.get("gt_label", [])
             numbers = labels if isinstance(labels, list) else [labels]
+            if wrong := [n for n in numbers if classes and (n not in range(len(classes)) or isinstance(n, bool))]:
+                raise DataError(f"{what}: gt_label {wrong[0]} of {entry['img_path']} is none of {len(classes)} classes")
             rows.append((str(entry["img_path"]), ";".join(classes[n] if classes else str(n) for n in numbers)))
     except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{what} looks like mmpretrain's, but {_missing(error)}") from None
