@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from PIL import Image
@@ -222,6 +223,14 @@ def test_format_is_told_from_the_content():
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n", "`git lfs pull` brings it"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "but a page of HTML"),
         (b"<html><body>Sign in</body></html>", "but a page of HTML"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "but HEIC, as phones write it"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avif", "but AVIF"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "but JPEG 2000"),
+        (b"\xff\x0a\0\0", "but JPEG XL"),
+        (b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code></Error>", "but an answer in XML"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "but SVG"),
+        (b'{"message": "Not Found"}', "but an answer in JSON"),
+        (bytes(400), "but nothing but zeros"),
     ],
 )
 def test_what_is_often_found_in_place_of_an_image_is_named(data: bytes, what: str):
@@ -340,3 +349,44 @@ def test_a_picture_beyond_what_any_compressor_does_is_refused_unread():
     with pytest.raises(DecodeError, match=r"claims 192000000 bytes of pixels in a file of \d+"):
         Picture(data, 3, MANY)
     assert Picture(encode(Image.new("RGB", (4000, 4000))), 3, MANY).pixels().max() == 0
+
+
+def png(bits: int, kind: int, row: bytes, transparent: bytes) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    width = 8 * len(row) // (bits * {0: 1, 2: 3}[kind])
+    head = struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("data", "values"),
+    [
+        (png(2, 0, b"\x1b", b"\0\1"), [0, 255, 170, 255]),
+        (png(4, 0, b"\xa3", b"\0\3"), [170, 255]),
+        (png(1, 0, b"\x40", b"\0\0"), [255] * 8),
+        (png(8, 0, b"\7\x09", b"\0\7"), [255, 9]),
+        (png(16, 0, struct.pack(">HH", 1000, 40000), struct.pack(">H", 1000)), [255, 156]),
+        (png(16, 2, struct.pack(">6H", 0x1234, 0, 0, 0x5634, 0, 0), struct.pack(">3H", 0x1234, 0, 0)), [255, 26]),
+    ],
+)
+def test_a_transparent_grey_or_colour_of_any_depth_is_white(data: bytes, values: list[int]):
+    assert Picture(data, 1, MANY).pixels().ravel().tolist() == values
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_pixels_with_a_sign_are_refused_where_eight_bits_are_asked_for(dtype: type[np.signedinteger[Any]]):
+    file = BytesIO()
+    tifffile.imwrite(file, np.full((4, 4), -5, dtype), photometric="minisblack")
+    with pytest.raises(DecodeError, match=r"with a sign have no defined range.*data\.dtype=float32"):
+        Picture(file.getvalue(), 1, MANY).pixels()
+
+
+@pytest.mark.parametrize("compression", ["jpegxl", "jpeg2000", "lerc"])
+def test_a_compression_that_is_not_read_is_called_so(compression: str):
+    file = BytesIO()
+    tifffile.imwrite(file, np.full((16, 16), 9, np.uint8), photometric="minisblack", compression=compression)
+    with pytest.raises(DecodeError, match=r"its compression .* is not read; save it with another"):
+        Picture(file.getvalue(), 1, MANY).pixels()

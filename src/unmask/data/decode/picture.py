@@ -14,11 +14,12 @@ The format is recognised by the content, not by the file's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
@@ -48,6 +49,12 @@ _READERS: dict[bytes, type[ImageFile]] = {
 _JPEG_END = b"\xff\xd9"
 _MOST_RATIO = 20_000
 """Most bytes of pixels per byte of a file: blank pictures reach 10,000 with the best compressors."""
+_NO_RANGE = (
+    "pixels of 32 bits or with a sign have no defined range from black to white; convert them to 8 or 16 bits, or use "
+    "them as they are with data.dtype=float32"
+)
+_SAMPLE_FORMAT = 339
+"""Of TIFF: 1 where numbers have no sign."""
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 _SPARE = 2.0
@@ -112,6 +119,8 @@ class Picture:
         self._mode = {1: "L", 3: "RGB"}[channels]
         self._max_pixels = max_pixels
         self._image = _from_array(data) if isinstance(data, np.ndarray) else open_file(data, max_pixels)
+        if isinstance(self._image, TiffImageFile) and 2 in _numbers(self._image, _SAMPLE_FORMAT):
+            raise DecodeError(_NO_RANGE)
         self._orientation = orientation_of(self._image)
         width, height = self._image.size
         self.height, self.width = (width, height) if self._orientation in _SIDEWAYS else (height, width)
@@ -183,12 +192,26 @@ class Picture:
             raise DecodeError(reason(error)) from None
 
 
+_OTHERS = {
+    "AVIF": r"....ftypavi[fs]",
+    "HEIC, as phones write it": r"....ftyp(hei|hev|mif|msf)",
+    "JPEG XL": r"\xff\x0a|\0\0\0\x0cJXL ",
+    "JPEG 2000": r"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a PDF": r"%PDF-",
+    "SVG": r"\s*(<\?xml[^>]*>\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg",
+    "a page of HTML": r"(?i)\s*<(!doctype html|html)",
+    "an answer in XML": r"\s*<\?xml",
+    "an answer in JSON": r"\s*\{\s*\"",
+    "compressed by gzip": r"\x1f\x8b",
+    "nothing but zeros": r"\0{32}",
+    "a pointer to one in Git LFS: `git lfs pull` brings it": r"version https://git-lfs",
+}
+"""What often stands where an image should, and how it begins."""
+_OTHERS_RE = {what: re.compile(pattern.encode("latin-1"), re.DOTALL) for what, pattern in _OTHERS.items()}
+
+
 def _is(data: bytes) -> str:
-    """What stands where an image should, of what is often found there."""
-    start = data[:200].lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return ", but a pointer to one in Git LFS: `git lfs pull` brings it"
-    return ", but a page of HTML" if start.startswith((b"<!doctype html", b"<html")) else ""
+    return next((f", but {what}" for what, pattern in _OTHERS_RE.items() if pattern.match(data[:200])), "")
 
 
 def open_file(data: bytes, max_pixels: int) -> Image.Image:
@@ -203,6 +226,8 @@ def open_file(data: bytes, max_pixels: int) -> Image.Image:
             raise DecodeError(f"claims {claimed} bytes of pixels in a file of {len(data)}")
         if not isinstance(image, JpegImageFile):
             image.load()  # the orientation may stand behind the pixels
+        if isinstance(image, PngImageFile):
+            _scale_transparency(image, data[24])
     except DecodeError:
         raise
     except Exception as error:  # decoders meet hostile bytes in many ways
@@ -218,6 +243,15 @@ def _opened(reader: type[ImageFile], data: bytes) -> ImageFile:
         if reader is not PngImageFile or "MAX_TEXT" not in str(error):
             raise
         return reader(BytesIO(_without_text(data)))
+
+
+def _scale_transparency(image: Image.Image, bits: int) -> None:
+    """What is transparent has as many bits as the PNG; Pillow's pixels have eight, or sixteen of grey."""
+    given: Any = image.info.get("transparency")
+    if image.mode == "L" and isinstance(given, int) and bits < 8:
+        image.info["transparency"] = given * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and isinstance(given, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in cast(tuple[int, ...], given))
 
 
 def _without_text(data: bytes) -> bytes:
@@ -243,6 +277,11 @@ def _from_array(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+def _numbers(image: TiffImageFile, tag: int) -> tuple[Any, ...]:
+    values: Any = image.tag_v2.get(tag, ())
+    return values if isinstance(values, tuple) else (values,)
+
+
 def orientation_of(image: Image.Image) -> int:
     """As EXIF numbers them: 1 is upright."""
     try:
@@ -257,7 +296,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         image = _from_16_bit(image)
     if image.mode in ("F", "I"):
-        raise ValueError("32-bit pixels have no defined range")
+        raise ValueError(_NO_RANGE)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -267,8 +306,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _from_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("32-bit pixels have no defined range")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        raise ValueError(_NO_RANGE)
+    grey = ((values + 128) // 257).astype(np.uint8)
+    grey[values == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey)
 
 
 def stored_pixels(image: Image.Image, nodata: float | None = None) -> Stored:
@@ -303,6 +344,8 @@ def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def reason(error: Exception) -> str:
     """What a decoder's exception says, on one line, for DecodeError."""
+    if str(error).isdigit():  # all that Pillow says of a TIFF
+        return f"cannot be decoded: its compression or its kind of pixels ({error}) is not read; save it with another"
     return f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
 
 

@@ -4,9 +4,9 @@
 - CSV (RFC 4180; commas, semicolons, tabs or bars): a header with a column `file`, `path`, `image` or `filename`, and
   `label` or `class` if there are labels. In a table that `predict`, `embed` or `evaluate` wrote, names are what they
   were, though it writes some otherwise, see `unmask.data.spreadsheets`.
-- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …}, or these a line
-  each (`.jsonl`); {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are in it;
-  mmpretrain's annotation files.
+- JSON: a list of paths (the model zoo's `tot_ids.json`), of [path, label] or of {"path": …, "label": …}, or one of
+  these a line (`.jsonl`); {"PATH": label, …}; COCO's annotations, the classes of an image being the categories that are
+  in it; mmpretrain's annotation files.
 
 Several classes of one image are written `cat;dog` (in JSON also as a list). Where any image has several, one without
 has none of them.
