@@ -180,11 +180,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             return
         data, status = path.read_bytes(), 200
         if how != "no range" and (found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
-            data, status = data[int(found[1]) : int(found[2]) + 1 if found[2] else None], 206
+            first, last = int(found[1]), int(found[2]) + 1 if found[2] else None
+            data, status = data[: last and last - first] if how == "elsewhere" else data[first:last], 206
         if how in ("slow", "endless", "chunks"):
             self.send_for_ever(how, data)
         elif how != "drop":
             self.send_response(status)
+            if how == "elsewhere":
+                self.send_header("Content-Range", f"bytes 0-{len(data) - 1}/{path.stat().st_size}")
             if how != "no length":
                 self.send_header("Content-Length", str(len(data) if how != "short" else len(data) // 2))
             self.end_headers()
@@ -223,7 +226,7 @@ def test_proxies_are_asked_where_the_environment_says_so(data: Path, web: Web, m
     assert {path for path, _ in web.gets} == {"/all.tar"}
 
 
-@pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short"])
+@pytest.mark.parametrize("failure", ["500", "503", "429", "drop", "truncate", "short", "elsewhere"])
 def test_failures_are_tried_again(web: Web, failure: str):
     source = open_images(f"{web.url}/all.tar")
     data = source.read(3)
@@ -232,7 +235,7 @@ def test_failures_are_tried_again(web: Web, failure: str):
     assert not web.fail
 
 
-@pytest.mark.parametrize("failure", ["500", "drop", "truncate", "short"])
+@pytest.mark.parametrize("failure", ["500", "drop", "truncate", "short", "elsewhere"])
 def test_lasting_failure_is_one_clear_error(web: Web, failure: str):
     source = open_images(f"{web.url}/all.tar")
     web.gets.clear()

@@ -320,6 +320,9 @@ def _bounded_response() -> type:
                 raise ValueError("the server does not say how large the file is; use one that does")
             if asked and self.status != 206 and told.isdecimal() and int(told) > most:
                 raise ValueError("the server does not read ranges; use one that does, or download the file")
+            given = self.headers.get("Content-Range", "")
+            if asked and self.status == 206 and given and not given.startswith(f"bytes {first}-"):
+                raise OSError(f"{printable(given)} came in place of {asked}")
             body, begun = bytearray(), time.monotonic()
             try:
                 async for chunk in self.content.iter_any():
