@@ -57,7 +57,7 @@ part inference $python benchmarks/inference.py --data "$images" "${inference[@]}
     | paste -sd ';' | sed 's/^/| loader | /; s/;/; /g; s/$/ |/'
   sed -nE 's/^(loader alone|step alone|together)  +([0-9.]+).*/\1 \2/p' "$out/run" \
     | paste -sd ';' | sed 's/^/| from files, images\/s (64 Ascend 910: 8,515) | /; s/;/; /g; s/$/ |/'
-  sed -nE 's/^\| (unmask|timm) ([a-z0-9]+) \| ([0-9.]+) .*/\1 \2 \3 images\/s/p' "$out/inference" \
+  sed -nE 's/^\| (unmask|timm|transformers) ([a-z0-9]+) \| ([0-9.]+) .*/\1 \2 \3 images\/s/p' "$out/inference" \
     | paste -sd ';' | sed 's/^/| inference from files | /; s/;/; /g; s/$/ |/'
 } >> "$table"
 [[ -z $failed ]]

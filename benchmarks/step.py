@@ -12,13 +12,18 @@ alike; ratios are of one round each, with their quartiles. On the CPU seconds ar
 took, of which other processes have no part. `of matrix rate` is the share of the time that the step's matrix products
 would take alone: they are timed in each round too, in their own shapes. On the CPU both profit from the allocator
 settings that our engine makes.
+
+`--memory`, in place of all that: the most memory that a process of either has had after a step, and what an image adds
+to it, by a step with a quarter of the batch before it.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -55,11 +60,15 @@ def main() -> None:
     device = pick_device(arguments.device)
     print(f"{device_name(device)}, torch {torch.__version__}, transformers {transformers.__version__}")
     print(f"{arguments.recipe}, batch {arguments.batch}, median of {arguments.steps} rounds")
-    check_same_work(load_config(arguments.recipe, [f"device={device}"]))
+    if not arguments.memory:
+        check_same_work(load_config(arguments.recipe, [f"device={device}"]))
     for precision in arguments.precision.split(","):
         overrides = [f"train.precision={precision}", f"device={device}", f"train.batch_size={arguments.batch}"]
         config = load_config(arguments.recipe, overrides)
-        compare(config, arguments.steps, ("eager", "compiled") if arguments.compile else ("eager",))
+        if arguments.memory:
+            compare_memory(config)
+        else:
+            compare(config, arguments.steps, ("eager", "compiled") if arguments.compile else ("eager",))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,6 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32,bf16", help="comma-separated")
     parser.add_argument("--steps", type=int, default=7, help="rounds that count, after two that do not")
     parser.add_argument("--compile", action="store_true", help="also both under torch.compile (minutes)")
+    parser.add_argument("--memory", action="store_true", help="of the CPU, in place of seconds")
     return parser.parse_args()
 
 
@@ -82,8 +92,8 @@ def compare(config: Config, rounds: int, modes: Sequence[str]) -> None:
     shapes = {layer.shape for layers in products.values() for layer in layers}
     contenders: dict[Hashable, Callable[[], object]] = {}
     for mode in modes:
-        contenders["unmask", mode] = our_step(config, batch, mode == "compiled")
-        contenders["transformers", mode] = their_step(config, batch, mode == "compiled")
+        (contenders["unmask", mode],) = our_steps(config, [batch], mode == "compiled")
+        (contenders["transformers", mode],) = their_steps(config, [batch], mode == "compiled")
     for shape in shapes:
         contenders[shape] = products_of_layer(shape, config)
     times = interleaved(contenders, rounds, torch.device(config.device))
@@ -107,20 +117,42 @@ def compare(config: Config, rounds: int, modes: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
+def compare_memory(config: Config) -> None:
+    batch = config.train.batch_size
+    print(f"{config.train.precision:24} MB, batch {batch}   MB/image")
+    each: list[float] = []
+    for side in ("unmask", "transformers"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            _, small, large = pool.apply(peaks, (side, config, (1, batch // 4, batch)))
+        each.append((large - small) / (batch - batch // 4))
+        print(f"  {side:22} {large / 1e6:12.0f}  {each[-1] / 1e6:9.1f}", flush=True)
+    print(f"  ratio of the memory of an image: {each[1] / each[0]:.2f}", flush=True)
+
+
+def peaks(side: str, config: Config, sizes: Sequence[int]) -> list[int]:
+    """The most bytes that this process has had after a step of each size; after the first there are the moments."""
+    batches = [random_batch(config.model, size) for size in sizes]
+    found: list[int] = []
+    for run in (our_steps if side == "unmask" else their_steps)(config, batches, False):
+        run()
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return found
+
+
 def ratio(times: Mapping[Hashable, Sequence[float]], theirs: str, ours: str) -> str:
     pairs = zip(times["transformers", theirs], times["unmask", ours], strict=True)
     low, middle, high = np.quantile([theirs / ours for theirs, ours in pairs], (0.25, 0.5, 0.75))
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def our_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
+def our_steps(config: Config, batches: Sequence[Batch], compiled: bool) -> list[Callable[[], object]]:
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": compiled})})
     engine = create_engine(config)
     engine.load(EngineState(create_objective(config).initial_weights(seed=0)))
-    return functools.partial(engine.train_step, [batch], {"lr": LR})
+    return [functools.partial(engine.train_step, [batch], {"lr": LR}) for batch in batches]
 
 
-def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], object]:
+def their_steps(config: Config, batches: Sequence[Batch], compiled: bool) -> list[Callable[[], object]]:
     device = torch.device(config.device)
     model = their_model(config).to(device)
     optimizer = config.optimizer
@@ -132,11 +164,10 @@ def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], obj
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    pixel_values = their_images(batch, config.data).to(device)
     dtype = DTYPES[config.train.precision]
     forward = torch.compile(model, dynamic=False) if compiled else model
 
-    def step() -> object:
+    def step(pixel_values: torch.Tensor) -> object:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             loss = forward(pixel_values=pixel_values).loss
         loss.backward()
@@ -144,7 +175,7 @@ def their_step(config: Config, batch: Batch, compiled: bool) -> Callable[[], obj
         adamw.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return step
+    return [functools.partial(step, their_images(batch, config.data).to(device)) for batch in batches]
 
 
 def their_model(config: Config) -> torch.nn.Module:

@@ -58,6 +58,8 @@ class TorchEngine:
         self.train = train
         self.world = world
         self.device = pick_device(device)
+        if self.device.type == "cpu":
+            _keep_freed_memory()
         network = partial(resolve(network_of(objective, "torch")), objective.model, objective.section, Pixels.of(data))
         with self.device:  # an average is made likewise: a copy of a tensor that is counted is none (`account`)
             self.network: Any = network(DTYPES[train.precision])
@@ -96,8 +98,6 @@ class TorchEngine:
     @cached_property
     def optimizer(self) -> Optimizer:
         """Made when training needs it: its moments are twice the model."""
-        if self.device.type == "cpu":
-            _keep_freed_memory()
         return Optimizer(self.trained, self.objective.model.depth, self._optimizer_config)
 
     # --- steps ---
@@ -268,7 +268,7 @@ class TorchEngine:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse what a step frees; mapping each large tensor anew costs a step 8 % in page faults."""
+    """Have glibc reuse what a step or a batch frees; mapping each large tensor anew costs 7 or 8 % in page faults."""
     if sys.platform != "linux" or (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is None:
         return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
