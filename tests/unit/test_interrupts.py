@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -51,3 +52,23 @@ def run(body: str) -> tuple[int, str]:
 )
 def test_signals(body: str, code: int, out: str) -> None:
     assert run(body) == (code, f"{out}\n" if out else "")
+
+
+AT_AN_IMPORT = """
+import os, runpy, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupts())
+runpy.run_module("unmask", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", ["unmask.cli", "unmask.errors", "unmask.cli.training"])
+def test_ctrl_c_while_the_program_is_being_imported_says_nothing(module: str):
+    done = subprocess.run([sys.executable, "-c", AT_AN_IMPORT, module], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
