@@ -61,6 +61,22 @@ def test_the_script_for_a_card_runs_dry(tmp_path: Path) -> None:
 
 
 @pytest.mark.campaign
+@pytest.mark.parametrize("of", [["--steps", "1"], ["--memory"]], ids=["time", "memory"])
+def test_a_step_beside_the_peer(of: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
+    (tmp_path / "sitecustomize.py").write_text("import conftest\n")  # torchvision beside a PyTorch for the CPU
+    paths = [str(tmp_path), str(ROOT / "tests"), str(ROOT / "src")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    small = ["--recipe", "demo-mae", "--batch", "8", "--device", "cpu", "--precision", "fp32"]
+    command = [sys.executable, ROOT / "benchmarks" / "step.py", *small, *of]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    what, _, ratio = done.stdout.splitlines()[-1].partition(": ")
+    assert what.startswith("  ratio")
+    assert float(ratio.split()[0]) > 0
+
+
+@pytest.mark.campaign
 def test_seconds_to_an_accuracy(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="transformers, the peer, is not installed")
     for i in range(16):
