@@ -59,8 +59,9 @@ def main() -> None:
     arguments = parse_arguments()
     device = pick_device(arguments.device)
     print(f"{device_name(device)}, torch {torch.__version__}, transformers {transformers.__version__}")
-    print(f"{arguments.recipe}, batch {arguments.batch}, median of {arguments.steps} rounds")
+    print(f"{arguments.recipe}, batch {arguments.batch}")
     if not arguments.memory:
+        print(f"median of {arguments.steps} rounds")
         check_same_work(load_config(arguments.recipe, [f"device={device}"]))
     for precision in arguments.precision.split(","):
         overrides = [f"train.precision={precision}", f"device={device}", f"train.batch_size={arguments.batch}"]
