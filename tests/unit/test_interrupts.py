@@ -68,7 +68,7 @@ runpy.run_module("unmask", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["unmask.cli", "unmask.errors", "unmask.cli.training"])
+@pytest.mark.parametrize("module", ["unmask.cli", "unmask.interrupts", "unmask.cli.training"])
 def test_ctrl_c_while_the_program_is_being_imported_says_nothing(module: str):
     done = subprocess.run([sys.executable, "-c", AT_AN_IMPORT, module], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
