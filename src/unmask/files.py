@@ -121,6 +121,13 @@ def check_free(*paths: Path) -> None:
             raise ConfigError(f"{path} is there already; name another, or remove it")
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError where something else stands in its place, or in that of a folder above it."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"{there} is there already and no folder; name another place")
+
+
 def write_text(path: Path, text: str) -> None:
     """A whole file of UTF-8, or none. Raises OSError."""
     with written_aside(path) as there:
@@ -167,10 +174,12 @@ class RunLock:
 
     Forked processes do not hold it.
 
-    Raises CheckpointError naming the process that holds it already, or why the lock file cannot be opened.
+    Raises CheckpointError naming the process that holds it already, or why the lock file cannot be opened, and
+    ConfigError where `run` is a file.
     """
 
     def __init__(self, folder: Path, name: str = ".lock") -> None:
+        check_folder(folder)
         path = folder / name
         # Not a soft lock where the file system has no other: it would outlive a killed process.
         self._lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_write_process_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_what_is_there_stays(command: str, there: str, here: Path, capsys: pytes
     assert path.read_text() == "of others\n"
     after = {path: path.stat().st_mtime_ns for path in here.rglob("*") if path.name not in (".lock", "e.partial")}
     assert after == before, "nothing was begun"
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pretrain", "mae-vit-tiny", *TINY_MODEL, "data.train=photos", "output=file"],
+        ["embed", "mae", "photos", "--out", "file"],
+        ["predict", "classifier", "photos", "--out", "file"],
+        ["pack", "photos", "file"],
+        ["check", "photos", "--out", "file"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_where_a_folder_should_be_is_called_so(
+    words: list[str], below: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file").write_text("of others\n")
+    assert main([*words[:-1], words[-1] + below]) == 2
+    assert re.fullmatch(
+        r"unmask: (.*/)?file is there already and no folder; name another place\n", capsys.readouterr().err
+    )
+    assert (here / "file").read_text() == "of others\n"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "reconstruct", "replay", "report", "launch", "check"])

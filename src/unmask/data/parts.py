@@ -25,7 +25,7 @@ from unmask.data.sources import files, remote
 from unmask.data.sources.base import printable
 from unmask.environment import launched
 from unmask.errors import ConfigError, DataError
-from unmask.files import ASIDE, RunLock, fsync, sha256
+from unmask.files import ASIDE, RunLock, check_folder, fsync, sha256
 from unmask.report.progress import say, speaking
 
 MOST_PARTS = 4096
@@ -119,6 +119,8 @@ class Parts:
 
     def check_place(self, what: str) -> None:
         """Raise ConfigError when `place`, a folder, holds something other than this work."""
+        if not files.is_remote(self.place):
+            check_folder(Path(self.place))
         begun = files.exists(f"{self.folder}/{_JOB}")
         if not begun and files.exists(self.place) and any(files.listing(self.place)):
             raise ConfigError(f"{self.place} is not empty and holds no {what}; name another folder")
