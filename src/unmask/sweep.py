@@ -41,7 +41,7 @@ also on what the last arm says of the images without labels (`taught`), train a 
 fit a linear classifier to features that no network learned (`evaluate.handmade`)."""
 SEMI = "cifar10-semi"
 """The recipe of how the arm `semi` differs from `pretrained`."""
-CNN_STEPS = 1500
+CNN_STEPS = 3000
 """Updates of the residual network, for any number of labels."""
 _FROM_INIT = {"pretrained", "probe", "attentive", "semi"}
 _TABLE, _CURVE, _RESULT = "few-labels.csv", "few-labels.png", "result.json"

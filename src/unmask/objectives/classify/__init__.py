@@ -58,7 +58,7 @@ class ClassifySection(HeadSection):
     gradients, colours and a dictionary of the images' own patches that is fitted to the labelled images, or
     classifiers, such as [runs/first]; of several the mean. They are asked once, before the first step."""
     teacher_share: float = Field(default=0.0, ge=0, lt=1)
-    """Above 0 the teacher [handmade] becomes part of the classifier, which answers with the weighted mean of both
+    """Above 0 the teacher `handmade` becomes part of the classifier, which answers with the weighted mean of both
     log-probabilities, of which this is the teacher's weight: what the two get wrong is not the same."""
 
     @property
@@ -79,8 +79,10 @@ class ClassifySection(HeadSection):
             raise ValueError("objective.head=probe is for objective.loss=cross_entropy; set it to drawn")
         if self.teacher and self.loss == "bce":
             raise ValueError("objective.teacher is for objective.loss=cross_entropy; leave it out")
-        if self.teacher_share and self.teacher != (HANDMADE,):
-            raise ValueError(f"objective.teacher_share is for objective.teacher=[{HANDMADE}]; leave it out")
+        if self.teacher_share and HANDMADE not in self.teacher:
+            raise ValueError(
+                f"objective.teacher_share is what {HANDMADE} counts: name it in objective.teacher, or leave this out"
+            )
         if self.teacher_share and config.data.eval_crop != 1:
             raise ValueError(f"objective.teacher_share: {HANDMADE} looks at whole images; set data.eval_crop=1")
         if self.class_weights is not None and self.loss == "bce":
