@@ -316,7 +316,9 @@ def test_the_sweep_over_labels(
         (arm, n, "7") for arm in ARMS for n in "24"
     }
     assert (output / "few-labels.png").stat().st_size > 5000
-    assert out.count("images, 3 steps") == 8, "whatever the number of labels"
+    assert out.count("images, 3 steps") == 6, "whatever the number of labels"
+    assert "cnn-2-labels-seed-7: 20 images, 12 steps" in out, "its recipe's 40 epochs of 64 images a step"
+    assert "cnn-4-labels-seed-7: 40 images, 25 steps" in out
     assert out.count("whose labels are not looked at, 3 steps") == 2
     for row in rows:
         if row["arm"] not in ("probe", "attentive", "handmade"):
