@@ -229,9 +229,10 @@ def hangs_under_a_run(folder: Path) -> int:
         try:
             until_written(folder / "run" / "metrics.jsonl", process)
             disk.hang()
-            process.wait(30)
+            process.wait(90)
         finally:
             disk.hang(hangs=False)
+            process.kill()  # of no effect where it has ended; else the disk could not be unmounted
         said = process.communicate(timeout=60)[1]  # the loaders, which hold the pipe, go when the disk answers
         assert process.returncode == 3, said
         assert ") did not answer within train.process_timeout=6 s" in said.splitlines()[-1], said
