@@ -8,16 +8,26 @@
 # in gpu-OUT/. --dry-run does the same on the CPU with the smallest model, and prints the table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-images=$(realpath "${1:?usage: bash benchmarks/gpu.sh IMAGES [--dry-run]}")
+stop() { echo "gpu.sh: $*" >&2; exit 2; }
+[[ $# == 1 || $# == 2 && $2 == --dry-run ]] || stop "usage: bash benchmarks/gpu.sh IMAGES [--dry-run]"
+images=$(realpath "$1")
+[[ -d $images ]] || stop "$1 is no folder; name one of images"
 python=${PYTHON:-python}
+missing=$($python -c "
+from importlib.util import find_spec
+print(*(name for name in ('torch', 'transformers', 'timm', 'pytest') if not find_spec(name)))" 2> /dev/null) ||
+  stop "$python does not start; name another: PYTHON=.venv/bin/python"
+[[ -z $missing ]] || stop "$python lacks $missing: $python -m pip install $missing"
 export PYTHONPATH=$PWD/src:$PWD/tests:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}
-if [[ ${2:-} == --dry-run ]]; then
+if [[ $# == 2 ]]; then
   device=cpu out=$(mktemp -d) table=/dev/stdout chosen=(-k "average and torch")
   step=(--recipe mae-vit-tiny --batch 2 --steps 1 --precision fp32)
   loader=(--images 128 --rounds 2 --workers 0)
   recipe=mae-vit-tiny settings=(model.depth=1 model.decoder_depth=1 train.batch_size=4) seconds=2
   inference=(--recipe finetune-vit-tiny --precision fp32 --images 4 --rounds 1)
 else
+  $python -c "import sys, torch; sys.exit(not torch.cuda.is_available())" ||
+    stop "no card that PyTorch can use; \`unmask doctor\` says more, --dry-run does all this on the CPU"
   device=cuda out=gpu-OUT table=docs/performance.md chosen=(-k torch)
   step=(--recipe mae-vit-base --batch 256 --steps 20 --precision bf16,fp32 --compile)
   loader=(--images 8192 --workers "$(nproc)")

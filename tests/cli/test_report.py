@@ -102,6 +102,19 @@ def test_a_single_evaluation_is_a_whole_point_and_of_three_classes_five_say_noth
     )
     assert left >= 0
     assert right >= 0
+    assert charts.locator("svg text[text-anchor=middle]").all_text_contents() == ["2"]  # its step alone
+
+
+def test_on_paper_it_has_its_pictures(chromium: Any, report: Path) -> None:
+    """They come to the screen as one scrolls there, and nobody scrolls before printing."""
+    page = Watched(chromium).open(report.as_uri())
+    page.pdf()
+    page.emulate_media(media="print")
+    hidden = "part => part.scrollHeight - part.clientHeight"
+    assert page.locator("#config .tall").evaluate(hidden) <= 1
+    pictures = page.eval_on_selector_all(".picture img", "all => all.map(one => one.naturalWidth)")
+    assert len(pictures) > 8
+    assert 0 not in pictures
 
 
 def test_clicks_and_keys(chromium: Any, report: Path, runs: Path, data: Path) -> None:

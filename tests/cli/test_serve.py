@@ -235,14 +235,18 @@ def test_the_page_in_a_browser(classifier: str, mae: str, tmp_path: Path) -> Non
         until(page, "look.values !== null && state.patch === 0")
         page.set_input_files("input[type=file]", tmp_path / "note.txt")
         page.wait_for_selector(".note")
+        assert "note.txt: not a " in page.inner_text(".note")
+        assert not page.is_visible("#reconstruction")  # of the image before
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert not watched.faults
 
         other = Watched(opened)
         page = other.open(classifier)
+        assert not page.is_visible("#predictions")
         page.set_input_files("input[type=file]", tmp_path / "digit.png")
         page.wait_for_selector("#predictions tr")
         page.wait_for_selector("#neighbours img")
+        assert page.is_visible("figure.seen img")
         assert page.locator("#neighbours figure").count() == 12
         assert not other.faults
 

@@ -43,6 +43,28 @@ def test_the_script_for_a_card_is_bash() -> None:
     subprocess.run(["bash", "-n", GPU], check=True)
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not there")
+@pytest.mark.parametrize(
+    ("given", "python", "said"),
+    [
+        ([], sys.executable, "usage: "),
+        (["."], sys.executable, "no card that PyTorch can use"),
+        ([".", "--dry"], sys.executable, "usage: "),
+        (["nowhere", "--dry-run"], sys.executable, "nowhere is no folder"),
+        ([".", "--dry-run"], "no-python", "no-python does not start"),
+    ],
+)
+def test_what_the_script_for_a_card_lacks_is_one_line(given: list[str], python: str, said: str) -> None:
+    for package in ("torch", "transformers", "timm"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    env = {**os.environ, "PYTHON": python, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(["bash", GPU, *given], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gpu.sh: ")
+    assert said in line
+
+
 @pytest.mark.campaign
 def test_the_script_for_a_card_runs_dry(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed")

@@ -51,18 +51,11 @@ function pictureUrl(name) {
   return pictureUrls.get(name);
 }
 
-// A picture that is decoded once it comes near the screen.
-const lazy = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    lazy.unobserve(target);
-    target.src = pictureUrl(target.dataset.blob);
-  }
-}, { rootMargin: "600px" });
+// A picture that is decoded once it comes near the screen, or is printed: the browser knows when.
 function picture(name, alt) {
-  const made = el("img", { alt, "data-blob": name, width: 1, height: 1 });
+  const made = el("img", { alt, loading: "lazy", decoding: "async", width: 1, height: 1 });
   made.addEventListener("load", () => made.naturalWidth < 100 && made.classList.add("small"));
-  lazy.observe(made);
+  made.src = pictureUrl(name);
   return made;
 }
 

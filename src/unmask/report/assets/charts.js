@@ -132,7 +132,7 @@ class LineChart {
       const text = svg("text", { x: LEFT - 6, y: Y(y) + 4, "text-anchor": "end" });
       text.textContent = number(y); made.append(text);
     }
-    for (const x of ticks(this.low, this.high, Math.max(3, width / 75))) {
+    for (const x of high > low ? ticks(low, high, Math.max(3, width / 75)) : [low]) {
       const text = svg("text", { x: X(x), y: HEIGHT - 6, "text-anchor": "middle" });
       text.textContent = number(x, 6); made.append(text);
     }

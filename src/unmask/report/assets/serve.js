@@ -1,6 +1,6 @@
 // The page of `unmask serve`: an image, its hidden patches, and what the model makes of it.
 const [rows, columns] = DATA.grid, CAN = new Set(DATA.can), PATCHES = rows * columns;
-const state = { file: null, ratio: DATA.maskRatio ?? 0.75, seed: 0, hidden: null, patch: null, block: DATA.depth - 1, latest: 0 };
+const state = { file: null, answered: null, ratio: DATA.maskRatio ?? 0.75, seed: 0, hidden: null, patch: null, block: DATA.depth - 1, latest: 0 };
 const main = document.getElementById("main");
 document.getElementById("title").textContent = `${DATA.name} (${DATA.objective}, ${DATA.engine})`;
 
@@ -17,17 +17,23 @@ async function ask(want, parameters = {}) {
 const input = el("input", { type: "file", accept: "image/*,.tif,.tiff,.dcm,.npy", "aria-label": "Choose an image", onchange: () => input.files.length && open(input.files[0]) });
 const drop = el("div", { cls: "card drop" }, el("p", {}, "Drop an image here, paste one, or choose a file."), input);
 const status = el("p", { cls: "soft", role: "status" });
+const seen = el("img", { alt: "The image as the model gets it" });
+const answers = el("div", { cls: "hidden" });
 for (const name of ["dragover", "dragenter"]) addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
 for (const name of ["dragleave", "drop"]) addEventListener(name, (event) => { event.preventDefault(); drop.classList.remove("over"); });
 addEventListener("drop", (event) => event.dataTransfer.files.length && open(event.dataTransfer.files[0]));
 addEventListener("paste", (event) => event.clipboardData?.files.length && open(event.clipboardData.files[0]));
 
 async function open(file) {
-  if (file.size > DATA.limits.bytes) { say(new Error(`the file has more than ${Math.floor(DATA.limits.bytes / 2 ** 20)} MB`)); return; }
+  if (file.size > DATA.limits.bytes) { say(file, new Error(`the file has more than ${Math.floor(DATA.limits.bytes / 2 ** 20)} MB`)); return; }
   Object.assign(state, { file, hidden: null, patch: null });
   await refresh(true);
 }
-function say(error) { status.textContent = error.message; status.className = "note"; }
+// What was answered about another image is no answer about this one.
+function say(file, error) {
+  status.textContent = `${file.name || "the image"}: ${error.message}`; status.className = "note";
+  if (file !== state.answered) answers.classList.add("hidden");
+}
 
 async function refresh(all) {
   if (!state.file) return;
@@ -41,14 +47,16 @@ async function refresh(all) {
     const found = await ask(want.join(","), parameters);
     if (mine !== state.latest) return;
     if (found.reconstruction) showPainting(found.reconstruction);
-    if (found.crop) look.show(found.crop);
+    if (found.crop) { seen.src = found.crop; look.show(found.crop); }
     if (found.predictions) showPredictions(found.predictions);
     if (found.neighbours) showNeighbours(found.neighbours);
     if (found.attention) look.heat(found.attention.patches);
+    state.answered = state.file;
+    answers.classList.remove("hidden");
     status.className = "soft";
     status.textContent = `${state.file.name || "the image"}: answered in ${Math.round(performance.now() - began)} ms`;
   } catch (error) {
-    if (mine === state.latest) say(error);
+    if (mine === state.latest) say(state.file, error);
   }
 }
 let timer;
@@ -134,8 +142,9 @@ const attention = !CAN.has("attention") ? null : section("attention", "Attention
   el("div", { cls: "tools" }, el("label", {}, "block", block), el("button", { onclick: () => { state.patch = null; look.mark(null); refresh(true); } }, "Class token")),
   el("div", { cls: "three" }, el("figure", {}, look.element)));
 
-main.append(section("image", "Image", drop, status), ...[
+answers.append(el("figure", { cls: "seen" }, seen), ...[
   CAN.has("predictions") ? section("predictions", "Class", classes) : null, painting,
   CAN.has("neighbours") ? section("neighbours", `Nearest of ${DATA.images} images`, near) : null, attention,
 ].filter(Boolean));
+main.append(section("image", "Image", drop, status), answers);
 report();
