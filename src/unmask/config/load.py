@@ -140,7 +140,8 @@ def _packaged(*, parts: bool = False) -> dict[str, Path]:
 
 def _by_name(name: str, named: Mapping[str, Path], where: str = "") -> Path:
     if name not in named:
-        raise ConfigError(f"{where}there is no recipe {name}{nearest(name, named)}; the recipes: {', '.join(named)}")
+        near = nearest(name, named) or f"; the recipes: {', '.join(named)}"
+        raise ConfigError(f"{where}there is no recipe {name}{near}")
     return named[name]
 
 

@@ -146,6 +146,8 @@ def test_bases_in_a_circle_are_named(tmp_path: Path) -> None:
 def test_parts_of_recipes_are_not_recipes() -> None:
     assert not {"mae", "finetune", "vit-large"} & set(recipe_names())
     assert "there is no recipe vit-large" in refusal("vit-large")
+    assert refusal("mae-vit-smal").endswith("there is no recipe mae-vit-smal, did you mean mae-vit-small?")
+    assert ", mae-vit-small, " in refusal("xyz")
     assert "command line: base: unknown key" in refusal("mae-vit-base", "base=mae-vit-large")
 
 
