@@ -61,7 +61,7 @@ class Bar:
         self._within = ""
         self._title, self._unit, self._images_per_unit = title, unit, images_per_unit
         self._plain = not terminal
-        self._last_line, self._unsaid = time.monotonic(), True
+        self._last_line, self._unsaid = time.monotonic(), total > 0  # nothing to do is nothing to tell
         self._figures: dict[str, str] = {}
         # Without a terminal rich shows nothing and only keeps count, rate and time left.
         self._rich = Progress(
@@ -116,7 +116,7 @@ class Bar:
     def _text(self) -> str:
         """For example `120/800 steps  512 images/s  0:01:20 left  loss 0.5123`."""
         task = self._task
-        parts = [f"{int(task.completed)}/{int(task.total or 0)} {self._unit}s"]
+        parts = [f"{int(task.completed)}/{int(task.total)} {self._unit}s"] if task.total else []
         speed = task.finished_speed or task.speed
         if speed:
             rate, counted = (speed * self._images_per_unit, "image") if self._images_per_unit else (speed, self._unit)

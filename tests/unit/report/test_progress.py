@@ -39,6 +39,18 @@ def test_the_last_line_is_shown_when_work_is_interrupted(capsys: pytest.CaptureF
     assert "2/8 steps" in capsys.readouterr().out
 
 
+def test_nothing_to_do_is_nothing_to_tell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run whose network is taken as it starts. What goes on within is told all the same."""
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with progress("finetune", total=0) as bar:
+        now += 20
+        bar.show_within("validation 50%")
+    with progress("finetune", total=0):
+        pass
+    assert capsys.readouterr().out == "finetune    0%  validation 50%\n"
+
+
 def test_a_figure_stays_until_it_is_given_again(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("finetune", total=3) as bar:
         bar.update(1, loss=0.5, top1=0.25)
