@@ -223,6 +223,27 @@ def test_dots_in_names_are_no_samples(tmp_path: Path, files: list[str]):
             "png",
         ),
         ([f"{n}{word}.jpg" for n in range(12) for word in ("", "-depth")], "such as 0.jpg and 0-depth.jpg; ", "jpg"),
+        (
+            [f"{word}_{n:03}.png" for n in range(9) for word in ("img", "mask")],
+            "such as img_000.png and mask_000.png; .*(one of png, mask_.png)",
+            "png",
+        ),
+        ([f"{word}{n}.jpg" for n in range(12) for word in ("", "depth-")], "such as 0.jpg and depth-0.jpg; ", "jpg"),
+        (
+            [f"s/{word}{n:04}.{kind}" for n in range(9) for word, kind in (("Image", "jpg"), ("Mask", "png"))],
+            "such as s/Image0000.jpg and s/Mask0000.png; ",
+            "jpg",
+        ),
+        (
+            [f"frame_{n}_{word}.png" for n in range(9) for word in ("rgb", "depth")],
+            "such as frame_0_rgb.png and frame_0_depth.png; ",
+            "png",
+        ),
+        (  # some masks have lost their image
+            [f"{n}{word}.png" for n in range(12) for word in (["", "_mask"] if n < 9 else ["_mask"])],
+            "such as 0.png and 0_mask.png; ",
+            "png",
+        ),
     ],
 )
 def test_a_word_behind_the_name_is_another_file_of_the_sample(tmp_path: Path, files: list[str], asked: str, image: str):
@@ -230,7 +251,7 @@ def test_a_word_behind_the_name_is_another_file_of_the_sample(tmp_path: Path, fi
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(picture())
-    sound = sorted(name for name in files if not re.search("_mask|_Seg|_super|-depth", name))
+    sound = sorted(name for name in files if not re.search("(?i)mask|_seg|_super|depth", name))
     for spec in (root, make_tar(tmp_path / "photos.tar", {name: picture() for name in files})):
         with pytest.raises(DataError, match=asked.replace("(", r"\(").replace(")", r"\)")):
             opened(spec)
@@ -247,6 +268,13 @@ def test_a_word_behind_the_name_is_another_file_of_the_sample(tmp_path: Path, fi
         [f"frame_{n}_left.jpg" for n in range(9)] + ["frame.jpg"],
         [f"{n}_{m}.jpg" for n in range(9) for m in range(3)] + [f"{n}.jpg" for n in range(9)],
         [f"{colour} cat.jpg" for colour in ("black", "white")] + ["cat.jpg"],
+        [f"{animal}_{n}.jpg" for n in range(9) for animal in ("cat", "dog")],
+        [
+            f"{thing}_{n}.jpg"
+            for thing, first in (("mask", 0), ("hat", 20), ("depth_gauge", 40))
+            for n in range(first, first + 9)
+        ],
+        [f"{word}_mask_{n}.jpg" for n in range(9) for word in ("with", "without")],
     ],
 )
 def test_words_behind_names_that_are_no_samples(tmp_path: Path, files: list[str]):
@@ -260,6 +288,10 @@ def test_words_behind_names_that_are_no_samples(tmp_path: Path, files: list[str]
         ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
         ("img/train/{}.png", "GT/train/{}.png"),
         ("town/rgb/{}.jpg", "town/depth/{}.depth.png"),
+        ("images/Abyssinian_{}.jpg", "annotations/trimaps/Abyssinian_{}.png"),
+        ("{}.jpg", "masks/{}.png"),
+        ("images/{}_training.tif", "mask/{}_training_mask.gif"),
+        ("leftImg8bit/train/ulm/ulm_{}_leftImg8bit.png", "gtFine/train/ulm/ulm_{}_gtFine_labelIds.png"),
     ],
 )
 def test_folders_of_masks_are_no_images(tmp_path: Path, images: str, masks: str):
@@ -270,11 +302,12 @@ def test_folders_of_masks_are_no_images(tmp_path: Path, images: str, masks: str)
         (root / name).write_bytes(picture())
     for spec in (root, make_tar(tmp_path / "set.tar", {name: picture() for name in files})):
         with pytest.raises(
-            DataError, match=r"another what belongs to them, such as .* name the folder of the images, or"
+            DataError, match=r"another what belongs to them, such as .* name a folder that holds images alone, or"
         ):
             opened(spec)
         assert len(opened(f"{spec}#image=*")) == 16
-    assert len(opened((root / images).parent)) == 8
+    if (alone := (root / images).parent) != root:
+        assert len(opened(alone)) == 8
 
 
 @pytest.mark.parametrize("folders", [("mask", "no_mask"), ("masks", "images"), ("labels", "photos")])
@@ -297,7 +330,9 @@ def test_a_folder_called_as_masks_are_may_hold_images(tmp_path: Path, folders: t
         ),
     ],
 )
-def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, files: list[str], message: str):
+def test_parts_of_a_data_set_are_no_classes(
+    tmp_path: Path, files: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
     root = tmp_path / "set"
     for name in [form.format(n) for form in files for n in range(3)]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -307,6 +342,7 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, files: list[str], me
         with pytest.raises(DataError, match=message):
             open_source(str(spec), key="data.train", labels=True)
         assert len(opened(spec)) == 3 * len(files)
+        assert "are parts of a data set, and the images of all are taken" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -318,6 +354,7 @@ def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, files: list[str], me
         ),
         (["train.tar", "val.tar", "test.tar"], "train.tar"),
         (["cats_test.tar", "cats_val.tar"], "cats_test.tar"),
+        ([f"{part}-00000-of-00001.tar" for part in ("train", "extra", "test")], "train-*.tar"),
     ],
 )
 def test_tars_of_several_parts_are_not_mixed(tmp_path: Path, files: list[str], one: str):
@@ -325,7 +362,11 @@ def test_tars_of_several_parts_are_not_mixed(tmp_path: Path, files: list[str], o
         make_tar(tmp_path / name, {f"{place}-{n}.jpg": picture(shade=place) for n in range(3)})
     with pytest.raises(DataError, match=f"; name one of them, such as .*/{re.escape(one)}$"):
         opened(tmp_path)
+    with pytest.raises(DataError, match=f"; name one of them, such as .*/{re.escape(one)}$"):
+        opened(tmp_path / "*.tar")
     assert len(opened(tmp_path / one)) == 3 * len(list(tmp_path.glob(one)))
+    every = ",".join(name.removesuffix(".tar") for name in files)
+    assert len(opened(tmp_path / f"{{{every}}}.tar")) == 3 * len(files)
 
 
 @pytest.mark.parametrize(

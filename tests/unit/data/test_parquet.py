@@ -188,7 +188,9 @@ def test_files_named_after_parts_of_a_data_set_are_not_mixed(tmp_path: Path, fil
         pq.write_table(pa.table({"image": images(), "label": [0, 1, 0, 1]}), tmp_path / f"{name}.parquet")
     with pytest.raises(DataError, match=r"name one of them, such as .*train(ing_0)?\.parquet"):
         open_images(tmp_path)
-    assert len(open_images(f"{tmp_path}/*.parquet")) == 8
+    with pytest.raises(DataError, match=r"name one of them, such as .*train(ing_0)?\.parquet"):
+        open_images(tmp_path / "*.parquet")
+    assert len(open_images(tmp_path / f"{{{','.join(files)}}}.parquet")) == 8
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])

@@ -30,7 +30,6 @@ Python programs give objects as well: `to_source` says which.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -49,7 +48,7 @@ from unmask.data.sources.labels import alike_names
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
-from unmask.data.sources.table import split_of
+from unmask.data.sources.table import parts_in
 from unmask.data.sources.tar import TarSource
 from unmask.errors import DataError, StorageError
 from unmask.report.progress import say
@@ -143,6 +142,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     left_out.check(len(source), what, _share(options.get("left_out"), what))
     if left_out:
         say(f"{what}: {len(source)} images; left out: {left_out}")
+    if not labels and isinstance(source, FolderSource | TarSource) and len(parts := parts_in(source.index)) > 1:
+        say(f"{what}: the folders {', '.join(parts)} are parts of a data set, and the images of all are taken")
     if labels and (alike := alike_names(source.class_names or ())):
         named = " and ".join(f"'{printable(name)}'" for name in alike)
         say(f"{what}: the classes {named} are kept apart; if they are one, write its name in one way")
@@ -236,19 +237,10 @@ def _share(text: str | None, what: str) -> float | None:
 
 def _tars(path: str) -> list[str]:
     """The tars directly in a folder that holds no images, whatever lies beside: img2dataset adds Parquet of URLs."""
-    found = sorted(os.fsencode(name) for name, _, is_folder in files.listing(path) if not is_folder)
-    names = [os.fsdecode(name) for name in found if name.lower().endswith(b".tar")]
-    _refuse_splits(path, names)
-    return [f"{path}/{name}" for name in names]
-
-
-def _refuse_splits(path: str, names: Sequence[str]) -> None:
-    """Files of a folder that are parts of a data set, such as train and validation, are no one set of images."""
-    splits = {name: split for name in names if (split := split_of(name))}
-    if len(there := sorted(set(splits.values()))) > 1:
-        one = next(name for name, split in splits.items() if split == (there[0] if "train" not in there else "train"))
-        pattern = re.sub(r"\d{3,}", "*", one)
-        raise DataError(f"{path} holds {', '.join(there)}; name one of them, such as {path}/{pattern}")
+    names = sorted(os.fsencode(name) for name, _, is_folder in files.listing(path) if not is_folder)
+    found = [f"{path}/{os.fsdecode(name)}" for name in names if name.lower().endswith(b".tar")]
+    files.check_one_part(found, path)
+    return found
 
 
 def _columnar_files(path: str) -> list[str]:
@@ -262,18 +254,14 @@ def _columnar_files(path: str) -> list[str]:
                 f"{path} has Parquet or Arrow files in {held}; name one of these folders, such as {below[0]}"
             )
         return _columnar_files(below[0]) if below else []
-    splits = {found[1] for name in names if (found := re.fullmatch(r"(.+)-\d{5}-of-\d{5}(?:-\w+)?\.\w+", name))}
-    if len(splits) > 1:
-        raise DataError(
-            f"{path} holds {', '.join(sorted(splits))}; name one of them, such as {path}/{min(splits)}-*.parquet"
-        )
-    _refuse_splits(path, names)
-    return [f"{path}/{name}" for name in names]
+    found = [f"{path}/{name}" for name in names]
+    files.check_one_part(found, path)
+    return found
 
 
 def _columnar(path: str) -> tuple[list[str], list[str]]:
     """Names of the Parquet or Arrow files directly in a folder, and of its subfolders."""
     entries = sorted(files.listing(path))
-    names = [name for name, _, is_folder in entries if name.endswith(_COLUMNAR) and not is_folder]
+    names = [name for name, _, is_folder in entries if name.lower().endswith(_COLUMNAR) and not is_folder]
     folders = [name for name, _, is_folder in entries if is_folder]
     return [name for name in names if not name.startswith("cache-")], folders  # intermediate results of `datasets`

@@ -10,12 +10,13 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.data.sources import remote
 from unmask.data.sources.base import printable
+from unmask.data.sources.table import splits_of
 from unmask.errors import DataError, StorageError
 from unmask.files import expanded
 
@@ -153,7 +154,9 @@ def expand(pattern: str, what: str) -> list[str]:
             paths.append(path)
         else:
             found = sorted(os.fsencode(f) for f, _, is_folder in listing(folder or ".") if not is_folder)
-            paths += [folder + slash + os.fsdecode(f) for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
+            found = [folder + slash + os.fsdecode(f) for f in found if fnmatch.fnmatchcase(os.fsdecode(f), name)]
+            check_one_part(found, what)  # words in braces are each meant
+            paths += found
         if len(paths) > _MOST_FILES:
             break
     if len(paths) > _MOST_FILES:
@@ -161,6 +164,19 @@ def expand(pattern: str, what: str) -> list[str]:
     if not paths:
         raise DataError(f"{what}: no file has such a name")
     return paths
+
+
+def check_one_part(paths: Sequence[str], what: str) -> None:
+    """Raise DataError where files of one folder are parts of a data set, such as train and validation, which together
+    are no one set of images."""
+    splits = splits_of(path.rpartition("/")[2] for path in paths)
+    if len(splits) < 2:
+        return
+    one = splits[next((split for split in sorted(splits) if "train" in split), min(splits))]
+    stem, dot, suffix = one.rpartition(".")
+    folder, slash, _ = paths[0].rpartition("/")
+    one = folder + slash + re.sub(r"\d{3,}(?:-of-\d.*)?", "*", stem) + dot + suffix
+    raise DataError(f"{what} holds {', '.join(sorted(splits))}; name one of them, such as {printable(one)}")
 
 
 def _braces(pattern: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ import tempfile
 import unicodedata
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from unmask.data.sources.base import printable
 from unmask.errors import DataError
 from unmask.files import expanded, written_aside
 
-_VERSION = 4
+_VERSION = 5
 _WORD = 8
 """Bytes of a name compared at once."""
 _ROWS = 1024
 """Names copied at once."""
+_OF_SHARDS = re.compile(r"(.+)-\d{5,}-of-\d{5,}(?:-\w+)?\.\w+")
 _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 
@@ -214,7 +215,7 @@ def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> 
         if rows.start == rows.stop:
             raise DataError(f"{what}: class folder {printable(os.fsdecode(name))} holds no images; fill or remove it")
         labels[rows] = places[composed[name]]
-    if len(names) > 1 and len({split_of(name) for name in names} - {None}) == len(names):
+    if len(parts_in(table)) > 1:
         raise DataError(
             f"{what}: its folders, {', '.join(names)}, are parts of a data set, not classes; name one of them, or make "
             "a tar of each"
@@ -240,8 +241,22 @@ def _first_folders(table: Table) -> list[bytes]:
     return sorted(names)
 
 
+def parts_in(table: Table) -> list[str]:
+    """The first folders of the names, which are in byte order, where each is called after a part of a data set."""
+    names = [os.fsdecode(name) for name in _first_folders(table)]
+    return names if len(splits_of(names)) == len(names) else []
+
+
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """Each part of a data set that these folders or files are called after, and the first called so."""
+    return {split: name for name in reversed(list(names)) if (split := split_of(name))}
+
+
 def split_of(name: str) -> str | None:
-    """The part of a data set that a folder or file is called after: `train` of `imagenet-train-0000.tar`."""
+    """The part of a data set that a folder or file is called after: `train` of `imagenet-train-0000.tar`, and whatever
+    stands before the number in `extra-00000-of-00002.parquet`."""
+    if shard := _OF_SHARDS.fullmatch(name):
+        return shard[1]
     words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
     return words.pop() if len(words) == 1 else None
 
