@@ -1,6 +1,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,6 +288,16 @@ def test_lists_of_other_tools(tmp_path: Path):
         ({"cat": ["a.jpg", "b.jpg"], "dog": ["c.jpg"]}, "lists images by cat, dog; write an entry for each image"),
         ({"train": ["a.jpg"], "test": []}, "lists images by train, test; write"),
         ({"path": ["a.jpg", "b.jpg"], "label": ["cat", "dog"]}, "lists images by path, label; write"),
+        ({"names": ["cat", "dog"], "path": "x"}, "has the fields names, path, not a map from paths to labels; write"),
+        ({"train": "images/train", "val": "images/val", "nc": 2}, "has the fields train, val, nc, not a map"),
+        ({"version": "1.0", "a": 3}, "has the fields version, a, not a map"),
+        ({"17": "a.jpg", "18": "b.jpg"}, "maps 17 and others to images; write"),
+        ({"a.jpg": [0, 1, 0], "b.jpg": [1, 0, 0]}, "its lists of labels name a class twice, so they are not surely"),
+        ([["a.jpg", [0, 1]], ["b.jpg", [1, 0]]], "its lists of labels may be classes, and may be no and yes, so"),
+        (
+            [{"path": "a.jpg", "labels": [1, 1]}, {"path": "b.jpg", "labels": [1, 1]}],
+            "lists of labels name a class twice",
+        ),
         ({"a.jpg1": {"filename": "a.jpg", "regions": []}}, "is VIA's; export"),
         ({"images": [], "annotations": [{"caption": "a cat"}]}, "annotations without its categories"),
         (COCO | {"images": COCO["images"] * 2}, "several of its images have one id"),
@@ -383,3 +394,23 @@ def test_what_may_stand_for_a_missing_label_is_told(root: Path, missing: str, ca
     source = open_list(root / "l.csv", f"path,label\na.jpg,cat\nb.jpg,{missing}\n")
     assert missing in (source.class_names or ())
     assert f"{missing} is a class like others; if it stands for a label that is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "classes"),
+    [
+        ({"path": "a.jpg", "label": "cat"}, [["cat"]]),
+        ({"file_name": "a.jpg", "labels": ["cat", "dog"]}, [["cat", "dog"]]),
+        ([["a.jpg", [0, 1]], ["b.jpg", [0]], ["c.jpg", []]], [["0", "1"], ["0"], []]),
+        ([["a.jpg", [0, 1]], ["b.jpg", [1, 2]]], [["0", "1"], ["1", "2"]]),
+        ({"a.jpg": 0, "b.jpg": 1}, [["0"], ["1"]]),
+        ({"0001": 0, "0002": 1}, [["0"], ["1"]]),
+    ],
+)
+def test_json_that_could_be_taken_for_something_else(tmp_path: Path, content: Any, classes: list[list[str]]):
+    source = open_list(tmp_path / "list.json", json.dumps(content))
+    names = source.class_names or ()
+    sets = getattr(source, "label_sets")  # noqa: B009
+    if sets is None:
+        sets = np.eye(len(names), dtype=bool)[source.labels]
+    assert [[names[place] for place in np.flatnonzero(row)] for row in sets] == classes

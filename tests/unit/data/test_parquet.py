@@ -253,9 +253,21 @@ def test_of_two_columns_of_classes_one_is_asked_for(tmp_path: Path):
         (pa.array(["a", " ", "b", "a"]), "a label is empty"),
         (pa.array([[0, None], [1], [0], [2]]), "1 entries in the lists of label are empty"),
         (pa.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 1, 0]]), "the lists of label name a class twice"),
+        (pa.array([[1, 0], [0, 1], [0, 1], [1, 0]]), "the lists of label may be classes, and may be no and yes"),
+        (pa.array([["1", "0"]] * 4), "the lists of label may be classes, and may be no and yes"),
         (pa.array([0.0, 1.0, 0.0, 1.0]), "column label is double, not a class; .* store whole numbers or names"),
     ],
-    ids=["text of Polars", "64 bits", "decimals", "blank", "nothing in a list", "yes or no to each class", "floating"],
+    ids=[
+        "text of Polars",
+        "64 bits",
+        "decimals",
+        "blank",
+        "nothing in a list",
+        "yes or no to each class",
+        "yes or no to two",
+        "as text",
+        "floating",
+    ],
 )
 def test_labels_of_every_type_are_classes_or_refused(tmp_path: Path, labels: pa.Array, expected: Any):
     table = pa.table({"image": images(), "label": labels})

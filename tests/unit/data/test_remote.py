@@ -469,3 +469,76 @@ def test_a_disk_that_fails_is_no_bad_image(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("unmask.data.sources.files.os.read", failing)  # a disk cannot be broken here
     with pytest.raises(StorageError, match=r"a\.jpg cannot be read: Input/output error"):
         source.read(0)
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """Answers by the first folder of what it is asked for, and counts."""
+
+    asked = 0
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        Odd.asked += 1
+        how = self.path.split("/")[1]
+        places = {"circle": self.path, "further": f"{self.path}x", "elsewhere": "file:///etc/passwd", "login": "/page"}
+        if how == "page":
+            page = b"<!DOCTYPE html><html>Please log in</html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page if self.command == "GET" else b"")
+            return
+        self.send_response(302 if how in places else int(how))
+        if how in places:
+            self.send_header("Location", places[how])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["a.tar", "list.csv", "x.npz", "t.parquet", "photos"])
+@pytest.mark.parametrize(
+    ("how", "message", "most"),
+    [
+        ("circle", "sends whoever asks from one address to the next without end", 22),
+        ("further", "sends whoever asks from one address to the next without end", 22),
+        ("elsewhere", "NonHttpUrlRedirectClientError: file:///etc/passwd", 2),
+        ("204", "the server answers 204 No Content, and no file", 2),
+        ("300", "the server answers 300 Multiple Choices, and no file", 2),
+        ("302", "the server answers 302 Found, and no file", 2),
+        ("511", "511, message='Network Authentication Required'", 2),
+        ("login", "is a web page, not the file|holds no images", 16),
+    ],
+)
+def test_answers_that_are_no_file_are_told_at_once(odd: str, how: str, message: str, most: int, name: str):
+    Odd.asked = 0
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(f"{odd}/{how}/{name}", key="data.train", labels=False)
+    assert "\n" not in str(caught.value)
+    assert Odd.asked <= most
+
+
+def test_a_server_out_of_order_is_none_without_a_pack(data: Path, web: Web):
+    """A folder whose manifest cannot be asked for is not taken for one of plain tars."""
+    (data / "packed").mkdir()
+    (data / "packed/manifest.json").write_text("{}")
+    for name in ("all.tar", "shard-0.tar"):
+        (data / "packed" / name).write_bytes((data / name).read_bytes())
+    web.fail_heads, web.fail = 100, ["503"] * 100
+    with pytest.raises(StorageError, match=r"packed/manifest\.json cannot be read, 5 attempts: .*503"):
+        open_source(f"{web.url}/packed", key="data.train", labels=False)

@@ -16,6 +16,7 @@ All but the last may be behind a URL that fsspec knows. Options follow a `#`:
 | option | of | says |
 |---|---|---|
 | `image=COLUMN`, `label=COLUMN` | Parquet, Arrow, CSV, JSON, .npz | which column, field or array |
+| `split=train` | Parquet, Arrow, CSV, JSON | which rows, by a column such as `split`, see `split_column.py`; `*`: all |
 | `image=jpg` | folders, tars | which file of a sample is the image, where there are several; `*`: each |
 | `labels=FILE` | tars | one class per line, in byte order of the images' names |
 | `links=follow` | folders | links to folders and to files elsewhere are followed |
@@ -118,8 +119,8 @@ _OPTIONS = {
     "a folder": ("image", "links", "left_out"),
     "a pack": (),
     "a tar": ("image", "labels", "left_out"),
-    "a list": ("image", "label", "root", "classes", "encoding"),
-    "Parquet or Arrow": ("image", "label"),
+    "a list": ("image", "label", "split", "root", "classes", "encoding"),
+    "Parquet or Arrow": ("image", "label", "split"),
     "arrays": ("image", "label"),
 }
 """What may follow a `#`."""
@@ -207,7 +208,7 @@ def _open_columnar(paths: list[str], options: dict[str, str], *, what: str, labe
     from unmask.data.sources.parquet import ParquetSource  # Arrow takes half a second to import
 
     _check(options, "Parquet or Arrow", what)
-    return ParquetSource(paths, what=what, labels=labels, image=options.get("image"), label=options.get("label"))
+    return ParquetSource(paths, options, what=what, labels=labels)
 
 
 def _options(spec: str) -> tuple[str, dict[str, str]]:

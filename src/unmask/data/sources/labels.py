@@ -19,6 +19,19 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{0,30})?")
 _BETWEEN = re.compile(r"[\s_-]+")
 
 
+def check_not_yes_or_no(texts: set[str], counts: set[int], twice: bool, what: str) -> None:
+    """Raise DataError where the lists of classes may say yes or no to each class: all of one length, of 0 and 1.
+
+    `texts`: all that is in them; `counts`: their lengths; `twice`: whether one names a class twice.
+    """
+    if texts <= {"0", "1"} and len(counts) == 1 and (twice or counts == {2}):
+        found = "name a class twice" if twice else "may be classes, and may be no and yes"
+        raise DataError(
+            f"{what} {found}, so they are not surely the classes of an image; where they say yes or no to each class, "
+            "write the numbers of those with yes, else the names of the classes"
+        )
+
+
 def alike_names(names: Sequence[str]) -> list[str]:
     """The first of them that may be one class written in several ways: `Cat` and `cat`, `1` and `01`, `0` and `0.0`."""
     groups: dict[str | Decimal, list[str]] = {}

@@ -58,8 +58,9 @@ class LeftOut:
 
     @classmethod
     def of(cls, source: Any) -> LeftOut:
-        """What the index of a source tells; of a subset, that of the whole. Without an index all is taken."""
-        return cls.told(getattr(whole(source), "index", None))
+        """What the index of a source tells, or itself; of a subset, that of the whole. Of any other all is taken."""
+        source = whole(source)
+        return cls.told(getattr(source, "index", source))
 
     @classmethod
     def told(cls, index: Any) -> LeftOut:

@@ -32,7 +32,9 @@ from numpy.typing import NDArray
 from unmask.data.sources import files, list_layouts
 from unmask.data.sources.base import printable
 from unmask.data.sources.image_names import EXTENSIONS
-from unmask.data.sources.labels import TableLabels, in_order, numbered
+from unmask.data.sources.labels import TableLabels, check_not_yes_or_no, in_order, numbered
+from unmask.data.sources.left_out import Tally
+from unmask.data.sources.split_column import Part
 from unmask.data.sources.table import Table, TableBuilder, cached
 from unmask.data.spreadsheets import is_ours, name_in
 from unmask.errors import DataError
@@ -64,12 +66,13 @@ class ListFileSource(TableLabels):
 
     @classmethod
     def open(cls, path: str, options: Mapping[str, str], *, what: str, labels: bool) -> ListFileSource:
-        """Read the list. `options`: the columns `image` and `label`, the folder `root`, the file `classes`, the
-        `encoding`. Raises DataError when it cannot be parsed or, with `labels`, when an image has none."""
+        """Read the list. `options`: the columns `image` and `label`, the part `split`, the folder `root`, the file
+        `classes`, the `encoding`. Raises DataError when it cannot be parsed or, with `labels`, when an image has none.
+        """
         path = files.absolute(path)
         root = files.absolute(options["root"]) if "root" in options else path.rpartition("/")[0]
         state = files.state(path)
-        reading = {name: options[name] for name in ("image", "label", "encoding") if name in options}
+        reading = {name: options[name] for name in ("image", "label", "split", "encoding") if name in options}
         classes = in_order(options["classes"], what) if labels and "classes" in options else None
         identity = ["list", path, state.size, state.version, reading, classes]
         index = cached(identity, lambda: _index(path, reading, classes, what))
@@ -91,6 +94,8 @@ class ListFileSource(TableLabels):
                 f"{what} gives no label for {printable(index.meta['unlabelled'])}; give one for each image"
                 f"{_form(path, index.meta['columns'])}"
             )
+        counts, twice = index.meta["yes_or_no"]
+        check_not_yes_or_no(set(index.meta["classes"]), set(counts), twice, f"{what}: its lists of labels")
         if not index.meta["classes"]:
             raise DataError(f"{what} gives no labels")
         if (
@@ -124,12 +129,17 @@ def _index(path: str, reading: Mapping[str, str], classes: Sequence[str] | None,
     ids: dict[str, int] = {}
     flat, marks = array("q"), array("q")
     unlabelled: str | None = None
-    several = False
+    several = twice = False
+    counts: set[int] = set()
     columns: list[str] = []
-    for name, joined in _rows(path, reading, what, columns):
+    left_out = Tally()
+    for name, joined in _rows(path, reading, what, columns, left_out):
         if not name or "\0" in name:
             raise DataError(f"{what}: entry {len(rows) + 1} has no path")
-        texts = list(dict.fromkeys(text for part in joined.split(";") if (text := part.strip())))
+        written = [text for part in joined.split(";") if (text := part.strip())]
+        texts = list(dict.fromkeys(written))
+        counts.add(len(written))
+        twice = twice or len(texts) < len(written)
         if not texts and unlabelled is None:
             unlabelled = name
         several = several or len(texts) > 1
@@ -137,7 +147,15 @@ def _index(path: str, reading: Mapping[str, str], classes: Sequence[str] | None,
         rows.add(os.fsencode(name), len(flat))
         marks.append(hash(name))
     values, names = numbered(list(ids), classes, what)
-    table = rows.build(classes=names, unlabelled=unlabelled, several=several, columns=columns)
+    yes_or_no = [sorted(counts)[:2], twice]
+    about = {
+        "yes_or_no": yes_or_no,
+        "unlabelled": unlabelled,
+        "several": several,
+        "columns": columns,
+        "left_out": left_out.record(),
+    }
+    table = rows.build(classes=names, **about)
     labels = values[np.frombuffer(flat, np.int64)] if flat else np.zeros(0, np.int64)
     table = Table(table.names, table.ends, table.columns | {"label": labels}, table.meta)
     return Table(table.names, table.ends, table.columns, table.meta | _repeated(table, np.frombuffer(marks, np.int64)))
@@ -169,19 +187,20 @@ def _form(path: str, columns: Sequence[str]) -> str:
     return ": a path, a blank or tab, and one label a line" if path.lower().endswith((".txt", ".lst")) else ""
 
 
-def _rows(path: str, reading: Mapping[str, str], what: str, unused: list[str]) -> Iterator[Row]:
-    """`unused` gets the names of the columns where none is a label."""
+def _rows(path: str, reading: Mapping[str, str], what: str, unused: list[str], left_out: Tally) -> Iterator[Row]:
+    """`unused` gets the names of the columns where none is a label, `left_out` the rows of another `#split`."""
     text = _decoded(files.read(path), reading.get("encoding"), what)
     columns = (
         (reading["image"],) if "image" in reading else _FILE_COLUMNS,
         (reading["label"],) if "label" in reading else _LABEL_COLUMNS,
     )
     suffix = path.lower().rpartition(".")[2]
+    part = Part(reading.get("split"), what)
     if suffix in ("csv", "tsv"):
-        return _csv(text, *columns, what, unused)
+        return _csv(text, *columns, part, what, unused, left_out)
     if suffix in ("json", "jsonl"):
-        return _json(text, *columns, what, by_line=suffix == "jsonl")
-    if named := {"image", "label"} & reading.keys():
+        return _json(text, *columns, part, what, left_out, by_line=suffix == "jsonl")
+    if named := {"image", "label", "split"} & reading.keys():
         raise DataError(f"{what}: a list in plain text has no columns; leave out #{min(named)}=, or make it a .csv")
     return _text(text, what)
 
@@ -222,7 +241,9 @@ def _text(text: str, what: str) -> Iterator[Row]:
         yield name.strip(), label.strip()
 
 
-def _csv(text: str, file_names: Names, label_names: Names, what: str, unused: list[str]) -> Iterator[Row]:
+def _csv(
+    text: str, file_names: Names, label_names: Names, part: Part, what: str, unused: list[str], left_out: Tally
+) -> Iterator[Row]:
     if not text.strip():
         raise DataError(f"{what} is empty")
     text = re.sub(r"\A\s*sep=.\r?\n", "", text)  # Excel's
@@ -239,12 +260,16 @@ def _csv(text: str, file_names: Names, label_names: Names, what: str, unused: li
                 f"one of {', '.join(header[:_SHOWN])} with #image=COLUMN"
             )
         unused += header if label is None else []
+        split = part.column(header, None if label is None else header[label])
+        split_place = None if split is None else header.index(split)
         for row in rows:
             if not row:
                 continue
             if len(row) != len(header):
                 raise DataError(f"{what}: line {rows.line_num} has {len(row)} fields, the header {len(header)}")
-            yield meant(row[file]), "" if label is None else meant(row[label])
+            if split_place is None or part.takes(row[split_place]):
+                yield meant(row[file]), "" if label is None else meant(row[label])
+        left_out.merge(part.check(split).record())
     except csv.Error as error:
         raise DataError(f"{what} is not CSV: {error}") from None
 
@@ -266,7 +291,9 @@ def _column(
     return found
 
 
-def _json(text: str, file_names: Names, label_names: Names, what: str, *, by_line: bool) -> Iterator[Row]:
+def _json(
+    text: str, file_names: Names, label_names: Names, part: Part, what: str, left_out: Tally, *, by_line: bool
+) -> Iterator[Row]:
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
@@ -285,9 +312,14 @@ def _json(text: str, file_names: Names, label_names: Names, what: str, *, by_lin
     if not isinstance(content, dict | list):
         raise DataError(f"{what} must be a map from path to label, or a list of paths")
     if (rows := list_layouts.recognised(content, what)) is not None:
+        part.column((), None)
         yield from rows
         return
+    if isinstance(content, dict) and _field(content, file_names) and _field(content, label_names) is not None:
+        content = [content]
     entries: list[Any] = list(content.items()) if isinstance(content, dict) else content
+    fields = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
+    split = part.column(fields, next((name for name in label_names if name in fields), None))
     for number, entry in enumerate(entries, 1):
         match entry:
             case str(name):
@@ -303,9 +335,11 @@ def _json(text: str, file_names: Names, label_names: Names, what: str, *, by_lin
                     raise DataError(
                         f"{what}: entry {number}: its label is {type(label).__name__}, not a name or a number"
                     )
-                yield name, _joined(label)
+                if split is None or part.takes(fields.get(split)):
+                    yield name, _joined(label)
             case _:
                 raise DataError(f"{what}: entry {number} is neither a path nor a path and a label")
+    left_out.merge(part.check(split).record())
 
 
 def _values(text: str, decoder: json.JSONDecoder) -> Any:

@@ -11,9 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from unmask.data.sources.base import printable
 from unmask.data.sources.image_names import EXTENSIONS
 from unmask.errors import DataError
 
+_FIELDS = {
+    *("path", "file", "filename", "file_name", "image", "images", "label", "labels", "class", "classes", "names", "nc"),
+    *("categories", "annotations", "train", "val", "test", "info", "version", "license", "licenses", "data", "meta"),
+    *("metainfo", "description"),
+}
+"""What describes images or a set of them, where a path is looked for."""
 _EXTENSIONS = tuple(extension.decode() for extension in EXTENSIONS)
 Row = tuple[str, str]
 """As in `list_file`."""
@@ -40,6 +47,17 @@ def recognised(content: Any, what: str) -> Iterator[Row] | None:
                 f"{what} lists images by {', '.join(list(content)[:3])}; write an entry for each image, "
                 '{"PATH": label, …}, or a CSV with the columns path and label'
             )
+        fields = [key for key in keys if key.lower() in _FIELDS]
+        entry = {"label", "labels", "class"} & keys and {"path", "file", "filename", "file_name", "image"} & keys
+        if fields and not entry:
+            raise DataError(
+                f"{what} has the fields {', '.join(map(printable, list(keys)[:3]))}, not a map from paths to labels; "
+                'write {"PATH": label, …}, a list of {"path": …, "label": …}, or name what it describes'
+            )
+        if keys and not any(map(_is_name, keys)) and all(map(_is_name, content.values())):
+            raise DataError(
+                f'{what} maps {printable(next(iter(keys)))} and others to images; write {{"PATH": label, …}}'
+            )
     elif content and isinstance(content[0], dict) and isinstance(content[0].get("data"), dict):
         raise _refused(what, "Label Studio")
     return None
@@ -51,7 +69,11 @@ def _refused(what: str, tool: str) -> DataError:
 
 def _names_images(value: Any) -> bool:
     names: list[Any] = value if isinstance(value, list) else []
-    return bool(names) and isinstance(names[0], str) and names[0].lower().endswith(_EXTENSIONS)
+    return bool(names) and _is_name(names[0])
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().endswith(_EXTENSIONS)
 
 
 def _coco(content: Any, what: str) -> Iterator[Row]:

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from unmask.data.sources import files
 from unmask.data.sources.base import printable
-from unmask.data.sources.labels import numbered
+from unmask.data.sources.labels import check_not_yes_or_no, numbered
+from unmask.data.sources.left_out import Tally
 from unmask.data.sources.same_classes import shortened
+from unmask.data.sources.split_column import Part
 from unmask.errors import DataError
 
 _CACHE_BYTES = 256 << 20
@@ -46,18 +48,21 @@ class Columns:
 class ParquetSource:
     """Images in the order of the files and of the rows in them."""
 
-    def __init__(self, paths: list[str], *, what: str, labels: bool, image: str | None, label: str | None) -> None:
-        """Read the metadata and labels of all files. Raises DataError when they have another layout."""
+    def __init__(self, paths: list[str], options: Mapping[str, str], *, what: str, labels: bool) -> None:
+        """Read the metadata and labels of all files. `options`: the columns `image` and `label`, the part `split`.
+
+        Raises DataError when they have another layout.
+        """
         with _guarded(what):
-            self._open(paths, what, labels, image, label)
+            self._open(paths, options, what, labels)
         self._groups = _Groups()
 
-    def _open(self, paths: list[str], what: str, labels: bool, image: str | None, label: str | None) -> None:
+    def _open(self, paths: list[str], options: Mapping[str, str], what: str, labels: bool) -> None:
         self._paths = [files.absolute(path) for path in paths]
         self._states = [files.state(path) for path in self._paths]
         self._what = what
         tables = [_open(path, state.size, what) for path, state in zip(self._paths, self._states, strict=True)]
-        self._columns = _columns(tables[0].schema, what, image, label)
+        self._columns = _columns(tables[0].schema, what, options.get("image"), options.get("label"))
         if labels:
             _check_same_names(paths, tables, self._columns, what)
         groups = [table.groups() for table in tables]
@@ -65,12 +70,14 @@ class ParquetSource:
         self._file_groups = np.cumsum([0, *(len(lengths) for lengths in groups)], dtype=np.int64)
         if not len(self._group_ends) or not self._group_ends[-1]:
             raise DataError(f"{what} holds no images")
+        self._rows, left_out = _rows(tables, Part(options.get("split"), what), self._columns.label, what)
+        self.meta = {"left_out": left_out.record()}
         self.labels: NDArray[np.int64] | None = None
         self.label_sets: NDArray[np.bool_] | None = None
         """(N, C) which classes each image has, where the column holds lists."""
         self.class_names: tuple[str, ...] | None = None
         if labels:
-            values = _label_column(tables, self._columns, what)
+            values = _label_column(tables, self._columns, self._rows, what)
             if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
                 self.label_sets, self.class_names = _label_sets(values.combine_chunks(), self._columns, what)
             else:
@@ -84,7 +91,7 @@ class ParquetSource:
         self._groups = _Groups()
 
     def __len__(self) -> int:
-        return int(self._group_ends[-1])
+        return int(self._group_ends[-1]) if self._rows is None else len(self._rows)
 
     def read(self, index: int) -> bytes:
         group, row = self._place(index)
@@ -114,12 +121,15 @@ class ParquetSource:
             digest.update(self.labels.astype("<i8").tobytes())
         if self.label_sets is not None:
             digest.update(np.packbits(self.label_sets).tobytes())
+        if self._rows is not None:
+            digest.update(self._rows.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def _place(self, index: int) -> tuple[int, int]:
         """Number of the row group among all, and of the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
+        index = index if self._rows is None else int(self._rows[index])
         group = int(np.searchsorted(self._group_ends, index, side="right"))
         return group, index - (int(self._group_ends[group - 1]) if group else 0)
 
@@ -282,7 +292,9 @@ def _columns(schema: Any, what: str, image: str | None, label: str | None) -> Co
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    names = _features(schema).get(label, {}).get("names") if label else None
+    kind = _features(schema).get(label, {}) if label else {}
+    each = kind.get("feature")  # of a list
+    names = (each if isinstance(each, dict) else kind).get("names")
     return tuple(str(name) for name in names) if isinstance(names, list) else None
 
 
@@ -322,14 +334,30 @@ def _of_type(features: Mapping[str, dict[str, Any]], kind: str) -> Iterator[str]
     return (name for name, feature in features.items() if feature.get("_type") == kind)
 
 
-def _label_column(tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> Any:
+def _rows(
+    tables: list[_Parquet | _Arrow], part: Part, label: str | None, what: str
+) -> tuple[NDArray[np.int64] | None, Tally]:
+    """The rows of the part that is asked for, None for all, and what is left out."""
+    if (column := part.column(tables[0].schema.names, label)) is None:
+        return None, Tally()
+    takes = [part.takes(value) for value in _column(tables, column, what).to_pylist()]
+    left_out = part.check(column)
+    return None if all(takes) else np.flatnonzero(takes), left_out
+
+
+def _column(tables: list[_Parquet | _Arrow], name: str, what: str) -> Any:
+    try:
+        return pa.chunked_array([chunk for table in tables for chunk in table.column(name).chunks])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{what}: the column {name} cannot be read: {str(error).partition(chr(10))[0]}") from None
+
+
+def _label_column(tables: list[_Parquet | _Arrow], columns: Columns, rows: NDArray[np.int64] | None, what: str) -> Any:
     if columns.label is None:
         there = ", ".join(tables[0].schema.names)
         raise DataError(f"{what} has no label column, or several; name one of {there} with #label=COLUMN")
-    try:
-        values = pa.chunked_array([chunk for table in tables for chunk in table.column(columns.label).chunks])
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DataError(f"{what}: labels cannot be read: {str(error).partition(chr(10))[0]}") from None
+    values = _column(tables, columns.label, what)
+    values = values if rows is None else values.take(pa.array(rows))
     if values.null_count:
         raise DataError(f"{what}: {values.null_count} images have no {columns.label}")
     return values
@@ -343,6 +371,9 @@ def _label_sets(values: Any, columns: Columns, what: str) -> tuple[NDArray[np.bo
     if flat.null_count:
         raise DataError(f"{what}: {flat.null_count} entries in the lists of {columns.label} are empty")
     labels, names = _labels(pa.chunked_array([flat]), columns, what)
+    if columns.class_names is None and names[:1] in (("0",), ("1",)):
+        counts = set(values.value_lengths().unique().to_pylist())
+        check_not_yes_or_no(set(names), counts, False, f"{what}: the lists of {columns.label}")
     sets = np.zeros((len(values), len(names)), bool)
     sets[values.value_parent_indices().to_numpy(), labels] = True
     if sets.sum() < len(flat):

@@ -56,13 +56,29 @@ def state(url: str) -> tuple[int, str]:
     info: dict[str, Any] = _attempt(url, lambda fs, path: fs.info(path, **_within(fs)))
     if info.get("type") == "directory":
         raise DataError(f"{printable(url)} is a folder, not a file")
+    if info.get("mimetype") == "text/html":
+        raise DataError(
+            f"{printable(url)} is a web page, not the file; name the file itself, or log in where it is kept"
+        )
     if info.get("size") is None:
         raise DataError(f"{printable(url)}: the server does not say how large the file is; use one that does")
     return int(info["size"]), " ".join(str(info[key]) for key in _VERSION_KEYS if info.get(key))
 
 
 def exists(url: str) -> bool:
-    return bool(_attempt(url, lambda fs, path: fs.exists(path, **_within(fs))))
+    def look(fs: Any, path: str) -> bool:
+        if "http" not in fs.protocol:
+            return bool(fs.exists(path, **_within(fs)))
+        try:  # its own `exists` takes a server that is out of order for one that has nothing
+            info: dict[str, Any] = fs.info(path, **_within(fs))
+        except Exception as raised:
+            error = _cause(raised)
+            if isinstance(error, FileNotFoundError) or (400 <= getattr(error, "status", 0) < 500 and _final(error)):
+                return False
+            raise
+        return info.get("mimetype") != "text/html"  # what some servers have for all that is not there
+
+    return _attempt(url, look)
 
 
 def listing(url: str) -> Iterator[tuple[str, int, bool]]:
@@ -305,6 +321,11 @@ def _bounded_response() -> type:
     from aiohttp import ClientResponse
 
     class Response(ClientResponse):
+        def raise_for_status(self) -> None:
+            super().raise_for_status()
+            if self.status not in (200, 206):  # a redirection to nowhere, or nothing
+                raise ValueError(f"the server answers {self.status} {self.reason}, and no file")
+
         async def read(self) -> bytes:
             if self._body is None:  # what a page says about an error is not looked at
                 self._body = b"" if self.status >= 400 else await self._bounded()
@@ -340,22 +361,34 @@ def _cause(error: Exception) -> Exception:
     """fsspec reports a web server that does not answer as a missing file."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
-        return cause if type(cause).__module__.startswith("aiohttp") else error
+        return cause if type(cause).__module__.startswith("aiohttp") or type(cause) is ValueError else error
     return error
 
 
 def _final(error: Exception) -> bool:
     """Whether another attempt would end the same way."""
     status = getattr(error, "status", None)
+    if _in_a_circle(error):
+        return True
     if isinstance(status, int):
-        return 400 <= status < 500 and status not in (408, 429)
+        return (400 <= status < 500 and status not in (408, 429)) or status in (501, 505, 511)
+    if type(error).__name__.startswith("NonHttpUrl"):
+        return True
     lasting = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError)
     return isinstance(error, lasting) or "Credentials" in type(error).__name__
 
 
+def _in_a_circle(error: Exception) -> bool:
+    return type(error).__name__ == "TooManyRedirects"
+
+
 def _reason(error: Exception) -> str:
+    if _in_a_circle(error):
+        return "the server sends whoever asks from one address to the next without end"
     if isinstance(error, FileNotFoundError):
         return "no such file or folder"
+    if type(error) is ValueError:  # our own
+        return str(error)
     return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 

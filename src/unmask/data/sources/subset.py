@@ -28,6 +28,12 @@ class SubsetSource:
         return None if self.parent.labels is None else self.parent.labels[self.indices]
 
     @property
+    def label_sets(self) -> NDArray[np.bool_] | None:
+        """(N, C) which classes each image has, where the other source gives several to some."""
+        sets: NDArray[np.bool_] | None = getattr(self.parent, "label_sets", None)
+        return None if sets is None else sets[self.indices]
+
+    @property
     def class_names(self) -> tuple[str, ...] | None:
         return self.parent.class_names
 

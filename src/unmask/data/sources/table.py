@@ -257,7 +257,7 @@ def split_of(name: str) -> str | None:
     stands before the number in `extra-00000-of-00002.parquet`."""
     if shard := _OF_SHARDS.fullmatch(name):
         return shard[1]
-    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)} & _SPLITS
     return words.pop() if len(words) == 1 else None
 
 
