@@ -406,3 +406,26 @@ def test_patterns_and_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "photos").mkdir()
     shutil.copy(tmp_path / "part-0.tar", tmp_path / "photos" / "x.tar")
     assert len(opened("~/photos")) == 1
+
+
+@pytest.mark.parametrize(
+    "folder", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", ".ipynb_checkpoints", "cat/@eaDir"]
+)
+def test_what_systems_make_beside_the_images_is_none_of_them(tmp_path: Path, folder: str):
+    names_ = [f"{place}/{n}.jpg" for place in ("cat", "dog", folder) for n in range(3)]
+    for name in names_:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(picture())
+    for spec in (tmp_path / "set", make_tar(tmp_path / "set.tar", {name: picture() for name in names_})):
+        source = opened(spec, labels=True)
+        assert (len(source), source.class_names) == (6, ("cat", "dog"))
+        assert set(LeftOut.of(source).counts()) == {"hidden"}
+
+
+@pytest.mark.parametrize("above", ["", "images/", "set/of/images/"])
+def test_parts_of_a_data_set_that_are_taken_together_are_told(
+    tmp_path: Path, above: str, capsys: pytest.CaptureFixture[str]
+):
+    files = {f"{above}{part}/{n}.jpg": picture() for part in ("trainData", "val") for n in range(3)}
+    assert len(opened(make_tar(tmp_path / "set.tar", files))) == 6
+    assert "the folders trainData, val are parts of a data set, and the images of all" in capsys.readouterr().out

@@ -285,6 +285,9 @@ def test_lists_of_other_tools(tmp_path: Path):
         (COCO | {"annotations": [{"image_id": 1, "category_id": 2}]}, "looks like COCO, but 1 is not where it should"),
         ([{"path": "a.jpg", "label": {"name": "cat"}}], "entry 1: its label is dict, not a name"),
         ([{"path": "a.jpg", "label": 0.5}], "entry 1: its label is float"),
+        ({"a.jpg": 0.5}, "entry 1: its label is float, not a name or a whole number"),
+        ([["a.jpg", ["cat", None]]], "entry 1: one of its labels is NoneType, not"),
+        ([{"file_name": "a.jpg", "text": "x"}], "gives no label for a.jpg; .* of file_name, text, with #label=COLUMN"),
         ({"cat": ["a.jpg", "b.jpg"], "dog": ["c.jpg"]}, "lists images by cat, dog; write an entry for each image"),
         ({"train": ["a.jpg"], "test": []}, "lists images by train, test; write"),
         ({"path": ["a.jpg", "b.jpg"], "label": ["cat", "dog"]}, "lists images by path, label; write"),
@@ -329,6 +332,8 @@ def test_rows_that_do_not_fit_the_header(tmp_path: Path):
         ("l.csv", "path,label\na.jpg,cat\nb.jpg,dog\na.jpg,dog\n", "names a.jpg twice, as cat and as dog; give each"),
         ("l.txt", "a.jpg 1\nb.jpg 0\na.jpg 0\n", "names a.jpg twice, as 1 and as 0"),
         ("l.csv", "path,label\na.jpg,cat;dog\nb.jpg,dog\na.jpg,\n", "names a.jpg twice, as cat;dog and as none"),
+        ("l.csv", "path,label\na.jpg,cat\n./a.jpg,dog\n", "names a.jpg twice, as cat and as dog"),
+        ("l.csv", "path,label\nx//a.jpg,cat\nx/y/../a.jpg,dog\n", "names x//a.jpg twice, as cat and as dog"),
         ("l.json", '[["b.jpg", 0], ["a.jpg", [1, 2]], ["a.jpg", 2]]', "names a.jpg twice, as 1;2 and as 2"),
         ("l.json", '{"a.jpg": "cat", "b.jpg": "dog", "a.jpg": "dog"}', "has two entries called a.jpg"),
     ],
@@ -393,7 +398,7 @@ def test_a_list_that_gives_no_labels_is_told_how(root: Path, name: str, content:
 def test_what_may_stand_for_a_missing_label_is_told(root: Path, missing: str, capsys: pytest.CaptureFixture[str]):
     source = open_list(root / "l.csv", f"path,label\na.jpg,cat\nb.jpg,{missing}\n")
     assert missing in (source.class_names or ())
-    assert f"{missing} is a class like others; if it stands for a label that is missing" in capsys.readouterr().out
+    assert f"of the classes, {missing} may stand for a label that is missing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -414,3 +419,32 @@ def test_json_that_could_be_taken_for_something_else(tmp_path: Path, content: An
     if sets is None:
         sets = np.eye(len(names), dtype=bool)[source.labels]
     assert [[names[place] for place in np.flatnonzero(row)] for row in sets] == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            ["Mass|Nodule", "No Finding", "Mass"],
+            "Mass|Nodule may be several classes of an image, which are written cat",
+        ),
+        (["cat, dog", "dog", "cat", "cat, dog"], "cat, dog may be several classes of an image"),
+        (["0.13", "5.27", "7.5", "2.25"], "0.13, 2.25, 5.27, … may be measured, which no class is"),
+        (["unlabeled", "cat"], "unlabeled may stand for a label that is missing"),
+        (["maillot, tank suit", "crane, bird"], ""),
+        (["1.0", "2.0"], ""),
+    ],
+)
+def test_what_may_be_no_class_is_told(tmp_path: Path, labels: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    rows = [f'{n}.jpg,"{label}"\n' for n, label in enumerate(labels)]
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(rows))
+    source = open_source(str(tmp_path / "l.csv"), key="data.train", labels=True)
+    assert set(source.class_names or ()) == set(labels)
+    assert (f"of the classes, {said}" in capsys.readouterr().out) == bool(said)
+
+
+def test_paths_of_windows_are_told(tmp_path: Path):
+    (tmp_path / "l.csv").write_text("path,label\nimg\\0.png,cat\n")
+    source = open_list(tmp_path / "l.csv", (tmp_path / "l.csv").read_text())
+    with pytest.raises(DataError, match=r"No such file or directory; the list has .* in paths, as on Windows"):
+        source.read(0)

@@ -280,3 +280,20 @@ def test_labels_of_every_type_are_classes_or_refused(tmp_path: Path, labels: pa.
         source = open_images(tmp_path / "set.arrow")
         assert source.labels is not None
         assert (source.class_names, source.labels.tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "types", "message"),
+    [
+        (["picture", "label"], [pa.int64()], "b.parquet has no column called image; write all files alike, or name"),
+        (["image", "kind"], [pa.int64()], "b.parquet has no column called label"),
+        (["image", "label", "label"], [pa.int64()] * 2, "b.parquet has 2 columns called label"),
+        (["image", "label"], [pa.string()], "label is int64 in a.parquet and string in b.parquet; write all"),
+    ],
+)
+def test_files_of_other_columns_are_refused(tmp_path: Path, columns: list[str], types: list[pa.DataType], message: str):
+    pq.write_table(pa.table({"image": images(), "label": [0, 1, 0, 1]}), tmp_path / "a.parquet")
+    arrays = [images(), *(pa.array([0, 1, 0, 1]).cast(kind) for kind in types)]
+    pq.write_table(pa.Table.from_arrays(arrays, names=columns), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path)

@@ -45,7 +45,7 @@ from unmask.data.sources.dataset import Dataset, DatasetSource, check_picklable
 from unmask.data.sources.folder import FolderSource, NoImagesError
 from unmask.data.sources.image_names import ENCODED
 from unmask.data.sources.in_memory import FORMS, InMemorySource, pixels_of
-from unmask.data.sources.labels import alike_names
+from unmask.data.sources.labels import alike_names, doubtful_names
 from unmask.data.sources.left_out import LeftOut
 from unmask.data.sources.pack import PackSource, is_unfinished_pack, read_manifest
 from unmask.data.sources.subset import subset
@@ -62,8 +62,6 @@ Images = OneImage | Sequence[OneImage] | Dataset | Source
 
 _IMAGES = tuple(extension.decode() for extension in ENCODED)
 _COLUMNAR = (".parquet", ".arrow")
-_MISSING = {"nan", "na", "n/a", "<na>", "null", "none", "nat", "-1"}
-"""What tables hold where a label is missing, in lower case."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
 
 
@@ -148,8 +146,8 @@ def open_source(spec: str, *, key: str, labels: bool) -> Source:
     if labels and (alike := alike_names(source.class_names or ())):
         named = " and ".join(f"'{printable(name)}'" for name in alike)
         say(f"{what}: the classes {named} are kept apart; if they are one, write its name in one way")
-    if labels and (missing := next((name for name in source.class_names or () if name.lower() in _MISSING), None)):
-        say(f"{what}: {missing} is a class like others; if it stands for a label that is missing, leave its images out")
+    if labels and (doubt := doubtful_names(source.class_names or ())):
+        say(f"{what}: of the classes, {doubt}")
     return source
 
 

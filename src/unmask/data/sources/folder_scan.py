@@ -11,7 +11,7 @@ from pathlib import Path
 
 from unmask.data.sources import files
 from unmask.data.sources.base import printable
-from unmask.data.sources.image_names import EXTENSIONS, HEAD, by_content, by_name
+from unmask.data.sources.image_names import EXTENSIONS, HEAD, by_content, by_name, hidden
 from unmask.data.sources.left_out import HIDDEN, LINKS_TO_FOLDERS, TEXT_LINKS, Tally
 from unmask.data.sources.samples import survey
 from unmask.data.sources.table import Table, TableBuilder, cache_folder, load_table, store_table
@@ -73,7 +73,9 @@ def scan_remote(url: str) -> Table:
         folders[os.fsdecode(path[:-1])] = 0
         for text, size, is_folder in files.listing(f"{url}/{os.fsdecode(path)}"):
             name = os.fsencode(text)
-            if is_folder:
+            if hidden(name):
+                left_out.add(HIDDEN, path + name, doubtful=False)
+            elif is_folder:
                 yield name + b"/", 0
             elif name.lower().endswith(EXTENSIONS):
                 yield name, size
@@ -109,7 +111,7 @@ def _list(root: Path, path: bytes, inside: bytes | None, left_out: Tally) -> Ite
     what they lead to, without it (None) all do."""
     with os.scandir(os.fsencode(root) + b"/" + path) as entries:
         for entry in entries:
-            if entry.name.startswith(b"."):  # editors' and file managers' own, such as ._photo.jpg
+            if hidden(entry.name):
                 left_out.add(HIDDEN, path + entry.name, doubtful=False)
                 continue
             if entry.is_dir(follow_symlinks=False):

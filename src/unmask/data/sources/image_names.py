@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 JPEG = (b".jpg", b".jpeg", b".jpe", b".jfif", b".jfi", b".jif", b".pjpeg", b".pjp")
@@ -25,6 +26,17 @@ _UNREAD = frozenset(
     b"pgm pbm pnm tga ico svg eps dng cr2 cr3 nef arw orf raf rw2 raw apng mp4 avi mov mkv webm mpg mpeg".split()
 )
 """Ends of names of pictures, volumes and films that are not read."""
+
+
+_HIDDEN = re.compile(
+    rb"(?i)(?:\A|/)(?:\.|(?:__macosx|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found)(?:/|\Z))"
+)
+"""What editors, file managers, systems and servers make beside the images, some of it small copies of them."""
+
+
+def hidden(path: bytes) -> bool:
+    """Whether a file, or a folder on the way to it, is no business of the user's, such as ._photo.jpg."""
+    return _HIDDEN.search(path) is not None
 
 
 def by_name(name: bytes) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import cached_property
@@ -12,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unmask.data.sources import files
+from unmask.data.sources.base import printable
 from unmask.data.sources.table import Table
 from unmask.errors import DataError
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{0,30})?")
+_MISSING = {"nan", "na", "n/a", "<na>", "null", "none", "nat", "-1", "unlabeled", "unlabelled"}
+"""What tables hold where a label is missing, in lower case."""
 _BETWEEN = re.compile(r"[\s_-]+")
 
 
@@ -39,6 +43,25 @@ def alike_names(names: Sequence[str]) -> list[str]:
         as_number = _NUMBER.fullmatch(name.strip())
         groups.setdefault(Decimal(name) if as_number else _BETWEEN.sub(" ", name.casefold()).strip(), []).append(name)
     return next((group for group in groups.values() if len(group) > 1), [])
+
+
+def doubtful_names(names: Sequence[str]) -> str:
+    """What the classes may be instead of classes, with examples; empty where nothing is in doubt."""
+    for between in "|,":
+        parts = {name: [part.strip() for part in name.split(between)] for name in names}
+        counts = Counter(part for each in parts.values() for part in set(each))
+        of_several = [n for n, each in parts.items() if len(each) > 1 and all(counts[part] > 1 for part in each)]
+        if of_several or (between == "|" and (of_several := [n for n, each in parts.items() if len(each) > 1])):
+            return f"{_some(of_several)} may be several classes of an image, which are written cat;dog"
+    if broken := [n for n in names if _NUMBER.fullmatch(n) and Decimal(n) % 1]:
+        return f"{_some(broken)} may be measured, which no class is"
+    if missing := [name for name in names if name.lower() in _MISSING]:
+        return f"{missing[0]} may stand for a label that is missing, whose images are to be left out"
+    return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def numbered(

@@ -37,7 +37,7 @@ from unmask.data.sources.left_out import Tally
 from unmask.data.sources.split_column import Part
 from unmask.data.sources.table import Table, TableBuilder, cached
 from unmask.data.spreadsheets import is_ours, name_in
-from unmask.errors import DataError
+from unmask.errors import DataError, StorageError
 from unmask.report.progress import say
 
 SUFFIXES = (".txt", ".lst", ".csv", ".tsv", ".json", ".jsonl")
@@ -111,7 +111,14 @@ class ListFileSource(TableLabels):
         return len(self.index)
 
     def read(self, index: int) -> bytes:
-        return files.read(self.place(index))
+        try:
+            return files.read(self.place(index))
+        except StorageError:
+            raise
+        except DataError as error:
+            if "\\" in self.name(index) and os.sep != "\\":
+                raise DataError(f"{error}; the list has \\ in paths, as on Windows, where here it is /") from None
+            raise
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.index.name(index))
@@ -145,7 +152,7 @@ def _index(path: str, reading: Mapping[str, str], classes: Sequence[str] | None,
         several = several or len(texts) > 1
         flat.extend(ids.setdefault(text, len(ids)) for text in texts)
         rows.add(os.fsencode(name), len(flat))
-        marks.append(hash(name))
+        marks.append(hash(os.path.normpath(name)))
     values, names = numbered(list(ids), classes, what)
     yes_or_no = [sorted(counts)[:2], twice]
     about = {
@@ -167,7 +174,7 @@ def _repeated(table: Table, marks: NDArray[np.int64]) -> dict[str, Any]:
     pairs = zip(
         order[:-1][again := marks[order[1:]] == marks[order[:-1]]].tolist(), order[1:][again].tolist(), strict=True
     )
-    same = [(first, second) for first, second in pairs if table.name(first) == table.name(second)]
+    same = [(first, second) for first, second in pairs if _plain(table, first) == _plain(table, second)]
 
     def classes(row: int) -> list[str]:
         start, end = (int(table.columns["label_end"][each]) if each >= 0 else 0 for each in (row - 1, row))
@@ -178,6 +185,10 @@ def _repeated(table: Table, marks: NDArray[np.int64]) -> dict[str, Any]:
         "twice": [len(same), os.fsdecode(table.name(same[0][0]))] if same else None,
         "torn": torn and (os.fsdecode(table.name(torn[0])), [";".join(classes(row)) or "none" for row in torn]),
     }
+
+
+def _plain(table: Table, row: int) -> bytes:
+    return os.path.normpath(table.name(row))
 
 
 def _form(path: str, columns: Sequence[str]) -> str:
@@ -199,7 +210,7 @@ def _rows(path: str, reading: Mapping[str, str], what: str, unused: list[str], l
     if suffix in ("csv", "tsv"):
         return _csv(text, *columns, part, what, unused, left_out)
     if suffix in ("json", "jsonl"):
-        return _json(text, *columns, part, what, left_out, by_line=suffix == "jsonl")
+        return _json(text, *columns, part, what, unused, left_out, by_line=suffix == "jsonl")
     if named := {"image", "label", "split"} & reading.keys():
         raise DataError(f"{what}: a list in plain text has no columns; leave out #{min(named)}=, or make it a .csv")
     return _text(text, what)
@@ -292,7 +303,15 @@ def _column(
 
 
 def _json(
-    text: str, file_names: Names, label_names: Names, part: Part, what: str, left_out: Tally, *, by_line: bool
+    text: str,
+    file_names: Names,
+    label_names: Names,
+    part: Part,
+    what: str,
+    unused: list[str],
+    left_out: Tally,
+    *,
+    by_line: bool,
 ) -> Iterator[Row]:
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
@@ -319,22 +338,22 @@ def _json(
         content = [content]
     entries: list[Any] = list(content.items()) if isinstance(content, dict) else content
     fields = dict.fromkeys(key for entry in entries if isinstance(entry, dict) for key in entry)
-    split = part.column(fields, next((name for name in label_names if name in fields), None))
+    label = next((name for name in label_names if name in fields), None)
+    unused += fields if label is None else []
+    split = part.column(fields, label)
     for number, entry in enumerate(entries, 1):
         match entry:
             case str(name):
                 yield name, ""
-            case [str(name), label] | (str(name), label) if _is_label(label):
+            case [str(name), label] | (str(name), label):
+                _check_label(label, number, what)
                 yield name, _joined(label)
             case {**fields}:
                 name = _field(fields, file_names)
                 if not isinstance(name, str):
                     raise DataError(f"{what}: entry {number} has no field {' or '.join(file_names[:2])}")
                 label = _field(fields, label_names)
-                if not _is_label(label):
-                    raise DataError(
-                        f"{what}: entry {number}: its label is {type(label).__name__}, not a name or a number"
-                    )
+                _check_label(label, number, what)
                 if split is None or part.takes(fields.get(split)):
                     yield name, _joined(label)
             case _:
@@ -356,9 +375,11 @@ def _lines(text: str, decoder: json.JSONDecoder) -> list[Any]:
     return [decoder.decode(line) for line in text.split("\n") if line.strip()]
 
 
-def _is_label(label: Any) -> bool:
-    plain = label is None or isinstance(label, str | int)
-    return plain or (isinstance(label, list) and all(isinstance(value, str | int) for value in label))
+def _check_label(label: Any, number: int, what: str) -> None:
+    values: list[Any] = label if isinstance(label, list) else [label] if label is not None else []
+    if odd := [value for value in values if not isinstance(value, str | int)]:
+        of = "its label is" if odd[0] is label else "one of its labels is"
+        raise DataError(f"{what}: entry {number}: {of} {type(odd[0]).__name__}, not a name or a whole number")
 
 
 def _field(fields: Mapping[str, Any], names: Names) -> Any:

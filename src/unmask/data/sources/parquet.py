@@ -63,6 +63,7 @@ class ParquetSource:
         self._what = what
         tables = [_open(path, state.size, what) for path, state in zip(self._paths, self._states, strict=True)]
         self._columns = _columns(tables[0].schema, what, options.get("image"), options.get("label"))
+        _check_same_columns(paths, tables, self._columns, what, labels=labels)
         if labels:
             _check_same_names(paths, tables, self._columns, what)
         groups = [table.groups() for table in tables]
@@ -296,6 +297,28 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
     each = kind.get("feature")  # of a list
     names = (each if isinstance(each, dict) else kind).get("names")
     return tuple(str(name) for name in names) if isinstance(names, list) else None
+
+
+def _check_same_columns(
+    paths: list[str], tables: list[_Parquet | _Arrow], columns: Columns, what: str, *, labels: bool
+) -> None:
+    """Each file has the columns that are read, once, and classes of one type."""
+    for name in filter(None, (columns.image, columns.label if labels else None)):
+        kinds: list[str] = []
+        for path, table in zip(paths, tables, strict=True):
+            file = printable(path.rpartition("/")[2])
+            if (count := table.schema.names.count(name)) != 1:
+                raise DataError(
+                    f"{what}: {file} has {count or 'no'} column{'s' * (count > 1)} called {name}; write all files "
+                    "alike, or name some of them"
+                )
+            kinds.append(str(table.schema.field(name).type))
+        if other := next((place for place, kind in enumerate(kinds) if kind != kinds[0] and name == columns.label), 0):
+            first, file = (printable(paths[place].rpartition("/")[2]) for place in (0, other))
+            raise DataError(
+                f"{what}: {name} is {kinds[0]} in {first} and {kinds[other]} in {file}; write all files alike, or name "
+                "some of them"
+            )
 
 
 def _check_same_names(paths: list[str], tables: list[_Parquet | _Arrow], columns: Columns, what: str) -> None:

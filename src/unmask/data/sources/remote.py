@@ -387,6 +387,8 @@ def _reason(error: Exception) -> str:
         return "the server sends whoever asks from one address to the next without end"
     if isinstance(error, FileNotFoundError):
         return "no such file or folder"
+    if isinstance(error, TimeoutError) and not str(error):
+        return "it did not end in time"
     if type(error) is ValueError:  # our own
         return str(error)
     return printable(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

@@ -215,7 +215,7 @@ def classes(table: Table, what: str, folders: Sequence[bytes] | None = None) -> 
         if rows.start == rows.stop:
             raise DataError(f"{what}: class folder {printable(os.fsdecode(name))} holds no images; fill or remove it")
         labels[rows] = places[composed[name]]
-    if len(parts_in(table)) > 1:
+    if len(names) > 1 and len(splits_of(names)) == len(names):
         raise DataError(
             f"{what}: its folders, {', '.join(names)}, are parts of a data set, not classes; name one of them, or make "
             "a tar of each"
@@ -242,8 +242,13 @@ def _first_folders(table: Table) -> list[bytes]:
 
 
 def parts_in(table: Table) -> list[str]:
-    """The first folders of the names, which are in byte order, where each is called after a part of a data set."""
-    names = [os.fsdecode(name) for name in _first_folders(table)]
+    """The first folders of the names, which are in byte order, where each is called after a part of a data set; below
+    the folders that hold everything."""
+    folders = _first_folders(table)
+    while len(folders) == 1 and table.span(folders[0]) == slice(0, len(table)):
+        table = table.without_prefix(len(folders[0]) + 1)
+        folders = _first_folders(table)
+    names = [os.fsdecode(name) for name in folders]
     return names if len(splits_of(names)) == len(names) else []
 
 

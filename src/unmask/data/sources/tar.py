@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unmask.data.sources import files, imagenet
 from unmask.data.sources.base import printable
-from unmask.data.sources.image_names import HEAD, is_image
+from unmask.data.sources.image_names import HEAD, hidden, is_image
 from unmask.data.sources.labels import numbered
 from unmask.data.sources.left_out import HIDDEN, LeftOut, Tally
 from unmask.data.sources.samples import one_of_each, survey
@@ -238,7 +238,7 @@ class _Walk:
             self._add(folder + b"/" + member.name.removeprefix(b"./"), member, what)
 
     def _add(self, name: bytes, member: Member, what: str) -> None:
-        if name[name.rfind(b"/") + 1 :].startswith(b"."):  # such as ._photo.jpg
+        if hidden(name[name.rfind(b"/") + 1 :]):
             self.left_out.add(HIDDEN, name, doubtful=False)
             return
         lower = name[-5:].lower()
@@ -249,9 +249,9 @@ class _Walk:
             return
         if b"//" in name or b"/." in name or name.startswith((b".", b"/")):
             name = _relative(name, what)
-            if b"/." in name or name.startswith(b"."):
-                self.left_out.add(HIDDEN, name, doubtful=False)
-                return
+        if hidden(name):
+            self.left_out.add(HIDDEN, name, doubtful=False)
+            return
         folder, slash, base = name.rpartition(b"/")
         key = folder + slash + base.partition(b".")[0]
         if key != self._key:
