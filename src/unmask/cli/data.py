@@ -121,6 +121,10 @@ def stats(options: Namespace) -> dict[str, Any] | None:
     return {name: getattr(found, name) for name in names} | {"bad": found.bad, "mostly_nodata": found.mostly_nodata}
 
 
+_NOTHING = 1e-9
+"""Of the mean: a deviation no larger than this is what rounding leaves of none."""
+
+
 def _tell_stats(found: Stats, data: DataConfig) -> None:
     from unmask.report.progress import say, table
 
@@ -142,7 +146,7 @@ def _tell_stats(found: Stats, data: DataConfig) -> None:
     if found.mostly_nodata:
         say(f"{len(found.mostly_nodata)} images are mostly no data")
     values = {"mean": found.mean, "std": found.std}
-    if found.dtype == "uint16" and data.range is None and found.highest < 65535 / 4:
+    if found.dtype == "uint16" and data.range is None and found.lowest < found.highest < 65535 / 4:
         say(
             f"the values reach {found.highest:g} of 65535: for a model of 8-bit images, which would see them nearly "
             f"black, or to spread them, data.range=[{found.lowest:g},{found.highest:g}]"
@@ -151,6 +155,9 @@ def _tell_stats(found: Stats, data: DataConfig) -> None:
     ranged += "" if data.nodata is None else f" data.nodata={data.nodata:g}"
     ranged += "" if data.frame is None else f" data.frame={data.frame}"
     say(f"model.channels={found.channels} data.dtype={found.dtype}{ranged}")
+    if flat := [str(c) for c, (m, s) in enumerate(zip(found.mean, found.std, strict=True)) if s <= _NOTHING * abs(m)]:
+        say(f"one value everywhere in channel {', '.join(flat)}: there is nothing to learn from, and no data.std")
+        return
     say(" ".join(f"data.{key}=[{','.join(f'{v:.6g}' for v in value)}]" for key, value in values.items()))
 
 

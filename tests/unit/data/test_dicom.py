@@ -147,6 +147,15 @@ def test_each_frame_of_an_enhanced_file_has_its_own_rescaling():
     assert shown(data, "float32", 2)[0, 0].tolist() == [7, 70]
 
 
+@pytest.mark.parametrize(
+    "tags", [{"RescaleSlope": 0, "RescaleIntercept": 0}, {"RescaleSlope": 0, "RescaleIntercept": 5}]
+)
+def test_a_rescaling_that_leaves_nothing_is_refused(tags: dict[str, Any]):
+    with pytest.raises(DecodeError, match="RescaleSlope or lookup table makes one value of all its pixels"):
+        shown(dicom(STORED, **tags))
+    assert not shown(dicom(np.full_like(STORED, 7), **CT)).any()  # an empty frame is one
+
+
 def test_colour_and_palette():
     colour = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     assert_array_equal(shown(dicom(colour), channels=3), colour)

@@ -546,3 +546,47 @@ def test_a_server_out_of_order_is_none_without_a_pack(data: Path, web: Web):
     web.fail_heads, web.fail = 100, ["503"] * 100
     with pytest.raises(StorageError, match=r"packed/manifest\.json cannot be read, 5 attempts: .*503"):
         open_source(f"{web.url}/packed", key="data.train", labels=False)
+
+
+def test_names_on_a_web_server_are_those_on_its_disk(tmp_path: Path, web: Web):
+    names = [
+        "a b.jpg",
+        "a#b.jpg",
+        "a%20b.jpg",
+        "a?b.jpg",
+        "\xe4.jpg",
+        "\u72ac.jpg",
+        "a&b+c;d.jpg",
+        "'q'.jpg",
+        "<x>.jpg",
+    ]
+    for number, name in enumerate([f"{folder}/{name}" for folder in ("cat", "d\xf6g \u72ac") for name in names]):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"%d" % number)
+    web.root = tmp_path
+    here, there = open_images(f"{tmp_path}/set"), open_images(f"{web.url}/set")
+    assert rows(there) == rows(here)
+    assert there.class_names == here.class_names
+
+
+@pytest.mark.parametrize(
+    "page", ['<a href="more/">', '<a href="a/"></a><a href="b/">', '<a href="x.jpg"></a><a href="d/">']
+)
+def test_a_server_with_one_page_for_everything_comes_to_an_end(page: str, monkeypatch: pytest.MonkeyPatch):
+    def answer(self: Odd) -> None:
+        self.send_response(200 if self.path.endswith("/") else 404)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page.encode() if self.command == "GET" else b"")
+
+    monkeypatch.setattr(Odd, "do_GET", answer)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            with pytest.raises(DataError, match=r"/photos leads on and on, to .*; name a folder below it"):
+                open_source(f"http://127.0.0.1:{server.server_address[1]}/photos", key="data.train", labels=False)
+        finally:
+            server.shutdown()
+            thread.join()

@@ -114,3 +114,19 @@ def test_values_that_fill_a_part_of_16_bits_are_told(tmp_path: Path, capsys: pyt
     assert "model.channels=1 data.dtype=uint8 data.range=[8,4003]" in said
     (mean,) = [float(word[11:-1]) for word in said.split() if word.startswith("data.mean=")]
     assert mean == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "flat"), [(7, np.uint16, "0"), (0, np.uint8, "0"), ((9, 9, 9), np.uint8, "0, 1, 2")]
+)
+def test_images_of_one_value_have_no_settings_that_would_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: Any, kind: type, flat: str
+):
+    pixels = np.full((8, 8, 3) if isinstance(value, tuple) else (8, 8), value, kind)
+    for number in range(4):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    assert main(["stats", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"one value everywhere in channel {flat}: " in said
+    assert "data.std=" not in said
+    assert "data.range=" not in said

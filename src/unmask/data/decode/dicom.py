@@ -145,6 +145,8 @@ def _grey(
     valid = np.isfinite(raw) & ~_padding(file, raw) if nodata is None else np.isfinite(raw) & (raw != nodata)
     rescaling = _of_frame(file, frame, "PixelValueTransformationSequence")
     values = np.asarray(_pydicom("pixels").apply_modality_lut(raw, rescaling), np.float64)
+    if values.size and values.min() == values.max() and raw.min() < raw.max():
+        raise DecodeError("its RescaleSlope or lookup table makes one value of all its pixels")
     inverted = file.PhotometricInterpretation == "MONOCHROME1"
     if value_range is not None:
         return (sum(value_range) - values if inverted else values), valid

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from unmask.data.sources import remote
 from unmask.data.sources.base import printable
@@ -54,6 +55,16 @@ def beside(path: str, name: str) -> str:
     if is_remote(name) or name.startswith("/"):
         return name
     return f"{path.rpartition('/')[0]}/{name}"
+
+
+def below(folder: str, name: str) -> str:
+    """`name`, which is no part of an address yet, as seen from `folder`."""
+    return f"{folder}/{quote(name, errors='surrogateescape') if is_web(folder) else name}"
+
+
+def is_web(path: str) -> bool:
+    """Whether names in a listing are parts of addresses, in which a blank is %20."""
+    return path.lower().startswith(("http://", "https://"))
 
 
 def state(path: str) -> State:

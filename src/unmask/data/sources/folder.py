@@ -77,7 +77,7 @@ class FolderSource:
         return os.fsdecode(self.index.name(index))
 
     def place(self, index: int) -> str:
-        return f"{self.root}/{self.name(index)}"
+        return files.below(self.root, self.name(index))
 
     def fingerprint(self) -> str:
         return self.index.fingerprint("size")  # labels are part of the paths

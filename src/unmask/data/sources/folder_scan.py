@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from unmask.data.sources import files
 from unmask.data.sources.base import printable
@@ -64,6 +65,10 @@ def scan(root: Path, *, follow: bool = False) -> Table:
     return _surveyed(_walk(children).sorted(folders=folders, left_out=left_out.record()))
 
 
+_DEEPEST = 32
+"""Folders within each other, behind a URL."""
+
+
 def scan_remote(url: str) -> Table:
     """The images below a folder of an object store or web server. Not cached: nothing tells when it changes."""
     folders: dict[str, int] = {}
@@ -71,8 +76,14 @@ def scan_remote(url: str) -> Table:
 
     def children(path: bytes) -> Iterator[tuple[bytes, int]]:
         folders[os.fsdecode(path[:-1])] = 0
-        for text, size, is_folder in files.listing(f"{url}/{os.fsdecode(path)}"):
-            name = os.fsencode(text)
+        if path.count(b"/") > _DEEPEST:  # some servers have one page, with links, for whatever is asked for
+            raise DataError(
+                f"{printable(url)} leads on and on, to {printable(os.fsdecode(path))}; name a folder below it"
+            )
+        for text, size, is_folder in files.listing(files.below(url, os.fsdecode(path))):
+            name = os.fsencode(unquote(text, errors="surrogateescape") if files.is_web(url) else text)
+            if b"/" in name:
+                name = os.fsencode(text)
             if hidden(name):
                 left_out.add(HIDDEN, path + name, doubtful=False)
             elif is_folder:
