@@ -35,29 +35,26 @@ class Convolution(nn.Conv2d):
         return F.conv2d(x, flat.view_as(self.weight), None, self.stride, self.padding)
 
 
-class Residual(nn.Module):
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = Convolution(width, width), nn.GroupNorm(1, width, eps)
-        self.conv2, self.norm2 = Convolution(width, width), nn.GroupNorm(1, width, eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-
-
 class Layer(nn.Module):
-    def __init__(self, fan_in: int, fan_out: int, eps: float, *, residual: bool) -> None:
+    """Halves an image: the first by its stride, the others by the largest of each 2 x 2 places."""
+
+    def __init__(self, fan_in: int, fan_out: int, eps: float, *, first: bool) -> None:
         super().__init__()
-        self.conv, self.norm = Convolution(fan_in, fan_out, stride=2), nn.GroupNorm(1, fan_out, eps)
-        self.residual = Residual(fan_out, eps) if residual else None
+        self.conv1 = Convolution(fan_in, fan_out, stride=2 if first else 1)
+        self.norm1 = nn.GroupNorm(1, fan_out, eps)
+        self.conv2 = None if first else Convolution(fan_out, fan_out)
+        self.norm2 = None if first else nn.GroupNorm(1, fan_out, eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x)).relu()
-        return x if self.residual is None else (x + self.residual(x)).relu()
+        x = self.conv1(x)
+        if self.conv2 is None or self.norm2 is None:
+            return self.norm1(x).relu()
+        x = self.norm1(F.max_pool2d(x, 2)).relu()
+        return self.norm2(self.conv2(x)).relu()
 
 
 class Stem(nn.Module):
-    """Images (B, C, H, W) to tokens (B, L, D); each layer halves them. The first and the last have no residual."""
+    """Images (B, C, H, W) to tokens (B, L, D); each layer halves them."""
 
     def __init__(
         self, img_size: Any, patch_size: int, in_chans: int, embed_dim: int, *, first: int, eps: float, **_: Any
@@ -66,7 +63,7 @@ class Stem(nn.Module):
         self.num_patches = img_size[0] * img_size[1] // patch_size**2
         inner = [first << i for i in range(patch_size.bit_length() - 2)]
         pairs = list(pairwise((in_chans, *inner, embed_dim)))
-        self.stem = nn.Sequential(*(Layer(*pair, eps, residual=0 < i < len(inner)) for i, pair in enumerate(pairs)))
+        self.stem = nn.Sequential(*(Layer(*pair, eps, first=i == 0) for i, pair in enumerate(pairs)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stem(x).flatten(2).transpose(1, 2)
@@ -87,6 +84,7 @@ def load_classifier(path: str) -> tuple[VisionTransformer, dict[str, Any]]:
         depth=shape["depth"],
         num_heads=shape["heads"],
         mlp_ratio=shape["mlp_ratio"],
+        init_values=shape["layer_scale"],
         class_token=shape["cls_token"],
         embed_layer=lambda **each: Stem(**each, first=shape["patch_stem"], eps=shape["norm_eps"]),
     )

@@ -111,7 +111,7 @@ def test_a_stem_gives_the_same_in_timm_and_goes_on_learning(
     with unmask.load(tmp_path / "run", settings={"objective.teacher_share": 0}) as loaded:  # the network alone
         torch.testing.assert_close(network(images), loaded.module(images), atol=1e-5, rtol=0)
     network(images).sum().backward()
-    assert network.patch_embed.stem[0].conv.weight.grad.abs().max() > 0
+    assert network.patch_embed.stem[0].conv1.weight.grad.abs().max() > 0
     capsys.readouterr()
     run("stem_in_timm.py", "taught.pth", f"{work}/labelled/disc/0.png", at=tmp_path, monkeypatch=monkeypatch)
     assert capsys.readouterr().out.split("\t")[1] in told["class_names"]

@@ -77,10 +77,10 @@ class ModelConfig(Section):
     """Epsilon of every LayerNorm."""
     patch_stem: int | None = Field(default=None, ge=8, le=4096)
     """Convolutions that make the tokens, for small sets and small networks (Xiao et al. 2021, arXiv 2106.14881), in
-    place of a projection of patches: 3 x 3 with stride 2, the first to this many values, each further one to twice as
-    many and with a residual of two more, the last, which leaves one place of a patch, to `width`. Weights are
-    standardised, and each has a norm over all places after it (Qiao et al. 2019, arXiv 1903.10520); masked patches are
-    empty and do not count. None: a projection."""
+    place of a projection of patches: 3 x 3 with stride 2 to this many values, then pairs of which the first halves the
+    image by its maxima, to twice as many values each time; the last, which leaves one place of a patch, to `width`.
+    Weights are standardised, and each has a norm over all places after it (Qiao et al. 2019, arXiv 1903.10520); masked
+    patches are empty and do not count. None: a projection."""
     patch_norm: bool = False
     """LayerNorm of the patches' tokens before the position embedding (MAE of MindSpore's model zoo)."""
     pre_norm: bool = False

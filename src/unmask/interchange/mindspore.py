@@ -48,8 +48,8 @@ _STATE = re.compile(
 )
 _OURS = re.compile(
     r"cls_token|reg_token|mask_token|(decoder_)?pos_embed|blocks\.[0-9]+\.ls[12]\.gamma"
-    r"|patch_embed\.stem\.[0-9]+\.(conv|residual\.conv[12])\.weight"
-    r"|(patch_embed\.(proj|norm|stem\.[0-9]+\.(norm|residual\.norm[12]))|norm_pre|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
+    r"|patch_embed\.stem\.[0-9]+\.conv[12]\.weight"
+    r"|(patch_embed\.(proj|norm|stem\.[0-9]+\.norm[12])|norm_pre|(fc_|decoder_)?norm|head|decoder_embed|decoder_pred"
     r"|(decoder_)?blocks\.[0-9]+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2))\.(weight|bias)"
 )
 _OF_NORM = re.compile(r"(.*norm(?:[12]|_pre)?)\.(gamma|beta|weight|bias)")

@@ -211,12 +211,12 @@ def fields_from_shapes(weights: Tensors) -> dict[str, Any]:
             "patch_norm": "patch_embed.norm.weight" in shapes,
             "pre_norm": "norm_pre.weight" in shapes,
         }
-    match shapes.get("patch_embed.proj.weight"), shapes.get("patch_embed.stem.0.conv.weight"):
+    match shapes.get("patch_embed.proj.weight"), shapes.get("patch_embed.stem.0.conv1.weight"):
         case (width, channels, patch_size, _), None:
             fields |= {"width": width, "channels": channels, "patch_size": patch_size}
         case None, (stem, channels, _, _):
             layers = _depth(shapes, "patch_embed.stem.")
-            width = shapes[f"patch_embed.stem.{layers - 1}.conv.weight"][0]
+            width = shapes[f"patch_embed.stem.{layers - 1}.conv1.weight"][0]
             fields |= {"patch_stem": stem, "width": width, "channels": channels, "patch_size": 1 << layers}
         case _:
             pass

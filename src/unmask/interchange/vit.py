@@ -54,7 +54,7 @@ _PROBE = {"head.0.running_mean", "head.0.running_var", "head.1.weight", "head.1.
 
 _TELLING = ("patch_embed.proj.weight", "reg_token", "blocks.0.mlp.fc1.weight", "decoder_embed.weight", "head.weight")
 """What most fields of a model follow from."""
-_ANCHORS = ("patch_embed.proj.weight", "patch_embed.stem.0.conv.weight")
+_ANCHORS = ("patch_embed.proj.weight", "patch_embed.stem.0.conv1.weight")
 """Every Vision Transformer has one of them, so they show which prefixes are a wrapper's."""
 
 

@@ -21,8 +21,7 @@ class PatchEmbed(Cell):
         super().__init__()
         self.patch_size, self.channels, self.grid = model.patch_size, model.channels, model.grid
         pairs = list(pairwise((model.channels, *model.stem_widths)))
-        inner = range(1, len(pairs) - 1)
-        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps, residual=i in inner) for i, pair in enumerate(pairs)])
+        self.stem = nn.CellList([StemLayer(*pair, model.norm_eps, first=i == 0) for i, pair in enumerate(pairs)])
         self.proj = None if pairs else PatchProjection(model)
         self.norm = LayerNorm(model.width, model.norm_eps) if model.patch_norm else None
 
@@ -69,32 +68,31 @@ class PatchProjection(Cell):
 
 
 class StemLayer(Cell):
-    """A convolution that halves an image, and perhaps two more that add to what it gives (He et al. 2016).
+    """A convolution that halves an image: the first by its stride, the others by the largest of each 2 x 2 places, with
+    a second convolution behind them.
 
     Their weights are standardised and each has a norm over all places after it (Qiao et al. 2019). Places that are not
     given are empty after each and do not count.
     """
 
-    def __init__(self, fan_in: int, fan_out: int, eps: float, *, residual: bool) -> None:
+    def __init__(self, fan_in: int, fan_out: int, eps: float, *, first: bool) -> None:
         super().__init__()
-        self.conv = StemConvolution(fan_in, fan_out, stride=2)
-        self.norm = StemNorm(fan_out, eps)
-        self.residual = StemResidual(fan_out, eps) if residual else None
+        self.conv1, self.norm1 = StemConvolution(fan_in, fan_out, stride=2 if first else 1), StemNorm(fan_out, eps)
+        self.conv2 = None if first else StemConvolution(fan_out, fan_out)
+        self.norm2 = None if first else StemNorm(fan_out, eps)
 
     def construct(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
-        x = ops.relu(self.norm(self.conv(x_BHWC), given_BHW1))
-        return x if self.residual is None else ops.relu(x + self.residual(x, given_BHW1))
+        x = self.conv1(x_BHWC)
+        if self.conv2 is None or self.norm2 is None:
+            return ops.relu(self.norm1(x, given_BHW1))
+        x = ops.relu(self.norm1(max_pool(x), given_BHW1))
+        return ops.relu(self.norm2(self.conv2(x), given_BHW1))
 
 
-class StemResidual(Cell):
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = StemConvolution(dim, dim), StemNorm(dim, eps)
-        self.conv2, self.norm2 = StemConvolution(dim, dim), StemNorm(dim, eps)
-
-    def construct(self, x_BHWC: Tensor, given_BHW1: Tensor | None) -> Tensor:
-        x = ops.relu(self.norm1(self.conv1(x_BHWC), given_BHW1))
-        return self.norm2(self.conv2(x), given_BHW1)
+def max_pool(x_BHWC: Tensor) -> Tensor:
+    """(B, H, W, C) to (B, H / 2, W / 2, C)."""
+    B, H, W, C = x_BHWC.shape
+    return x_BHWC.reshape(B, H // 2, 2, W // 2, 2, C).max(4).max(2)
 
 
 class StemConvolution(Cell):

@@ -33,11 +33,10 @@ def encoder_shapes(model: ModelConfig) -> Shapes:
     shapes["pos_embed"] = (1, model.num_patches + int(model.cls_token), D)
     channels, layers = model.channels, len(model.stem_widths)
     for i, width in enumerate(model.stem_widths):
-        shapes |= {f"patch_embed.stem.{i}.conv.weight": (width, channels, 3, 3)}
-        shapes |= norm_shapes(f"patch_embed.stem.{i}.norm", width)
-        for which in (1, 2) if 0 < i < layers - 1 else ():
-            name = f"patch_embed.stem.{i}.residual"
-            shapes |= {f"{name}.conv{which}.weight": (width, width, 3, 3)} | norm_shapes(f"{name}.norm{which}", width)
+        name = f"patch_embed.stem.{i}"
+        shapes |= {f"{name}.conv1.weight": (width, channels, 3, 3)} | norm_shapes(f"{name}.norm1", width)
+        if i:
+            shapes |= {f"{name}.conv2.weight": (width, width, 3, 3)} | norm_shapes(f"{name}.norm2", width)
         channels = width
     if not layers:
         side = model.patch_size

@@ -24,15 +24,14 @@ def weights(model: ModelConfig) -> dict[str, Any]:
 
 def test_shapes_tell_the_stem_and_what_is_behind_it() -> None:
     shapes = encoder_shapes(MODEL)
-    assert [shapes[f"patch_embed.stem.{i}.conv.weight"] for i in range(4)] == [
+    assert [shapes[f"patch_embed.stem.{i}.conv1.weight"] for i in range(4)] == [
         (8, 3, 3, 3),
         (16, 8, 3, 3),
         (32, 16, 3, 3),
         (20, 32, 3, 3),  # the tokens
     ]
-    assert shapes["patch_embed.stem.2.residual.conv2.weight"] == (32, 32, 3, 3)
-    without = [name for name in shapes if name.startswith(("patch_embed.stem.0.res", "patch_embed.stem.3.res"))]
-    assert not without
+    assert shapes["patch_embed.stem.2.conv2.weight"] == (32, 32, 3, 3)
+    assert [f"patch_embed.stem.{i}.conv2.weight" in shapes for i in range(4)] == [False, True, True, True]
     assert "patch_embed.proj.weight" not in shapes
     square = MODEL.model_copy(update={"image_size": (64, 64)})
     told = fields_from_shapes(weights(square))
