@@ -33,10 +33,11 @@ from unmask.evaluate.features import Features
 from unmask.evaluate.handmade import Handmade
 from unmask.evaluate.inference import Model, load
 from unmask.evaluate.resumable import Records, collect
+from unmask.files import parse_json, read_bytes
 from unmask.metrics import log_softmax
 from unmask.models.handmade import handmade_shapes
 from unmask.models.parameters import Tensors
-from unmask.objectives.classify import HANDMADE
+from unmask.objectives.classify import HANDMADE, NETWORK
 from unmask.preparation import of_first
 from unmask.report.progress import say
 
@@ -76,7 +77,7 @@ class Teacher:
         record = np.dtype([("probability", "<f4", (len(names),))])
 
         def compute(spans: Sequence[range]) -> Iterator[Records]:
-            for probabilities in self._mean_of_all(spans):
+            for probabilities in self._mean_of_all(spans, folder):
                 records = np.empty(len(probabilities), record)
                 records["probability"] = probabilities
                 yield records
@@ -119,18 +120,24 @@ class Teacher:
         features = handmade.features(labelled, "describe the labelled images")
         return handmade, handmade.fit(features, len(labelled.class_names or ()))
 
-    def _mean_of_all(self, spans: Sequence[range]) -> Iterator[NDArray[np.float32]]:
+    def _mean_of_all(self, spans: Sequence[range], folder: Path) -> Iterator[NDArray[np.float32]]:
         """(B, classes) of each batch of the spans; the same for all classes where an image cannot be decoded, for then
         another is trained on in its place."""
+        weights = dict.fromkeys(self._config.objective.teachers, 1.0)
+        if NETWORK in weights:
+            share = parse_json(weight_file(folder), read_bytes(weight_file(folder)))["weight"]
+            weights |= {HANDMADE: 2 * (1 - share), NETWORK: 2 * share}
+        asked = {teacher: weight for teacher, weight in weights.items() if weight}
         with ExitStack() as stack:
-            teachers = [
-                self._say_handmade(spans)
-                if teacher == HANDMADE
-                else self._say(stack.enter_context(_loaded(teacher, self._config)), teacher, spans)
-                for teacher in self._config.objective.teachers
-            ]
+            teachers: list[Iterator[NDArray[Any]]] = []
+            for teacher in asked:
+                if teacher == HANDMADE:
+                    teachers.append(self._say_handmade(spans))
+                else:
+                    model = stack.enter_context(_loaded(teacher, folder, self._config))
+                    teachers.append(self._say(model, teacher, spans))
             for answers in zip(*teachers, strict=True):
-                mean = np.stack(answers).mean(0)
+                mean = np.average(np.stack(answers), 0, list(asked.values()))
                 unknown = 1 / len(self._labelled.class_names or ())
                 yield np.where(np.isfinite(mean), mean, unknown).astype(np.float32)
 
@@ -153,7 +160,31 @@ class Teacher:
             yield rows.values
 
 
-def _loaded(teacher: str, config: Config) -> Model:
+def network_folder(run: Path) -> Path:
+    """The teacher `network` of the run in that folder, see `unmask.teacher_network`."""
+    return run / TEACHER / NETWORK
+
+
+def weight_file(run: Path) -> Path:
+    """What it counts, and why."""
+    return run / TEACHER / f"{NETWORK}.json"
+
+
+def load_network(run: Path, config: Config) -> Model:
+    """The same, ready to be asked; of an image and its mirror image where left and right mean nothing."""
+    return load(
+        network_folder(run),
+        engine=config.engine,
+        device=config.device,
+        precision=config.train.precision,
+        batch_size=_BATCH,
+        flip=config.data.flip > 0,
+    )
+
+
+def _loaded(teacher: str, run: Path, config: Config) -> Model:
+    if teacher == NETWORK:
+        return load_network(run, config)
     try:
         return load(teacher, engine=config.engine, device=config.device, batch_size=_BATCH)
     except CheckpointError as error:

@@ -39,11 +39,13 @@ from unmask.interchange.hub import pinned
 from unmask.interchange.start import starting_state
 from unmask.loop import Callback, Loop, Output, Plan
 from unmask.objectives.base import create_objective
+from unmask.objectives.classify import NETWORK
 from unmask.preparation import batches_of, complete, earlier, open_sources, probed_head, read_start
 from unmask.report.log import RankLog, RunLog
 from unmask.report.progress import say
 from unmask.schedules import learning_rate
 from unmask.teacher import Teacher
+from unmask.teacher_network import train_teacher
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -79,6 +81,8 @@ def train(
     rank, world = launched()
     # Batches that are not possible are refused before any work.
     batches_of(config, source, unlabelled, rank, world)(start_step=0, stop_step=0).close()
+    if NETWORK in config.objective.teachers and unlabelled is not None and not earlier(folder):
+        train_teacher(config, folder, source, unlabelled, train)
     with ExitStack() as stack:
         stack.enter_context(joined(config.engine, config.device, config.train.process_timeout))
         engine = stack.enter_context(closing(create_engine(config, world)))

@@ -164,6 +164,42 @@ def test_classifiers_teach_and_are_not_needed_any_more(
     assert "40 of 40 images are done already" in capsys.readouterr().out
 
 
+def test_a_network_teaches_too_where_there_are_500_labels(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is trained first, on four fifths of them; what it counts is found on the rest, and it goes on when stopped."""
+    both = ["objective.teacher=[handmade,network]", "objective.teacher_share=0.25"]
+    assert main([*settings, *both, *NONE, f"output={tmp_path / 'few'}"]) == 0
+    assert "100 labelled images are fewer than 500: no network" in capsys.readouterr().out
+    assert not (tmp_path / "few" / "teacher" / "network").exists()
+
+    stem = ["model.patch_size=4", "model.patch_stem=8", "model.depth=1", "data.flip=0", "augment.mix_prob=0"]
+    stem += ["augment.label_smoothing=0", "optimizer.base_lr=5.0e-2"]
+    many = ["data.labels_per_class=50", f"data.unlabelled={VAL}", "data.exclude=null", "train.precision=fp32"]
+    command = [*settings, *stem, *many, *NONE, "data.crop_scale=[0.8,1.0]"]
+    assert main([*command, *both, f"output={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert "a network among the teachers: 400 labelled images to learn from, 100 to judge by" in out
+    found = json.loads((tmp_path / "run" / "teacher" / "network.json").read_text("utf-8"))
+    assert found["weight"] > 0
+    assert found["set_aside"] == 100
+    with unmask.load(tmp_path / "run" / "teacher" / "network") as model:
+        network = model.predict(VAL)
+    assert main([*command, "objective.teacher=[handmade]", f"output={tmp_path / 'alone'}"]) == 0
+    handmade = _answers(tmp_path / "alone")
+    expected = found["weight"] * network + (1 - found["weight"]) * handmade
+    np.testing.assert_allclose(_answers(tmp_path / "run"), expected, atol=1e-4)
+    labels = open_source(VAL, key="data.val", labels=True).labels
+    right = [(each.argmax(1) == labels).mean() for each in (network, handmade, expected)]
+    assert right[2] > max(right[:2])
+
+    capsys.readouterr()
+    assert main([*command, *both, f"output={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert "1000 of 1000 images are done already" in out
+    assert "labelled images to learn from" not in out
+
+
 def test_one_image_without_label_is_broken(
     digits: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +219,7 @@ def test_one_image_without_label_is_broken(
         (["objective.teacher_share=0.5", "data.eval_crop=0.9"], 2, "set data.eval_crop=1"),
         (["objective.teacher=[]", "objective.teacher_share=0.5"], 2, "name it in objective.teacher, or leave this out"),
         (["objective.teacher_share=0.5", "model.num_classes=12"], 2, "data.train has 10 classes"),
+        (["objective.teacher=[network]"], 2, "network is asked beside handmade; name both"),
         (["objective.teacher=[nowhere]"], 4, "objective.teacher=nowhere: nowhere does not exist"),
         (["objective.teacher=handmade"], 2, "objective.teacher"),
         (["objective=semi", "objective.teacher=[handmade]"], 2, "objective.teacher"),

@@ -16,8 +16,8 @@ from unmask.models.handmade import PREFIX, handmade_shapes
 from unmask.models.parameters import Shapes, encoder_shapes, linear_shapes, norm_shapes
 from unmask.objectives.base import READ_OUTS, Objective, valid_rows
 
-HANDMADE = "handmade"
-"""The teacher that is no model."""
+HANDMADE, NETWORK = "handmade", "network"
+"""Teachers that a run makes itself."""
 
 
 class LabelledSection(ObjectiveSection):
@@ -56,7 +56,9 @@ class ClassifySection(HeadSection):
     """Who tells the classes of images without labels (`data.unlabelled`; by default those of `data.train` that
     `data.labels_per_class` leaves out), which are then trained on beside the others: [handmade], a linear classifier on
     gradients, colours and a dictionary of the images' own patches that is fitted to the labelled images, or
-    classifiers, such as [runs/first]; of several the mean. They are asked once, before the first step."""
+    classifiers, such as [runs/first]; of several the mean. [handmade, network]: from 500 labelled images on also this
+    network, trained beforehand on four fifths of them alone, and the rest tells how much each of the two counts. They
+    are asked once, before the first step."""
     teacher_share: float = Field(default=0.0, ge=0, lt=1)
     """Above 0 the teacher `handmade` becomes part of the classifier, which answers with the weighted mean of both
     log-probabilities, of which this is the teacher's weight: what the two get wrong is not the same."""
@@ -79,6 +81,8 @@ class ClassifySection(HeadSection):
             raise ValueError("objective.head=probe is for objective.loss=cross_entropy; set it to drawn")
         if self.teacher and self.loss == "bce":
             raise ValueError("objective.teacher is for objective.loss=cross_entropy; leave it out")
+        if NETWORK in self.teacher and HANDMADE not in self.teacher:
+            raise ValueError(f"objective.teacher: {NETWORK} is asked beside {HANDMADE}; name both")
         if self.teacher_share and HANDMADE not in self.teacher:
             raise ValueError(
                 f"objective.teacher_share is what {HANDMADE} counts: name it in objective.teacher, or leave this out"
