@@ -23,6 +23,7 @@ LAYERS = [
     ["evaluate"],
     ["export", "loop", "preparation"],
     ["teacher"],
+    ["teacher_network"],
     ["train"],
     ["overview", "trial"],
     ["api"],
