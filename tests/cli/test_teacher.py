@@ -200,6 +200,17 @@ def test_a_network_teaches_too_where_there_are_500_labels(
     assert "labelled images to learn from" not in out
 
 
+def test_a_network_that_teaches_is_trained_in_one_process(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    many = ["data.labels_per_class=50", "data.exclude=null", "objective.teacher=[handmade,network]"]
+    assert main([*settings, *many, f"output={tmp_path / 'run'}"]) == 2
+    assert "network is trained beforehand in one process; start one, or leave network out" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
 def test_one_image_without_label_is_broken(
     digits: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
